@@ -1,0 +1,117 @@
+"""The demo: ResNet18 on scikit-learn's digits with CE and with BCE, same seed, side by side.
+
+make demo
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from args import demo_parser
+from utils.console import table
+from utils.errors import UserError
+from utils.files import read_csv
+from utils.rundir import METRICS
+
+LOSSES = ("CE", "BCE")
+TRAINING_MEASURES = {
+    "nc1": "NC1 (training set)",
+    "nc2": "NC2, classifier",
+    "nc2_h": "NC2, class means",
+    "nc3": "NC3",
+    "nc4": "NC4",
+    "compactness": "compactness",
+    "distinctiveness": "distinctiveness",
+    "positive_mean": "positive score, mean",
+    "negative_mean": "negative score, mean",
+    "bias_mean": "bias, mean",
+}
+ROOT = Path(__file__).resolve().parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = demo_parser().parse_args(argv)
+    runs = {loss: Path(args.save_dir) / f"demo_{loss}" for loss in LOSSES}
+    for loss, directory in runs.items():
+        status = train(loss, directory, args)
+        if status:
+            return status
+    status = command("eval_nc.py", "--gpu_id", args.gpu_id, "--load_path", *runs.values())
+    if status:
+        return status
+    try:
+        print("\n" + comparison(runs))
+        picture = Path(args.save_dir) / "demo.png"
+        draw(runs, args, picture)
+    except UserError as error:
+        print(f"demo.py: error: {error}", file=sys.stderr)
+        return 2
+    overlay = runs[LOSSES[0]] / "nc_curves_overlay.png"
+    print(f"\nWhat one threshold can separate, drawn: {picture}")
+    print(f"Neural collapse over the epochs, drawn: {overlay}")
+    return 0
+
+
+def command(script: str, *flags: object) -> int:
+    """Run a script as a user would; returns its exit status."""
+    words = [str(flag) for flag in flags]
+    print(f"\n$ python {script} " + " ".join(words), flush=True)
+    return subprocess.run([sys.executable, str(ROOT / script), *words]).returncode
+
+
+def train(loss: str, directory: Path, args: argparse.Namespace) -> int:
+    return command(
+        "train.py",
+        *("--model", args.model, "--dataset", "digits", "--optimizer", "SGD", "--loss", loss),
+        *("--lr", 0.02, "--epochs", args.epochs, "--seed", args.seed, "--epoch_save_step", 3),
+        *("--gpu_id", args.gpu_id, "--save_dir", directory.parent),
+        *("--run_name", directory.name, "--force"),
+    )
+
+
+def comparison(runs: dict[str, Path]) -> str:
+    """The aligned table of finished and evaluated runs, by their names, after the last epoch.
+
+    Accuracy on the test set, the rest on the training set. Raises UserError for a missing file.
+    """
+    columns = {name: column_of(directory) for name, directory in runs.items()}
+    titles = next(iter(columns.values())).keys()
+    rows = [[title, *(column[title] for column in columns.values())] for title in titles]
+    return table(["after the last epoch", *columns], rows)
+
+
+def column_of(directory: Path) -> dict[str, str]:
+    history = read_csv(directory / METRICS)
+    evaluated = read_csv(directory / "nc_metrics.csv")
+    if not history or not evaluated:
+        raise UserError(f"{directory} holds no evaluated epoch")
+    last = evaluated[-1]["epoch"]
+    split = {row["split"]: row for row in evaluated if row["epoch"] == last}
+    values = {
+        "training top-1 %": f"{float(history[-1]['train_top1']):.2f}",
+        "test top-1 %": f"{float(split['test']['top1']):.2f}",
+        "test uniform accuracy %": f"{float(split['test']['uniform_accuracy']):.2f}",
+    }
+    for key, title in TRAINING_MEASURES.items():
+        values[title] = f"{float(split['train'][key]):.4g}"
+    values["seconds"] = f"{sum(float(row['seconds']) for row in history):.1f}"
+    values["run directory"] = str(directory)
+    return values
+
+
+def draw(runs: dict[str, Path], args: argparse.Namespace, picture: Path) -> None:
+    """Draw the test logits of both runs after the last epoch, with their best threshold."""
+    from utils.device import pick_device
+    from utils.evaluation import extract_run
+    from utils.figures import save_figure, threshold_figure
+
+    device, _ = pick_device(args.gpu_id)
+    panels = [
+        (name, extract_run(directory, args.epochs, device)) for name, directory in runs.items()
+    ]
+    save_figure(threshold_figure(panels), picture)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The paper's MLP: hidden layers of Linear, BatchNorm and ReLU on the flattened image."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Multi-layer perceptron whose feature is its last hidden layer, d = width.
+
+    Args:
+        image_shape: (C, H, W).
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+
+    The caller sets `fc` to a classifier of `feature_dim` features.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int, depth: int) -> None:
+        super().__init__()
+        self.feature_dim = width
+        widths = [math.prod(image_shape)] + [width] * (depth - 1)
+        self.layers = nn.Sequential(*(_hidden_layer(before, width) for before in widths))
+        self.fc = nn.Identity()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] -> (logits [B, K], features [B, width])."""
+        features = self.layers(images.flatten(1))
+        return self.fc(features), features
+
+
+def _hidden_layer(inputs: int, width: int) -> nn.Sequential:
+    # BatchNorm subtracts the mean, and with it any bias of the linear layer.
+    linear = nn.Linear(inputs, width, bias=False)
+    return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True))
+
+
+def build(name: str, image_shape: tuple[int, int, int], width: int = 1024, depth: int = 6) -> MLP:
+    """The MLP for images of `image_shape` (C, H, W), still without classifier."""
+    return MLP(image_shape, width, depth)

@@ -1,0 +1,121 @@
+"""The paper's Vision Transformer: attention of 10 heads of 64 at any width, pre-norm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import SMALL_SIDE
+from utils.errors import UserError
+
+HEADS, HEAD_WIDTH = 10, 64
+DROPOUT, EMBEDDING_DROPOUT = 0.2, 0.1
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens [B, N, width]; the heads' width is independent of it.
+
+    softmax(q kᵀ/√64) v per head, dropout on the attention and after the output projection.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * HEADS * HEAD_WIDTH, bias=False)
+        self.out = nn.Linear(HEADS * HEAD_WIDTH, width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH))  # [B, N, 3, heads, 64]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, 64]
+        dropout = DROPOUT if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; the MLP's hidden layer is as wide as the tokens, as published."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(width, width),
+            nn.Dropout(DROPOUT),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Vision Transformer whose feature is the normalised class token, d = width.
+
+    Args:
+        image_shape: (C, H, W), H and W divisible by patch_size.
+        patch_size: side of a patch in pixels.
+        width: features of a token.
+        depth: number of blocks.
+
+    The caller sets `fc` to a classifier of `feature_dim` features.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], patch_size: int, width: int, depth: int
+    ) -> None:
+        super().__init__()
+        channels, height, width_px = image_shape
+        patches = (height // patch_size) * (width_px // patch_size)
+        self.feature_dim = width
+        self.patches = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position = nn.Parameter(torch.empty(1, 1 + patches, width))
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.dropout = nn.Dropout(EMBEDDING_DROPOUT)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Identity()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] -> (logits [B, K], features [B, width])."""
+        x = self.patches(images).flatten(2).transpose(1, 2)  # [B, patches, width]
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.blocks(self.dropout(x + self.position))
+        features = self.norm(x[:, 0])
+        return self.fc(features), features
+
+
+def default_patch_size(side: int) -> int:
+    """Side of a patch for images whose shorter side is `side`, both in pixels."""
+    if side <= 16:
+        return 2
+    return 4 if side < SMALL_SIDE else 16
+
+
+def build(
+    name: str,
+    image_shape: tuple[int, int, int],
+    patch_size: int | None = None,
+    width: int = 512,
+    depth: int = 6,
+) -> ViT:
+    """The ViT for images of `image_shape` (C, H, W), still without classifier.
+
+    Raises:
+        UserError: a patch size that does not divide the image's sides.
+    """
+    _, height, width_px = image_shape
+    patch_size = patch_size or default_patch_size(min(height, width_px))
+    if height % patch_size or width_px % patch_size:
+        raise UserError(
+            f"{name} cannot cut {height}×{width_px} images into patches of {patch_size} pixels: "
+            "choose a patch_size that divides both sides"
+        )
+    return ViT(image_shape, patch_size, width, depth)

@@ -1,0 +1,59 @@
+"""The demo's building blocks, and the demo itself for one epoch."""
+
+import pytest
+
+import demo
+from tests.conftest import assert_mistake, run
+from utils.console import table
+from utils.errors import UserError
+
+
+def write_run(directory, rows, evaluated):
+    directory.mkdir()
+    header = "epoch,train_top1,seconds\n"
+    (directory / "metrics.csv").write_text(header + "".join(f"{row}\n" for row in rows))
+    keys = [*demo.TRAINING_MEASURES, "top1", "uniform_accuracy"]
+    lines = [",".join(["epoch", "split", *keys])]
+    for epoch, split, first in evaluated:
+        lines.append(",".join([epoch, split, *(str(first + i) for i in range(len(keys)))]))
+    (directory / "nc_metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_the_comparison_shows_the_last_epoch_and_all_seconds(tmp_path):
+    rows = [("1", "train", 50), ("2", "test", 20), ("2", "train", 70)]
+    write_run(tmp_path / "a", ["1,50,1.5", "2,99.123,2.25"], rows)
+    found = dict(
+        line.rsplit(maxsplit=1) for line in demo.comparison({"CE": tmp_path / "a"}).splitlines()
+    )
+    assert found["training top-1 %"] == "99.12"
+    assert found["test top-1 %"] == "30.00"  # the eleventh of the test row
+    assert found["NC1 (training set)"] == "70"
+    assert found["seconds"] == "3.8"
+    assert found["run directory"] == str(tmp_path / "a")
+
+
+def test_a_run_without_an_epoch_is_named(tmp_path):
+    write_run(tmp_path / "a", [], [])
+    with pytest.raises(UserError, match="holds no evaluated epoch"):
+        demo.comparison({"CE": tmp_path / "a"})
+
+
+def test_columns_are_aligned():
+    lines = table(["name", "x"], [["a", "1.00"], ["long name", "10.00"]]).splitlines()
+    assert lines == ["name           x", "---------  -----", "a           1.00", "long name  10.00"]
+
+
+def test_one_epoch_of_the_demo(tmp_path):
+    result = run("demo.py", "--model", "MLP", "--epochs", 1, "--save_dir", tmp_path, "--gpu_id", -1)
+    assert result.returncode == 0, result.stderr
+    table = result.stdout[result.stdout.index("after the last epoch") :]
+    assert str(tmp_path / "demo_CE") in table
+    assert "uniform accuracy" in table
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mistakes(tmp_path):
+    assert_mistake(run("demo.py", "--epochs", 0), "--epochs")
+    (tmp_path / "demo_CE").mkdir()
+    (tmp_path / "demo_CE" / "notes.txt").touch()
+    assert_mistake(run("demo.py", "--epochs", 1, "--save_dir", tmp_path), "not a run directory")

@@ -1,0 +1,322 @@
+"""eval_nc.py: the table against features extracted by hand, what is kept, and how it fails."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import eval_nc
+import train
+from models import build_model
+from tests.conftest import assert_mistake, run
+from utils.checkpoint import load
+from utils.datasets import load_dataset
+from utils.errors import UserError
+from utils.files import read_csv
+from utils.metrics import decision_scores, uniform_accuracy
+from utils.nc_table import parse_epochs, select_checkpoints
+from utils.neural_collapse import feature_properties, neural_collapse
+
+HEADER = (
+    "epoch,split,top1,top5,uniform_accuracy,uniform_threshold,nc1,nc2,nc2_h,nc3,nc4,compactness,"
+    "distinctiveness,positive_mean,positive_std,positive_min,positive_max,negative_mean,"
+    "negative_std,negative_min,negative_max,bias_mean,bias_std,bias_min,bias_max,"
+    "predicted_positive,predicted_negative,predicted_bias"
+)
+MODEL = ["--model", "MLP", "--width", 32, "--depth", 2]
+
+
+def train_run(save_dir, name, *flags):
+    command = [*MODEL, "--sample_size", 30, "--batch_size", 32, "--save_dir", save_dir]
+    command += ["--run_name", name, "--gpu_id", -1, *flags]
+    assert train.main([str(word) for word in command]) == 0
+    return save_dir / name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three epochs on digits with augmentation, which evaluation must leave out."""
+    flags = ["--epochs", 3, "--augment", "DA1", "--bias_init_mean", 2]
+    return train_run(tmp_path_factory.mktemp("runs"), "run", *flags)
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def evaluate(capsys, *flags, status=0):
+    """Run eval_nc.py within this process; returns what it printed."""
+    command = [str(word) for word in ("--gpu_id", -1, "--load_path", *flags)]
+    assert eval_nc.main(command) == status
+    return capsys.readouterr()
+
+
+def table(run_dir):
+    rows = read_csv(run_dir / "nc_metrics.csv")
+    return {(int(row["epoch"]), row["split"]): row for row in rows}
+
+
+def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    rows = read_csv(run_dir / "nc_metrics.csv")
+    assert (run_dir / "nc_metrics.csv").read_text().splitlines()[0] == HEADER
+    assert [(row["epoch"], row["split"]) for row in rows] == [
+        (epoch, split) for epoch in "123" for split in ("train", "test")
+    ]
+    data = load_dataset("digits", ".", sample_size=30)
+    model = build_model("MLP", 10, (3, 8, 8), width=32, depth=2)
+    model.load_state_dict(load(run_dir / "epoch_002.pth"))
+    model.eval()
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (data.mean, data.std))
+    for split in ("train", "test"):
+        part = getattr(data, split)
+        with torch.no_grad():
+            pairs = [model(((x / 255 - mean) / std)[None]) for x in part.images]
+        logits, features = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
+        positive, negative = decision_scores(features, part.labels, weight)
+        expected = {
+            **neural_collapse(features, part.labels, weight, bias),
+            **feature_properties(features, part.labels),
+            "top1": 100 * (logits.argmax(1) == part.labels).double().mean().item(),
+            "uniform_accuracy": 100 * uniform_accuracy(logits, part.labels)[0],
+            "positive_mean": positive.mean().item(),
+            "positive_std": positive.std(correction=0).item(),
+            "negative_mean": negative.mean().item(),
+            "negative_max": negative.max().item(),
+            "bias_mean": bias.mean().item(),
+            "bias_min": bias.min().item(),
+        }
+        row = table(run_dir)[2, split]
+        for key, value in expected.items():
+            assert float(row[key]) == pytest.approx(value, rel=1e-4, abs=1e-6), (split, key)
+    trained_row = read_csv(run_dir / "metrics.csv")[1]
+    assert float(table(run_dir)[2, "test"]["top1"]) == float(trained_row["test_top1"])
+
+
+def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys):
+    assert "6 evaluated, 0 unchanged" in evaluate(capsys, run_dir).out
+    first = (run_dir / "nc_metrics.csv").read_bytes()
+    assert "0 evaluated, 6 unchanged" in evaluate(capsys, run_dir).out
+    assert (run_dir / "nc_metrics.csv").read_bytes() == first
+    assert "6 evaluated, 0 unchanged" in evaluate(capsys, run_dir, "--force").out
+
+    state = load(run_dir / "epoch_002.pth")
+    state["fc.bias"] += 1
+    torch.save(state, run_dir / "epoch_002.pth")
+    before = table(run_dir)
+    assert "2 evaluated, 4 unchanged" in evaluate(capsys, run_dir).out
+    after = table(run_dir)
+    shift = float(after[2, "train"]["bias_mean"]) - float(before[2, "train"]["bias_mean"])
+    assert shift == pytest.approx(1, rel=1e-5)
+    assert after[1, "train"] == before[1, "train"]
+
+
+def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
+    calls = []
+
+    def measure_twice(*inputs):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return whole(*inputs)
+
+    whole = eval_nc.measure
+    monkeypatch.setattr(eval_nc, "measure", measure_twice)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(capsys, run_dir)
+    assert len(table(run_dir)) == 2
+    monkeypatch.setattr(eval_nc, "measure", whole)
+    capsys.readouterr()
+    assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
+
+
+def test_a_row_without_its_fingerprint_is_computed_again(run_dir, capsys):
+    """What a kill between the two files leaves."""
+    evaluate(capsys, run_dir)
+    prints = json.loads((run_dir / "nc_metrics.json").read_text())
+    del prints["3 test"]
+    (run_dir / "nc_metrics.json").write_text(json.dumps(prints))
+    assert "1 evaluated, 5 unchanged" in evaluate(capsys, run_dir).out
+
+
+def test_a_table_of_before_the_predictions_is_kept(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    lines = (run_dir / "nc_metrics.csv").read_text().splitlines()
+    (run_dir / "nc_metrics.csv").write_text("".join(f"{x.rsplit(',', 3)[0]}\n" for x in lines))
+    assert "0 evaluated, 2 unchanged" in evaluate(capsys, run_dir, "--checkpoints", "last").out
+    assert len(table(run_dir)) == 6
+
+
+def test_a_damaged_table_is_computed_again(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    (run_dir / "nc_metrics.csv").write_text("epoch,split\n1,train\n")
+    assert "6 evaluated" in evaluate(capsys, run_dir).out
+
+
+@pytest.mark.parametrize(
+    ("selection", "epochs"),
+    [("all", [1, 2, 3]), ("last", [3]), ("1,3", [1, 3]), ("2-9", [2, 3]), ("1, 2-3", [1, 2, 3])],
+)
+def test_selections(run_dir, selection, epochs):
+    assert list(select_checkpoints(run_dir, selection)) == epochs
+
+
+def test_best_is_the_first_of_the_best_test_accuracy(run_dir):
+    rows = read_csv(run_dir / "metrics.csv")
+    best = max(rows, key=lambda row: float(row["test_top1"]))
+    expected = {int(best["epoch"]): run_dir / "best_model.pth"}
+    assert select_checkpoints(run_dir, "best") == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "1,,2", "-3"])
+def test_wrong_selections(text):
+    with pytest.raises(UserError, match="--checkpoints"):
+        parse_epochs(text)
+
+
+def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
+    content = (run_dir / "epoch_002.pth").read_bytes()
+    (run_dir / "epoch_002.pth").write_bytes(content[: len(content) // 2])
+    torch.save({"something": torch.zeros(3)}, run_dir / "epoch_003.pth")
+    said = evaluate(capsys, run_dir, status=2)
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 2
+    assert "epoch_002.pth is damaged" in lines[0]
+    assert "epoch_003.pth does not fit the model" in lines[1]
+    assert set(table(run_dir)) == {(1, "train"), (1, "test")}
+
+
+def test_weights_that_are_not_finite_are_named(run_dir, capsys):
+    state = load(run_dir / "epoch_001.pth")
+    next(value for key, value in state.items() if "weight" in key).fill_(torch.nan)
+    torch.save(state, run_dir / "epoch_001.pth")
+    said = evaluate(capsys, run_dir, "--split", "train", status=2)
+    assert "epoch_001.pth, train set" in said.err
+    assert "finite" in said.err
+    assert set(table(run_dir)) == {(2, "train"), (3, "train")}
+
+
+def test_bare_weights_of_another_program(run_dir, tmp_path, capsys):
+    evaluate(capsys, run_dir)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in run_dir.glob("epoch_*.pth"):
+        shutil.copy(path, bare)
+    flags = ["--model", "mlp", "--width", 32, "--depth", 2, "--dataset", "digits"]
+    evaluate(capsys, bare, *flags, "--sample_size", 30)
+    assert table(bare) == table(run_dir)
+
+    for path in bare.glob("epoch_*.pth"):  # as torch.nn.Linear would have written them
+        state = load(path)
+        state["fc.bias"] *= -1
+        torch.save(state, path)
+    evaluate(capsys, bare, *flags, "--sample_size", 30, "--bias_added")
+    assert table(bare) == table(run_dir)
+
+
+def test_rows_of_bare_weights_depend_on_the_data_they_were_computed_from(run_dir, capsys):
+    (run_dir / "config.json").unlink()
+    flags = ["--model", "MLP", "--width", 32, "--depth", 2, "--dataset", "digits"]
+    flags += ["--split", "test", "--checkpoints", "last"]
+    evaluate(capsys, run_dir, *flags, "--test_sample_size", 5)
+    few = table(run_dir)
+    assert "1 evaluated" in evaluate(capsys, run_dir, *flags).out
+    assert table(run_dir) != few
+
+
+def test_force_leaves_the_rows_that_are_not_chosen(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    evaluate(capsys, run_dir, "--checkpoints", "3", "--split", "test", "--force")
+    assert len(table(run_dir)) == 6
+
+
+def test_the_best_model_alone_is_enough(run_dir, capsys):
+    for path in run_dir.glob("epoch_*.pth"):
+        path.unlink()
+    assert "2 evaluated" in evaluate(capsys, run_dir, "--checkpoints", "best").out
+
+
+def test_missing_data_is_one_line_for_a_run(run_dir, tmp_path, capsys):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["settings"] |= {"dataset": "folder", "data_dir": str(tmp_path / "gone")}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    assert evaluate(capsys, run_dir, status=2).err.count("\n") == 1
+
+
+@pytest.mark.parametrize("edit", [{"loss": ["x"]}, {"width": "a"}, {"dataset": None}])
+def test_an_edited_config_is_one_line(run_dir, capsys, edit):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["settings"] |= edit
+    (run_dir / "config.json").write_text(json.dumps(config))
+    error = evaluate(capsys, run_dir, status=2).err
+    assert "config.json is damaged" in error
+    assert error.count("\n") == 1
+
+
+def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys, monkeypatch):
+    other = train_run(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
+    loads = []
+    whole = eval_nc.rebuild_data
+    monkeypatch.setattr(eval_nc, "rebuild_data", lambda *a: loads.append(a) or whole(*a))
+    said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures")
+    assert len(loads) == 1
+    assert "0 unchanged" in said.out
+    for path in (run_dir, other):
+        Image.open(path / "nc_curves.png").verify()
+    Image.open(tmp_path / "pictures" / "nc_curves_overlay.png").verify()
+    printed = said.out.strip().split("\n\n")[-1].splitlines()
+    assert len(printed) == 2 + 6 + 4  # header and rule, three and two epochs of two splits
+    assert len({len(line) for line in printed}) == 1
+
+
+def test_precision(run_dir, tmp_path, capsys):
+    evaluate(capsys, run_dir, "--checkpoints", "last")
+    exact = table(run_dir)[3, "train"]
+    said = evaluate(capsys, run_dir, "--checkpoints", "last", "--precision", "bf16")
+    assert "2 evaluated" in said.out  # another precision is another row
+    rough = table(run_dir)[3, "train"]
+    assert rough["nc1"] != exact["nc1"]
+    for key in ("nc1", "nc2", "compactness", "positive_mean"):
+        assert float(rough[key]) == pytest.approx(float(exact[key]), rel=0.05)
+    assert "no effect" in evaluate(capsys, run_dir, "--precision", "tf32", status=2).err
+
+
+def test_mistakes(run_dir, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    mistakes = [
+        ([run_dir, run_dir], "names a run twice"),
+        ([run_dir, "--out", tmp_path], "--out has no effect"),
+        ([run_dir, "--data_dir", tmp_path], "--data_dir has no effect"),
+        ([tmp_path / "absent"], "is not a directory"),
+        ([tmp_path / "empty"], "holds no checkpoints"),
+        ([run_dir, "--checkpoints", "7"], "no checkpoint of epoch 7"),
+        ([run_dir, "--checkpoints", "first"], "--checkpoints"),
+        ([run_dir, "--model", "ViT"], "--model has no effect here"),
+    ]
+    for flags, words in mistakes:
+        assert words in evaluate(capsys, *flags, status=2).err
+    (run_dir / "config.json").unlink()
+    assert "give --model" in evaluate(capsys, run_dir, status=2).err
+    flags = ["--model", "ResNet18", "--dataset", "digits", "--depth", 2]
+    assert "--depth has no effect" in evaluate(capsys, run_dir, *flags, status=2).err
+
+
+def test_a_config_that_does_not_match_the_data_is_refused(run_dir, capsys):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["data"]["train_size"] = 299
+    (run_dir / "config.json").write_text(json.dumps(config))
+    said = evaluate(capsys, run_dir, "--checkpoints", "last", status=2)
+    assert "the data set has changed" in said.err
+
+
+def test_the_command_itself(run_dir):
+    assert_mistake(run("eval_nc.py"), "--load_path")
+    assert_mistake(run("eval_nc.py", "--load_path", run_dir, "--check", "all"), "--check")
+    result = run("eval_nc.py", "--load_path", run_dir, "--gpu_id", -1, "--checkpoints", "last")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""

@@ -1,0 +1,181 @@
+"""verify_theory.py, and the predictions that eval_nc.py shows: the commands and what they write."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import eval_nc
+import train
+import verify_theory
+from args import parse_train_args
+from tests.conftest import assert_mistake, run
+from utils.files import read_csv
+from utils.theory import predict, predict_run
+
+SMALL = ["--num_classes", 4, "--samples_per_class", 3]
+
+
+def verify(capsys, *flags):
+    status = verify_theory.main([str(word) for word in flags])
+    return status, capsys.readouterr()
+
+
+@pytest.mark.parametrize("loss", ["CE", "BCE"])
+@pytest.mark.parametrize("decay", [0, 5e-4, 0.5])
+def test_prediction_and_minimum_agree(capsys, tmp_path, loss, decay):
+    path = tmp_path / "out.json"
+    flags = [*SMALL, "--loss", loss, "--weight_decay_bias", decay, "--bias_init_mean", 3]
+    status, said = verify(capsys, *flags, "--json", path)
+    assert status == 0, said.out
+    assert "agree: largest difference" in said.out
+    content = json.loads(path.read_text())
+    keys = {"positive_score", "negative_score", "bias", "loss_value", "nc1", "nc2", "nc2_h", "nc3"}
+    assert keys <= content["predicted"].keys()
+    assert keys | {"positive_score_min", "bias_max"} <= content["found"].keys()
+    exact = predict(loss, 4, 3, 5e-4, 5e-4, decay)
+    assert content["predicted"]["positive_score"] == exact.positive_score
+    assert content["found"]["loss_value"] == pytest.approx(exact.loss_value, rel=1e-6)
+    if loss == "CE" and decay == 0:
+        assert content["predicted"]["bias"] is None
+        assert content["found"]["bias"] == pytest.approx(3, abs=0.5)  # where it started
+
+
+def test_the_classifiers_nc2_is_predicted_in_the_shifted_regime(capsys, tmp_path):
+    path = tmp_path / "out.json"
+    assert verify(capsys, *SMALL, "--weight_decay_bias", 0.5, "--json", path)[0] == 0
+    content = json.loads(path.read_text())
+    assert content["predicted"]["nc2"] > 0.5
+    assert content["found"]["nc2"] == pytest.approx(content["predicted"]["nc2"], abs=1e-6)
+
+
+def test_a_disagreement_is_told_by_the_exit_status(capsys):
+    status, said = verify(capsys, *SMALL, "--tolerance", 1e-14)
+    assert status == 1
+    assert "DISAGREE" in said.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--weight_decay_bias", 0.5, "--feature_dim", 3], "needs d >= 4, and d = 3"),
+        (["--feature_dim", 2], "needs d >= 3, and d = 2"),
+        (["--imbalance_factor", 3], "imbalanced"),
+    ],
+)
+def test_where_the_theory_does_not_apply_it_claims_nothing(capsys, tmp_path, flags, reason):
+    path = tmp_path / "out.json"
+    status, said = verify(capsys, *SMALL, *flags, "--json", path)
+    assert status == 4
+    assert reason in said.out
+    assert set(json.loads(path.read_text())["predicted"].values()) == {None}
+
+
+@pytest.mark.parametrize("sweep", ["bias_decay", "bias_init_mean"])
+def test_a_sweep_is_drawn_and_agrees(capsys, tmp_path, sweep):
+    path = tmp_path / "sweep.png"
+    status, said = verify(capsys, *SMALL, "--sweep", sweep, "--plot", path)
+    assert status == 0
+    assert len(said.out.splitlines()) == 3 + len(verify_theory.SWEEPS[sweep]) + 2
+    Image.open(path).verify()
+
+
+def test_a_sweep_beyond_the_theory_claims_nothing_there(capsys, tmp_path):
+    flags = [*SMALL, "--sweep", "bias_decay", "--feature_dim", 3, "--plot", tmp_path / "s.png"]
+    assert verify(capsys, *flags, "--json", tmp_path / "s.json")[0] == 4
+    points = json.loads((tmp_path / "s.json").read_text())["points"]
+    claimed = [point["predicted"]["positive_score"] is not None for point in points]
+    regimes = [predict("BCE", 4, 3, 5e-4, 5e-4, point["value"]).regime for point in points]
+    assert claimed == [regime == "etf" for regime in regimes]
+    assert 0 < sum(claimed) < len(points)
+
+
+def test_a_flat_direction_is_named(capsys):
+    status, said = verify(capsys, *SMALL, "--loss", "CE", "--weight_decay_bias", 1e-12)
+    assert status == 1
+    assert "the objective is flat there" in said.out
+
+
+def test_one_setting_can_be_drawn(capsys, tmp_path):
+    assert verify(capsys, *SMALL, "--plot", tmp_path / "one.pdf")[0] == 0
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sweep", "bias_decay", "--weight_decay_bias", 1], "--weight_decay_bias has no effect"),
+        (["--plot", "x.txt"], "must end in .png"),
+        (["--plot", ""], "not the name of a file"),
+        (["--imbalance_factor", 1.01], "round to one size"),
+        (["--json", "no/x.json"], "not a directory"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(tmp_path)
+    status, said = verify(capsys, *flags)
+    assert status == 2
+    assert words in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_mistake_at_the_command_line():
+    assert_mistake(run("verify_theory.py", "--loss", "MSE"), "--loss")
+
+
+def settings(*flags):
+    return vars(parse_train_args([str(flag) for flag in flags]))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--sep_decay", "--loss", "MSE"],
+        ["--sep_decay", "--smoothing", 0.1],
+        ["--sep_decay", "--augment", "DA1+DA2"],
+        ["--sep_decay", "--bias_mode", "none"],
+        ["--sep_decay", "--fixed_etf"],
+        ["--sep_decay", "--weight_decay", 0],
+    ],
+)
+def test_no_prediction_is_claimed_for_other_runs(flags):
+    assert predict_run(settings(*flags), [100] * 10, 512) is None
+
+
+def test_a_run_is_predicted_by_its_batch():
+    flags = ["--sep_decay", "--batch_size", 64, "--weight_decay_bias", 5e-4, "--augment", "DA1"]
+    found = predict_run(settings(*flags), [100] * 10, 512)
+    assert found == predict("BCE", 10, 6.4, 5e-4, 5e-4, 5e-4)
+    assert found.regime == "shifted"
+    assert predict_run(settings(*flags), [100] * 10, 9) is None  # no room for the shift
+    assert predict_run(settings(*flags), [100] * 9 + [60], 512) is None  # imbalanced
+    small = predict_run(settings(*flags), [3] * 10, 512)  # no batch of 64 exists
+    assert small == predict("BCE", 10, 3, 5e-4, 5e-4, 5e-4)
+
+
+@pytest.mark.parametrize("sep_decay", [True, False])
+def test_eval_nc_shows_the_prediction_of_a_run_with_sep_decay(tmp_path, capsys, sep_decay):
+    flags = ["--model", "MLP", "--width", 32, "--depth", 1, "--sample_size", 20, "--epochs", 1]
+    flags += ["--save_dir", tmp_path, "--run_name", "r", "--gpu_id", -1]
+    command = [*flags, "--sep_decay"] if sep_decay else flags
+    assert train.main([str(word) for word in command]) == 0
+    capsys.readouterr()
+    assert eval_nc.main(["--load_path", str(tmp_path / "r"), "--gpu_id", "-1"]) == 0
+    said = capsys.readouterr().out
+    row = read_csv(tmp_path / "r" / "nc_metrics.csv")[0]
+    assert list(row)[-3:] == ["predicted_positive", "predicted_negative", "predicted_bias"]
+    if sep_decay:
+        exact = predict("BCE", 10, 12.8, 5e-4, 5e-4, 0)
+        assert float(row["predicted_positive"]) == exact.positive_score
+        assert float(row["predicted_bias"]) == exact.bias
+        assert "pred. pos." in said
+    else:
+        assert row["predicted_positive"] == ""
+        assert "pred. pos." not in said
+    assert "0 evaluated" in again(tmp_path / "r", capsys)
+
+
+def again(run_dir, capsys):
+    assert eval_nc.main(["--load_path", str(run_dir), "--gpu_id", "-1"]) == 0
+    return capsys.readouterr().out

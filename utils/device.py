@@ -1,0 +1,31 @@
+"""Which device a command runs on."""
+
+import torch
+
+from utils.errors import UserError
+
+
+def pick_device(gpu_id: int) -> tuple[torch.device, str]:
+    """The device of `--gpu_id` and its name for people.
+
+    -1, or a machine without CUDA, is the CPU. Raises UserError for a GPU that is not there.
+    """
+    if gpu_id < 0:
+        return torch.device("cpu"), f"CPU ({torch.get_num_threads()} threads)"
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"CPU ({torch.get_num_threads()} threads): no CUDA device found"
+    count = torch.cuda.device_count()
+    if gpu_id >= count:
+        raise UserError(
+            f"--gpu_id {gpu_id}: this machine has GPUs 0 to {count - 1}, or -1 for the CPU"
+        )
+    device = torch.device("cuda", gpu_id)
+    torch.cuda.set_device(device)
+    return device, f"GPU {gpu_id} ({torch.cuda.get_device_name(device)})"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's or the machine's memory was too small (torch's CPU allocator raises a plain
+    RuntimeError)."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

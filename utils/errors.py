@@ -1,0 +1,8 @@
+"""The one exception for what a user can get wrong."""
+
+
+class UserError(ValueError):
+    """A mistake in a flag, a path, a file or a data set, told in one line.
+
+    Scripts catch it, print the line on stderr and exit with status 2.
+    """

@@ -1,0 +1,184 @@
+"""A trained run, rebuilt from its directory: the data, the model, and what is measured on them."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import build_model
+from utils.checkpoint import epoch_path, load
+from utils.datasets import DataSet, load_dataset
+from utils.errors import UserError
+from utils.loader import BatchLoader
+from utils.metrics import (
+    best_threshold,
+    correct_counts,
+    positive_and_largest_negative,
+    score_statistics,
+)
+from utils.neural_collapse import feature_properties, neural_collapse
+from utils.rundir import read_config
+
+DATA_SETTINGS = ("dataset", "data_dir", "img_size", "sample_size", "test_sample_size")
+MODEL_SETTINGS = ("patch_size", "width", "depth", "bias_mode", "fixed_etf")
+
+MEASURES = (
+    "top1",
+    "top5",
+    "uniform_accuracy",
+    "uniform_threshold",
+    "nc1",
+    "nc2",
+    "nc2_h",
+    "nc3",
+    "nc4",
+    "compactness",
+    "distinctiveness",
+    *(
+        f"{kind}_{statistic}"
+        for kind in ("positive", "negative", "bias")
+        for statistic in ("mean", "std", "min", "max")
+    ),
+)
+
+
+def rebuild_data(
+    settings: dict[str, Any], data_dir: str | None = None, splits: Sequence[str] = ("test",)
+) -> DataSet:
+    """The data set of a run's settings, without augmentation; `data_dir` if it has moved."""
+    return load_dataset(
+        settings["dataset"],
+        data_dir or settings["data_dir"],
+        img_size=settings["img_size"],
+        sample_size=settings["sample_size"],
+        test_sample_size=settings["test_sample_size"],
+        num_workers=settings["num_workers"],
+        splits=splits,
+    )
+
+
+def rebuild_model(settings: dict[str, Any], data: DataSet) -> nn.Module:
+    """The model of a run's settings for the images of `data`, with weights still to be loaded."""
+    options = {key: settings[key] for key in MODEL_SETTINGS}
+    return build_model(settings["model"], data.num_classes, data.image_shape, **options)
+
+
+def load_weights(
+    model: nn.Module, path: Path, device: torch.device, *, bias_added: bool = False
+) -> None:
+    """Load a state_dict into `model`, whose classifier subtracts the bias.
+
+    With `bias_added` the file's classifier adds it, as torch.nn.Linear does: its sign is turned.
+    Raises UserError that names the file if it is damaged or does not fit.
+    """
+    state = load(path, device)
+    try:
+        if bias_added and "fc.bias" in state:
+            state["fc.bias"] = -state["fc.bias"]
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"{path} does not fit the model ({reason})") from error
+
+
+def split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
+    """The train or test images of `data` in order, as they are; options as of BatchLoader."""
+    return BatchLoader(
+        getattr(data, split),
+        mean=data.mean,
+        std=data.std,
+        num_classes=data.num_classes,
+        **options,
+    )
+
+
+@dataclass
+class Extracted:
+    """What one pass of a model over a split of N samples leaves.
+
+    Attributes:
+        features: float32 [N, d].
+        labels: int64 [N].
+        positives, negatives: float32 [N], each sample's own logit and the largest of the others.
+        top1, top5: shares of samples, in [0, 1].
+    """
+
+    features: Tensor
+    labels: Tensor
+    positives: Tensor
+    negatives: Tensor
+    top1: float
+    top5: float
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, batches: BatchLoader, autocast: contextlib.AbstractContextManager
+) -> Extracted:
+    """Pass a split through the model once, in evaluation mode.
+
+    Of the logits only what the measures need is kept, so that memory does not grow with N·K.
+    """
+    model.eval()
+    device, count = batches.device, batches.num_samples
+    features = torch.empty(count, model.feature_dim, device=device)
+    labels = torch.empty(count, dtype=torch.int64, device=device)
+    margins = torch.empty(2, count, device=device)
+    correct = torch.zeros(2, dtype=torch.int64, device=device)
+    first = 0
+    for images, targets in batches.batches(epoch=0):
+        with autocast:
+            logits, batch_features = model(images)
+        at = slice(first, first + len(targets))
+        features[at], labels[at] = batch_features, targets
+        margins[0, at], margins[1, at] = positive_and_largest_negative(logits, targets)
+        correct += correct_counts(logits, targets)
+        first = at.stop
+    top1, top5 = (hits / count for hits in correct.tolist())
+    return Extracted(features, labels, margins[0], margins[1], top1, top5)
+
+
+def extract_run(directory: Path, epoch: int, device: torch.device) -> Extracted:
+    """The test set of a run passed through its checkpoint of `epoch`. Raises UserError."""
+    config = read_config(directory)
+    data = rebuild_data(config["settings"])
+    model = rebuild_model(config["settings"], data).to(device)
+    load_weights(model, epoch_path(directory, epoch), device)
+    batches = split_batches(data, "test", batch_size=256, device=device)
+    return extract(model, batches, contextlib.nullcontext())
+
+
+def measure(extracted: Extracted, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    """All of `MEASURES` (accuracies in percent) for a classifier's weight [K, d] and bias [K].
+
+    Raises ValueError where they are not defined: features not finite, a class without samples.
+    """
+    features, labels = extracted.features, extracted.labels
+    collapse = neural_collapse(features, labels, weight, bias)
+    uniform, threshold = best_threshold(extracted.positives, extracted.negatives)
+    values = {
+        "top1": 100 * extracted.top1,
+        "top5": 100 * extracted.top5,
+        "uniform_accuracy": 100 * uniform,
+        "uniform_threshold": threshold,
+        **collapse,
+        **feature_properties(features, labels),
+        **score_statistics(features, labels, weight),
+        **bias_statistics(bias),
+    }
+    return {key: values[key] for key in MEASURES}
+
+
+def bias_statistics(bias: Tensor) -> dict[str, float]:
+    """Mean, population standard deviation, minimum and maximum of the biases [K]."""
+    bias = bias.double()
+    values = {"mean": bias.mean(), "std": bias.std(correction=0), "min": bias.min()}
+    values["max"] = bias.max()
+    return {f"bias_{name}": value.item() for name, value in values.items()}

@@ -1,0 +1,301 @@
+"""Pictures, all in one style."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
+
+from utils.evaluation import Extracted
+from utils.files import write_whole
+from utils.metrics import best_threshold
+
+# The paper's red, green and blue; marks tell them apart without colour.
+POSITIVE, BIAS, NEGATIVE = "#d62728", "#2ca02c", "#1f77b4"
+SCORES = {
+    "positive_score": ("positive score", POSITIVE, "^"),
+    "bias": ("bias", BIAS, "o"),
+    "negative_score": ("negative score", NEGATIVE, "v"),
+}
+LOSS_COLOURS = {"CE": "#1f77b4", "BCE": "#d62728", "MSE": "#2ca02c"}
+OPTIMIZER_LINES = {"SGD": "--", "AdamW": "-"}
+MARKERS = "osD^vP*X"  # tell runs apart that share loss and optimizer, and in print without colour
+PALE = 0.45  # opacity of the second line of a panel
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+}
+
+
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure whole, in the format that the path's ending names, and close it."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lstrip("."))
+    plt.close(figure)
+    write_whole(path, lambda file: file.write(content.getvalue()))
+
+
+def threshold_figure(panels: Sequence[tuple[str, Extracted]]) -> plt.Figure:
+    """For each (title, test set passed through a model): can one threshold separate all samples?
+
+    Histograms of every sample's positive logit and of its largest negative one, and the threshold
+    of the uniform accuracy. The outermost half percent on either side counts in the outer bins.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 2.7), sharey=True)
+        for axis, (title, extracted) in zip(axes, panels, strict=True):
+            positives, negatives = extracted.positives.cpu(), extracted.negatives.cpu()
+            accuracy, threshold = best_threshold(positives, negatives)
+            both = torch.cat([positives, negatives])
+            low, high = both.quantile(0.005).item(), both.quantile(0.995).item()
+            bins = torch.linspace(low, high, 41).tolist()
+            positives, negatives = positives.clamp(low, high), negatives.clamp(low, high)
+            axis.hist(
+                negatives.tolist(),
+                bins,
+                color=NEGATIVE,
+                alpha=0.75,
+                hatch="///",
+                edgecolor="white",
+                linewidth=0,
+                label="largest negative logit",
+            )
+            axis.hist(positives.tolist(), bins, color=POSITIVE, alpha=0.6, label="positive logit")
+            axis.axvline(
+                threshold,
+                color="black",
+                linestyle="--",
+                linewidth=1.2,
+                label="best single threshold",
+            )
+            shares = f"top-1 {100 * extracted.top1:.1f} %, uniform {100 * accuracy:.1f} %"
+            axis.set_title(f"{title}: {shares}")
+            axis.set_xlabel("logit of a test image")
+        axes[0].set_ylabel("test images")
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
+    return figure
+
+
+@dataclass
+class Curve:
+    """One run's rows of nc_metrics.csv, for a picture."""
+
+    name: str
+    loss: str
+    optimizer: str
+    rows: Sequence[dict[str, Any]]
+
+    def points(self, column: str, split: str) -> tuple[list[int], list[float]]:
+        rows = [row for row in self.rows if row["split"] == split]
+        return [row["epoch"] for row in rows], [row[column] for row in rows]
+
+    @property
+    def splits(self) -> list[str]:
+        present = {row["split"] for row in self.rows}
+        return [split for split in ("train", "test") if split in present]
+
+
+def nc_figure(curves: Sequence[Curve]) -> plt.Figure:
+    """NC1 (log scale), NC2, NC3 and accuracy over epochs, of one run or several overlaid.
+
+    Neural collapse is shown on the training set (the test set where that was not evaluated),
+    accuracy on the test set where it was. Of one run also the mean scores and bias are shown, with
+    their exact prediction where there is one. CE blue, BCE red; SGD dashed, AdamW solid; a marker
+    for each run.
+    """
+    with plt.rc_context(STYLE):
+        layout = [["nc1", "nc2"], ["nc3", "accuracy"]]
+        if len(curves) == 1:
+            layout.append(["scores", "scores"])
+        size = (7.2, 2.5 * len(layout))
+        figure, panels = plt.subplot_mosaic(layout, figsize=size, sharex=True)
+        nc1, nc2, nc3, accuracy = (panels[name] for name in ("nc1", "nc2", "nc3", "accuracy"))
+        if len(curves) == 1:
+            _draw_scores(panels["scores"], curves[0])
+        for curve, marker in zip(curves, itertools.cycle(MARKERS), strict=False):
+            _draw_curve((nc1, nc2, nc3, accuracy), curve, marker)
+        measured, tested = ({curve.splits[i] for curve in curves} for i in (0, -1))
+        _label(nc1, "NC1: within-class variability", measured)
+        _label(nc2, "NC2: distance to a simplex ETF", measured)
+        _label(nc3, "NC3: W against class means", measured)
+        _label(accuracy, "accuracy, %", tested)
+        _scale_nc1(nc1)
+        _scale_accuracy(accuracy)
+        for axis in (nc2, nc3):
+            axis.set_ylim(bottom=0)
+        for name in set(layout[-1]):
+            panels[name].set_xlabel("epoch")
+            panels[name].xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, names = nc1.get_legend_handles_labels()
+        if "scores" in panels:
+            handles, names = (
+                own + scores
+                for own, scores in zip(
+                    (handles, names), panels["scores"].get_legend_handles_labels(), strict=True
+                )
+            )
+        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)))
+        _explain(nc2, {"classifier W": 1.0, "class means": PALE})
+        _explain(accuracy, {"top-1": 1.0, "uniform": PALE})
+    return figure
+
+
+def _draw_curve(axes: Sequence[plt.Axes], curve: Curve, marker: str) -> None:
+    nc1, nc2, nc3, accuracy = axes
+    measured, tested = curve.splits[0], curve.splits[-1]
+    few = len(curve.points("nc1", measured)[0]) <= 25
+    style = {
+        "color": LOSS_COLOURS.get(curve.loss, "black"),
+        "linestyle": OPTIMIZER_LINES.get(curve.optimizer, ":"),
+        "marker": marker,
+        "markersize": 4,
+        "markevery": 1 if few else 0.1,
+        "linewidth": 1.4,
+    }
+    pale = {**style, "alpha": PALE, "markerfacecolor": "white"}
+    epochs, values = curve.points("nc1", measured)
+    shown = [value if 0 < value < float("inf") else float("nan") for value in values]
+    label = f"{curve.name} ({curve.loss}, {curve.optimizer})" if curve.loss else curve.name
+    nc1.plot(epochs, shown, label=label, **style)
+    nc2.plot(*curve.points("nc2", measured), **style)
+    nc2.plot(*curve.points("nc2_h", measured), **pale)
+    nc3.plot(*curve.points("nc3", measured), **style)
+    accuracy.plot(*curve.points("top1", tested), **style)
+    accuracy.plot(*curve.points("uniform_accuracy", tested), **pale)
+
+
+def _draw_scores(axis: plt.Axes, curve: Curve) -> None:
+    """Mean positive score, bias and negative score over epochs; the prediction dashed."""
+    split = curve.splits[0]
+    measured = ("positive_mean", "bias_mean", "negative_mean")
+    predicted = ("predicted_positive", "predicted_bias", "predicted_negative")
+    claimed = False
+    for column, exact, (title, colour, marker) in zip(
+        measured, predicted, SCORES.values(), strict=True
+    ):
+        epochs, values = curve.points(column, split)
+        axis.plot(
+            epochs,
+            values,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.4,
+            markevery=max(1, len(epochs) // 25),
+            label=f"{title}, mean",
+        )
+        level = curve.points(exact, split)[1][-1]
+        if level is not None:
+            axis.axhline(level, color=colour, linestyle="--", linewidth=1.2)
+            claimed = True
+    if claimed:
+        axis.plot([], [], color="black", linestyle="--", linewidth=1.2, label="exact prediction")
+    _label(axis, "decision scores and bias", {split})
+
+
+def _label(axis: plt.Axes, title: str, splits: set[str]) -> None:
+    named = {frozenset({"train"}): " (training set)", frozenset({"test"}): " (test set)"}
+    axis.set_title(title + named.get(frozenset(splits), ""), fontsize=9)
+
+
+def _scale_nc1(axis: plt.Axes) -> None:
+    """A log scale over whole decades, with readings between them where they are few."""
+    values = np.concatenate([line.get_ydata() for line in axis.lines])
+    values = values[np.isfinite(values)]
+    axis.set_yscale("log")
+    if len(values) == 0:
+        return
+    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
+    axis.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+    if high - low <= 2:
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+
+
+def _scale_accuracy(axis: plt.Axes) -> None:
+    """Leave the first epochs' rise out of the frame: what differs comes after it."""
+    tails = [np.asarray(line.get_ydata())[len(line.get_ydata()) // 4 :] for line in axis.lines]
+    low, high = min(tail.min() for tail in tails), max(tail.max() for tail in tails)
+    low = min(low, high - 1.0)
+    margin = 0.08 * (high - low)
+    axis.set_ylim(max(low - margin, 0.0), min(high + margin, 101.0))
+    axis.ticklabel_format(axis="y", useOffset=False)
+
+
+def _explain(axis: plt.Axes, strengths: dict[str, float]) -> None:
+    """A small legend of what the full and the pale lines are."""
+    for name, alpha in strengths.items():
+        face = "white" if alpha < 1 else "black"
+        axis.plot(
+            [],
+            [],
+            color="black",
+            alpha=alpha,
+            marker="o",
+            markersize=4,
+            markerfacecolor=face,
+            label=name,
+        )
+    axis.legend(fontsize=8)
+
+
+@dataclass
+class SweepPoint:
+    """One setting of a sweep: predicted and found values by name, a prediction None where any."""
+
+    value: float
+    predicted: dict[str, float | None]
+    found: dict[str, float]
+
+
+def sweep_figure(loss: str, swept: str, points: Sequence[SweepPoint]) -> plt.Figure:
+    """Scores and bias over the settings of a sweep: prediction as lines, found values as marks."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.6, 3.2))
+        places = range(len(points))
+        for key, (title, colour, marker) in SCORES.items():
+            expected = [point.predicted[key] for point in points]
+            line = [math.nan if value is None else value for value in expected]
+            axis.plot(places, line, color=colour, linestyle="--", linewidth=1.4)
+            found = [point.found[key] for point in points]
+            reach = [
+                [abs(point.found[f"{key}_{end}"] - point.found[key]) for point in points]
+                for end in ("min", "max")
+            ]
+            axis.errorbar(
+                places,
+                found,
+                yerr=reach,
+                color=colour,
+                marker=marker,
+                markersize=6,
+                linestyle="none",
+                capsize=3,
+                label=f"{title}, found",
+            )
+        axis.plot([], [], color="black", linestyle="--", linewidth=1.4, label="exact prediction")
+        axis.set_xticks(places, [f"{point.value:g}" for point in points])
+        names = {"bias_decay": "decay of the bias", "bias_init_mean": "initial mean of the bias"}
+        axis.set_xlabel(names[swept])
+        axis.set_title(f"{loss}: minimum of the unconstrained-feature model")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure

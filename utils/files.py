@@ -1,0 +1,100 @@
+"""Files that are whole at every moment: written beside their name, then renamed into place."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from utils.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+
+    A kill or a full disk at any moment leaves the old file or the new one, never a part of one.
+    Raises UserError if the file cannot be written; what was at `path` is untouched then.
+    """
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    # torch reports a failed write of the underlying file as RuntimeError.
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(
+            f"cannot write {path}: {_reason(error)}; nothing written before is lost"
+        ) from error
+
+
+def link_whole(source: Path, path: Path) -> None:
+    """Give the file at `source` the second name `path`, replacing what is there, without a copy.
+
+    Falls back to a copy on file systems without hard links. Raises UserError as `write_whole`.
+    """
+    temporary = temporary_name(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        write_whole(path, lambda file: file.write(source.read_bytes()))
+
+
+def temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a killed writer left behind in `directory`."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError if `path` is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write `rows` in full precision: repr of a float reads back as the same float."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of `path` as text. Raises UserError if it cannot be read."""
+    try:
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for an error, on one line; torch hides them in the error's context."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error.__context__, OSError):
+        return _reason(error.__context__)
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

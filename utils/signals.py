@@ -1,0 +1,62 @@
+"""Stopping on request: finish the step, save, leave."""
+
+import signal
+import sys
+from types import TracebackType
+from typing import Any
+
+
+class StopSignal:
+    """Within its `with` block, what SIGTERM and SIGINT do.
+
+    Before `wait_for_step()` is called they end the program at once, with `message`: nothing is at
+    stake yet. From then on the first is remembered for the loop to stop after its step, and a
+    second of the same kind ends the process at once, for a user who will not wait.
+    """
+
+    def __init__(self, message: str = "stopped before training began") -> None:
+        self._message = message
+        self.number: int | None = None
+        self._remember = False
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.number is not None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number, as a shell reports it: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + (self.number or 0)
+
+    def wait_for_step(self) -> None:
+        self._remember = True
+
+    def install(self) -> "StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __enter__(self) -> "StopSignal":
+        return self.install()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        self.number = number
+        if self._remember:
+            signal.signal(number, signal.SIG_DFL)
+            return
+        print(self._message, file=sys.stderr)
+        sys.exit(self.exit_status)
+
+
+class Stopped(Exception):
+    """A stop was requested, the step was finished and the run's state written."""
