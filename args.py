@@ -469,6 +469,67 @@ def eval_nc_parser() -> Parser:
     return parser
 
 
+SWEPT = ("bias_init_mean", "weight_decay_bias")
+
+
+def eval_scores_parser() -> Parser:
+    parser = Parser(
+        prog="eval_scores.py",
+        description="Draw violins of decision scores and biases of several runs, one panel per "
+        "loss and optimizer.\nWrites the picture and, beside it, the numbers as CSV.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run directories")
+    add(
+        "--by",
+        type=_one_of((*SWEPT, "run")),
+        default=None,
+        metavar="NAME",
+        help="what the x axis tells: bias_init_mean, weight_decay_bias or run (default: the first "
+        "of these that differs between the runs)",
+    )
+    add(
+        "--split",
+        type=_one_of(("train", "test")),
+        default="train",
+        metavar="NAME",
+        help="train or test (default: train)",
+    )
+    add(
+        "--checkpoint",
+        default="last",
+        metavar="WHICH",
+        help="last, best or the number of an epoch (default: last)",
+    )
+    add(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the picture: .png, .pdf or .svg; the numbers go to FILE with .csv, the outlines of "
+        "the violins to FILE with _outlines.csv in place of the ending",
+    )
+    _add_evaluation(add)
+    return parser
+
+
+def _add_evaluation(add: Callable[..., Any]) -> None:
+    """Flags of every script that passes images through a network."""
+    _add_gpu_id(add)
+    add(
+        "--batch_size",
+        type=_integer(1),
+        default=256,
+        metavar="N",
+        help="images per pass; changes memory and speed (default: 256)",
+    )
+    add(
+        "--data_dir",
+        default=None,
+        metavar="DIR",
+        help="where the data set is, if it has moved (default: as in the run's config.json)",
+    )
+
+
 BARE_FLAGS = (
     *("model", "dataset", "img_size", "sample_size", "test_sample_size"),
     *("patch_size", "width", "depth", "bias_added"),
@@ -668,6 +729,15 @@ def checked_settings(stored: dict[str, Any], path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged: it has no {key!r}")
     parser.source = path
     return {**stored, **_given(parser, _as_flags(stored))}
+
+
+def stored_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a run directory's config.json: the settings, checked, and the facts of the data set.
+
+    Raises UserError if it is missing or damaged.
+    """
+    config = read_config(directory)
+    return checked_settings(config["settings"], directory / "config.json"), config["data"]
 
 
 def _as_flags(settings: dict[str, Any]) -> list[str]:

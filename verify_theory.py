@@ -22,7 +22,7 @@ import torch
 from utils.console import table
 from utils.errors import UserError
 from utils.figures import SweepPoint, save_figure, sweep_figure
-from utils.files import write_json
+from utils.files import check_picture, check_target, write_json
 from utils.neural_collapse import neural_collapse
 from utils.theory import Prediction, predict
 from utils.unconstrained import Found, Problem, minimise
@@ -56,23 +56,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         args.bias_init_mean = 10.0 if args.sweep == "bias_decay" else 0.0
     if args.sweep and args.plot is None:
         args.plot = f"theory_{args.loss}_{args.sweep}.png"
-    for flag, path in (("json", args.json), ("plot", args.plot)):
-        if path is not None:
-            check_target(flag, Path(path))
-    if args.plot is not None and Path(args.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--plot {args.plot!r}: the name must end in .png, .pdf or .svg")
+    if args.json is not None:
+        check_target("--json", Path(args.json))
+    if args.plot is not None:
+        check_picture("--plot", Path(args.plot))
     if args.imbalance_factor > 1 and len(set(class_sizes(args))) == 1:
         raise UserError(
             f"--imbalance_factor {args.imbalance_factor:g} has no effect here: with "
             f"--samples_per_class {args.samples_per_class:g} all classes round to one size"
         )
-
-
-def check_target(flag: str, path: Path) -> None:
-    if not path.name or path.is_dir():
-        raise UserError(f"--{flag} {str(path)!r} is not the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--{flag}: {path.absolute().parent} is not a directory")
 
 
 def verify(args: argparse.Namespace) -> int:

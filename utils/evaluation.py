@@ -24,7 +24,8 @@ from utils.metrics import (
     score_statistics,
 )
 from utils.neural_collapse import feature_properties, neural_collapse
-from utils.rundir import read_config
+from utils.rundir import check_data, read_config
+from utils.theory import Prediction, predict_run
 
 DATA_SETTINGS = ("dataset", "data_dir", "img_size", "sample_size", "test_sample_size")
 MODEL_SETTINGS = ("patch_size", "width", "depth", "bias_mode", "fixed_etf")
@@ -148,11 +149,114 @@ def extract(
 def extract_run(directory: Path, epoch: int, device: torch.device) -> Extracted:
     """The test set of a run passed through its checkpoint of `epoch`. Raises UserError."""
     config = read_config(directory)
-    data = rebuild_data(config["settings"])
-    model = rebuild_model(config["settings"], data).to(device)
-    load_weights(model, epoch_path(directory, epoch), device)
-    batches = split_batches(data, "test", batch_size=256, device=device)
-    return extract(model, batches, contextlib.nullcontext())
+    run = TrainedRun(directory, config["settings"], config["data"])
+    return Rebuilder(device, ("test",)).extract(run, epoch_path(directory, epoch), "test")
+
+
+@dataclass
+class TrainedRun:
+    """A run directory and what its config.json says: settings, and facts of the data set (empty
+    for weights that came without one)."""
+
+    directory: Path
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+
+class Rebuilder:
+    """Data, batches and models of trained runs; each built once for all runs that share it.
+
+    Args:
+        device: where the models and the batches are.
+        splits: "train", "test" or both, to be loaded.
+        batch_size: images per pass.
+        data_dir, num_workers: in place of those in the runs' settings, where given.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        splits: Sequence[str],
+        *,
+        batch_size: int = 256,
+        data_dir: str | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        self._device, self._splits = device, tuple(splits)
+        self._batch_size, self._data_dir, self._num_workers = batch_size, data_dir, num_workers
+        self._built: dict[str, tuple[Any, Any]] = {}
+
+    def data(self, run: TrainedRun) -> DataSet:
+        """Raises UserError if it cannot be loaded or is not what the run was trained on."""
+        identity = [run.settings[key] for key in DATA_SETTINGS]
+        data = self._once("data", identity, lambda: self._load(run))
+        check_data(run.directory, run.facts, data.facts())
+        return data
+
+    def _load(self, run: TrainedRun) -> DataSet:
+        settings = {**run.settings, "num_workers": self._workers(run)}
+        return rebuild_data(settings, self._data_dir, self._splits)
+
+    def _workers(self, run: TrainedRun) -> int:
+        return run.settings["num_workers"] if self._num_workers is None else self._num_workers
+
+    def batches(self, run: TrainedRun, split: str) -> BatchLoader:
+        """The split's images in order, as they are."""
+        data = self.data(run)
+        options = {"batch_size": self._batch_size, "device": self._device}
+        options["num_workers"] = self._workers(run)
+        return self._once(split, data, lambda: split_batches(data, split, **options))
+
+    def model(self, run: TrainedRun) -> nn.Module:
+        """The run's network on the device, with whatever weights were loaded into it last."""
+        data = self.data(run)
+        options = [run.settings[key] for key in ("model", *MODEL_SETTINGS)]
+        identity = options, data.num_classes, data.image_shape
+        return self._once(
+            "model", identity, lambda: rebuild_model(run.settings, data).to(self._device)
+        )
+
+    def loaded(self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False) -> nn.Module:
+        """`model` with the weights of a checkpoint. Raises UserError as `load_weights`."""
+        model = self.model(run)
+        load_weights(model, checkpoint, self._device, bias_added=bias_added)
+        return model
+
+    def extract(
+        self,
+        run: TrainedRun,
+        checkpoint: Path,
+        split: str,
+        autocast: contextlib.AbstractContextManager | None = None,
+    ) -> Extracted:
+        """A split passed through a checkpoint. Raises UserError."""
+        model = self.loaded(run, checkpoint)
+        return extract(model, self.batches(run, split), autocast or contextlib.nullcontext())
+
+    def class_sizes(self, run: TrainedRun) -> list[float]:
+        """Training images per class, from the training split where it is loaded; else the test
+        set's shares at the training set's size."""
+        data = self.data(run)
+        split = data.train if data.train is not None else data.test
+        counts = torch.bincount(split.labels.cpu(), minlength=data.num_classes).double()
+        return (counts * run.facts.get("train_size", len(split)) / len(split)).tolist()
+
+    def prediction(self, run: TrainedRun) -> Prediction | None:
+        """The exact minimum that the run approaches; None where none is claimed."""
+        if not run.facts:
+            return None
+        return predict_run(run.settings, self.class_sizes(run), self.model(run).feature_dim)
+
+    def _once(self, kind: str, identity: Any, build: Any) -> Any:
+        """What `build` returns, kept until one of its kind with another identity is asked for."""
+        if kind not in self._built or self._built[kind][0] != identity:
+            self._built.pop(kind, None)  # frees the memory of the last one first
+            self._built[kind] = identity, build()
+        return self._built[kind][1]
 
 
 def measure(extracted: Extracted, weight: Tensor, bias: Tensor) -> dict[str, float]:

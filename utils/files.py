@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from utils.errors import UserError
 
+PICTURES = (".png", ".pdf", ".svg")  # what matplotlib writes here
+
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
@@ -46,6 +48,21 @@ def link_whole(source: Path, path: Path) -> None:
         os.replace(temporary, path)
     except OSError:
         write_whole(path, lambda file: file.write(source.read_bytes()))
+
+
+def check_target(flag: str, path: Path) -> None:
+    """Raise UserError, naming the flag, if no file can be put at `path`."""
+    if not path.name or path.is_dir():
+        raise UserError(f"{flag} {str(path)!r} is not the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{flag}: {path.absolute().parent} is not a directory")
+
+
+def check_picture(flag: str, path: Path) -> None:
+    """Raise UserError, naming the flag, if no picture can be put at `path`."""
+    check_target(flag, path)
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"{flag} {str(path)!r}: the name must end in .png, .pdf or .svg")
 
 
 def temporary_name(path: Path) -> Path:

@@ -105,7 +105,7 @@ def score_statistics(features: Tensor, labels: Tensor, weight: Tensor) -> dict[s
     labels, weight = check_scored(features, labels, weight)
     positive, negative = ScoreSummary(), ScoreSummary()
     for rows in row_chunks(features, len(weight)):
-        own, others = _split_scores(features[rows], labels[rows], weight)
+        own, others = unordered_scores(features[rows], labels[rows], weight)
         positive.add(own)
         negative.add(others)
     return positive.statistics("positive") | negative.statistics("negative")
@@ -212,6 +212,18 @@ def check_finite(name: str, tensor: Tensor) -> None:
         if not finite.all():
             row = rows.start + finite.all(dim=1).int().argmin().item()
             raise ValueError(f"{name} not finite: row {row} holds NaN or infinity")
+
+
+def unordered_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 scores W h [n, K] of checked inputs: each row's own class [n], the others [n, K−1].
+
+    The others in no particular order: the last class takes the place of the row's own, which is
+    several times faster than to close the gap.
+    """
+    scores = features.double() @ weight.T
+    own = labels[:, None]
+    positive = scores.gather(1, own).squeeze(1)
+    return positive, scores.scatter_(1, own, scores[:, -1:].clone())[:, :-1]
 
 
 def _split_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
