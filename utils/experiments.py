@@ -1,0 +1,326 @@
+"""The paper's experiments as named grids of training runs. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils import published
+from utils.errors import UserError
+
+LOSSES, OPTIMIZERS = ("CE", "BCE"), ("SGD", "AdamW")
+SCALES = ("smoke", "cpu", "full")
+Reference = Callable[[Mapping[str, Any]], Mapping[str, float | None]]
+SCORE_MEASURES = ("positive", "negative", "bias")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or a figure of the paper.
+
+    Attributes:
+        title: for the report.
+        what: one sentence on what it shows.
+        datasets, models: the paper's.
+        axes: the settings of train.py that the grid spans besides data set, model, loss and seed.
+        fixed: settings of all its runs.
+        measures: what the report tells of a run, by the names in utils/report.py.
+        published: settings of a run in the paper's terms -> the published values by measure.
+        smaller: by scale, axes in place of those of `axes`.
+        checkpoints: which of them are evaluated (a --checkpoints of eval_nc.py), None for none:
+            metrics.csv tells all that is reported.
+        save_every: epochs between checkpoints; None for the last alone.
+    """
+
+    title: str
+    what: str
+    datasets: tuple[str, ...] = ("cifar10",)
+    models: tuple[str, ...] = ("ResNet18",)
+    axes: dict[str, tuple[Any, ...]] = field(default_factory=lambda: {"optimizer": OPTIMIZERS})
+    fixed: dict[str, Any] = field(default_factory=dict)
+    measures: tuple[str, ...] = ("top1", "uniform")
+    published: Reference = lambda settings: {}
+    smaller: dict[str, dict[str, tuple[Any, ...]]] = field(default_factory=dict)
+    checkpoints: str | None = None
+    save_every: int | None = None
+    losses: tuple[str, ...] = LOSSES
+
+
+def _accuracy(settings: Mapping[str, Any]) -> dict[str, float | None]:
+    key = tuple(settings[name] for name in ("dataset", "model", "loss", "optimizer", "augment"))
+    return dict(zip(("top1", "uniform"), published.ACCURACY.get(key, (None, None)), strict=True))
+
+
+def _imagenet(settings: Mapping[str, Any]) -> dict[str, float | None]:
+    pair = published.IMAGENET.get((settings["model"], settings["loss"]), (None, None))
+    return dict(zip(("top1", "uniform"), pair, strict=True))
+
+
+def _long_tail(settings: Mapping[str, Any]) -> dict[str, float | None]:
+    return {"top1": published.LONG_TAIL.get((settings["imbalance_factor"], settings["loss"]))}
+
+
+def _nc_curves(settings: Mapping[str, Any]) -> dict[str, float | None]:
+    pair = published.NC_CURVES[settings["loss"], settings["optimizer"]]
+    return dict(zip(("nc2", "nc3"), pair, strict=True))
+
+
+def _scores(settings: Mapping[str, Any]) -> dict[str, float | None]:
+    if settings["optimizer"] != "AdamW" or settings["model"] != "Swin":
+        return {}
+    classes = {"cifar10": 10, "cifar100": 100}.get(settings["dataset"], 0)
+    values = published.scores(classes, settings["loss"], settings["weight_decay_bias"])
+    return dict(zip(SCORE_MEASURES, values, strict=True))
+
+
+_SCORE_FIGURE = {
+    "datasets": ("cifar10", "cifar100"),
+    "models": ("ResNet18", "ViT", "Swin"),
+    "measures": (*SCORE_MEASURES, "top1", "uniform"),
+    "published": _scores,
+    "checkpoints": "last",
+}
+EXPERIMENTS = {
+    "table-cifar": Experiment(
+        "Accuracy and uniform accuracy",
+        "Top-1 (A) and uniform accuracy (A_Uni) on the test set under CE and BCE.",
+        datasets=("cifar10", "cifar100"),
+        models=("ResNet18", "ResNet50", "DenseNet121"),
+        axes={"optimizer": OPTIMIZERS, "augment": ("DA1", "DA1+DA2")},
+        published=_accuracy,
+    ),
+    "nc-curves": Experiment(
+        "Neural collapse over the epochs",
+        "NC1 to NC3, scores and bias without augmentation, the decays as terms of the loss.",
+        fixed={"sep_decay": True},
+        measures=(
+            *("nc1", "nc2", "nc2_h", "nc3", "nc2_mean", "nc3_mean"),
+            *SCORE_MEASURES,
+            *("top1", "uniform"),
+        ),
+        published=_nc_curves,
+        checkpoints="all",
+        save_every=1,
+    ),
+    "bias-mean": Experiment(
+        "Scores and biases over the initial mean of the bias",
+        "Decision scores and biases at the last epoch, for biases that begin at different means.",
+        axes={"optimizer": OPTIMIZERS, "bias_init_mean": (0, 1, 2, 3, 4, 5, 6, 8, 10)},
+        fixed={"sep_decay": True, "weight_decay_bias": 0.0},
+        smaller={"cpu": {"bias_init_mean": (0, 5, 10)}, "smoke": {"bias_init_mean": (0, 10)}},
+        **_SCORE_FIGURE,
+    ),
+    "bias-decay": Experiment(
+        "Scores and biases over the decay of the bias",
+        "Decision scores and biases at the last epoch, for decays λ_b of biases that begin at 10.",
+        axes={"optimizer": OPTIMIZERS, "weight_decay_bias": (0.5, 0.05, 5e-3, 5e-4, 5e-5, 5e-6)},
+        fixed={"sep_decay": True, "bias_init_mean": 10},
+        smaller={
+            "cpu": {"weight_decay_bias": (0.5, 5e-3, 5e-5)},
+            "smoke": {"weight_decay_bias": (0.5, 5e-6)},
+        },
+        **_SCORE_FIGURE,
+    ),
+    "tsne": Experiment(
+        "t-SNE of the features over the epochs",
+        "Features of the training set at epochs 6 to 13 under CE and BCE.",
+        axes={"optimizer": ("SGD",)},
+        fixed={"sep_decay": True},
+        measures=("nc1", "compactness", "distinctiveness", "top1", "uniform"),
+        checkpoints="6-13",
+        save_every=1,
+    ),
+    "long-tail": Experiment(
+        "Long-tailed classes",
+        "Top-1 on the balanced test set after training on CIFAR100-LT. The paper's network for "
+        "this table is not among the facts at hand: ResNet18 is taken.",
+        datasets=("cifar100",),
+        axes={"optimizer": ("SGD",), "imbalance_factor": (10, 50, 100)},
+        fixed={"augment": "DA1"},
+        measures=("top1", "uniform", "many", "medium", "few"),
+        published=_long_tail,
+        smaller={"smoke": {"imbalance_factor": (10,)}},
+        checkpoints="last",
+    ),
+    "imagenet": Experiment(
+        "ImageNet-1K",
+        "Top-1 and uniform accuracy. The paper's optimizer settings for ImageNet are not among the "
+        "facts at hand: those of CIFAR are taken, with crops and flips.",
+        datasets=("folder",),
+        models=("ResNet50", "ResNet101", "DenseNet161"),
+        axes={"optimizer": ("SGD",)},
+        fixed={"augment": "DA1"},
+        published=_imagenet,
+    ),
+    "theory": Experiment(
+        "The unconstrained-feature model",
+        "The exact minimum, the minimum that L-BFGS finds, and the paper's score figures.",
+        datasets=(),
+        models=(),
+        axes={},
+        measures=SCORE_MEASURES,
+    ),
+}
+
+# Settings by scale; at `smoke` and `cpu` also by data set.
+_FULL = {"epochs": 100, "lr": {"SGD": 0.01, "AdamW": 0.01}}
+_SMALL = {
+    "smoke": {
+        None: {
+            **{"epochs": 3, "sample_size": 30, "test_sample_size": 20, "batch_size": 32},
+            **{"width": 64, "depth": 2, "lr": {"SGD": 0.04, "AdamW": 0.008}},
+        },
+    },
+    "cpu": {
+        "folder": {
+            **{"epochs": 20, "sample_size": 200, "test_sample_size": 100},
+            **{"lr": {"SGD": 0.02, "AdamW": 0.002}},
+        },
+        "digits": {"epochs": 40, "lr": {"SGD": 0.02, "AdamW": 0.002}},
+        None: {
+            **{"epochs": 20, "sample_size": 200, "test_sample_size": 100, "img_size": 16},
+            **{"lr": {"SGD": 0.02, "AdamW": 0.002}},
+        },
+    },
+}
+_SMALL_DATASETS = {"smoke": ("digits",), "cpu": ("mnist",)}
+_SMALL_MODELS = {"smoke": ("MLP",), "cpu": ("ResNet18",)}
+# Checkpoints of a run with fewer than 14 epochs, in place of 6-13.
+EARLY = 13
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One training run of a grid.
+
+    Attributes:
+        name: of its run directory.
+        settings: flags of train.py with their values, in order.
+        group: the same for the runs that differ in the seed alone.
+        stands_for: data set and model of the paper whose numbers it is held against.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    group: tuple[tuple[str, Any], ...]
+    stands_for: dict[str, Any]
+
+    def flags(self) -> list[str]:
+        words = []
+        for key, value in self.settings.items():
+            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+        return words
+
+    def published(self, experiment: Experiment) -> Mapping[str, float | None]:
+        """The paper's numbers for it, by measure."""
+        return experiment.published({**_PLAIN, **self.settings, **self.stands_for})
+
+
+# What a published number may depend on and a grid does not set.
+_PLAIN = {"augment": "none", "weight_decay_bias": 0.0, "imbalance_factor": 1}
+
+
+def grid(
+    name: str,
+    scale: str,
+    *,
+    seeds: int = 1,
+    datasets: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[GridRun]:
+    """The training runs of an experiment.
+
+    Args:
+        scale: "smoke", "cpu" or "full".
+        seeds: 0 … seeds − 1.
+        datasets, models: in place of the experiment's at this scale.
+        overrides: settings in place of the scale's, by their name; `lr_SGD` and `lr_AdamW` are the
+            learning rates of one optimizer.
+    """
+    experiment = EXPERIMENTS[name]
+    datasets = datasets or _SMALL_DATASETS.get(scale, experiment.datasets)
+    models = models or _SMALL_MODELS.get(scale, experiment.models)
+    axes = {**experiment.axes, **experiment.smaller.get(scale, {})}
+    runs = []
+    for dataset, model, loss in itertools.product(datasets, models, experiment.losses):
+        for values in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            for seed in range(seeds):
+                runs.append(
+                    _run(experiment, scale, dataset, model, loss, chosen, seed, overrides or {})
+                )
+    if experiment.datasets and not runs:
+        raise UserError(f"{name}: the grid is empty")
+    return runs
+
+
+def _run(
+    experiment: Experiment,
+    scale: str,
+    dataset: str,
+    model: str,
+    loss: str,
+    chosen: dict[str, Any],
+    seed: int,
+    overrides: Mapping[str, Any],
+) -> GridRun:
+    small = _SMALL.get(scale, {None: _FULL})
+    base = {**small.get(dataset, small[None])}
+    if dataset == "folder" and scale == "full":
+        base["img_size"] = 224 if experiment.published is _imagenet else None
+    rates = base.pop("lr")
+    if model != "MLP" or scale == "full":
+        base = {key: value for key, value in base.items() if key not in ("width", "depth")}
+    given = {key: value for key, value in overrides.items() if not key.startswith("lr_")}
+    optimizer = chosen["optimizer"]
+    settings = {
+        "model": model,
+        "dataset": dataset,
+        "loss": loss,
+        **chosen,
+        **experiment.fixed,
+        **base,
+        **given,
+        "lr": overrides.get(f"lr_{optimizer}") or rates[optimizer],
+        "seed": seed,
+    }
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
+    group = {"dataset": dataset, "model": model, "loss": loss, **chosen}
+    paper_data = dataset if dataset in experiment.datasets else experiment.datasets[0]
+    paper_model = model if model in experiment.models else experiment.models[0]
+    return GridRun(
+        _name(settings, given, overrides),
+        settings,
+        tuple(group.items()),
+        {"dataset": paper_data, "model": paper_model},
+    )
+
+
+def _name(settings: dict[str, Any], given: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Tells runs of one scale apart, also those of different experiments and overrides."""
+    parts = [str(settings[key]) for key in ("model", "dataset", "loss", "optimizer")]
+    short = {
+        "augment": "{}",
+        "sep_decay": "sep",
+        "bias_init_mean": "mean{:g}",
+        "weight_decay_bias": "decay{:g}",
+        "imbalance_factor": "lt{:g}",
+        "epoch_save_step": "every{}",
+    }
+    parts += [form.format(settings[key]) for key, form in short.items() if key in settings]
+    parts += [f"{key}{value}" for key, value in given.items() if key != "data_dir"]
+    if f"lr_{settings['optimizer']}" in overrides:
+        parts.append(f"lr{settings['lr']:g}")
+    return "_".join([*parts, f"s{settings['seed']}"])
+
+
+def drawn_epochs(epochs: int) -> str:
+    """Epochs of the t-SNE pictures: 6 to 13, or as many of the last as a short run has."""
+    if epochs >= EARLY:
+        return "6-13"
+    return f"{math.ceil(epochs / 2)}-{epochs}"
