@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from utils.evaluation import (
     DATA_SETTINGS,
     MEASURES,
     MODEL_SETTINGS,
+    Extracted,
     extract,
     load_weights,
     measure,
@@ -40,13 +41,15 @@ from utils.evaluation import (
 )
 from utils.figures import Curve, nc_figure, save_figure
 from utils.loader import BatchLoader
+from utils.metrics import group_accuracies
 from utils.nc_table import MetricsTable, checkpoints, fingerprint, select_checkpoints
 from utils.precision import autocast
 from utils.rundir import CONFIG, check_data, read_config
 from utils.theory import predict_run
 
 PREDICTED = ("predicted_positive", "predicted_negative", "predicted_bias")
-COLUMNS = ("epoch", "split", *MEASURES, *PREDICTED)
+GROUPED = ("top1_many", "top1_medium", "top1_few")
+COLUMNS = ("epoch", "split", *MEASURES, *PREDICTED, *GROUPED)
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
 # What a prediction depends on besides model and data.
 PREDICTION_SETTINGS = (
@@ -67,7 +70,17 @@ SHOWN = {
     "negative_mean": ("negative", "{:.3f}"),
     "bias_mean": ("bias", "{:.3f}"),
 }
-SHOWN_PREDICTED = dict(zip(PREDICTED, ("pred. pos.", "pred. neg.", "pred. bias"), strict=True))
+# Shown where any row has one of them.
+SHOWN_PREDICTED = {
+    "predicted_positive": ("pred. pos.", "{:.3f}"),
+    "predicted_negative": ("pred. neg.", "{:.3f}"),
+    "predicted_bias": ("pred. bias", "{:.3f}"),
+}
+SHOWN_GROUPED = {
+    "top1_many": ("many %", "{:.2f}"),
+    "top1_medium": ("medium %", "{:.2f}"),
+    "top1_few": ("few %", "{:.2f}"),
+}
 
 
 class CheckpointError(Exception):
@@ -197,7 +210,7 @@ class Evaluator:
 
     def evaluate(self, job: Job) -> tuple[MetricsTable, int]:
         """The run's table with the chosen rows computed, and how many checkpoints failed."""
-        rows = MetricsTable(job.directory, COLUMNS, optional=PREDICTED)
+        rows = MetricsTable(job.directory, COLUMNS, optional=(*PREDICTED, *GROUPED))
         todo, prints = self._missing(job, rows)
         total = sum(len(splits) for splits in todo.values())
         kept = len(job.chosen) * len(self._splits) - total
@@ -248,12 +261,14 @@ class Evaluator:
         settings = {key: job.settings[key] for key in ("model", *DATA_SETTINGS, *MODEL_SETTINGS)}
         if job.facts:  # they tell a data set that moved from one that changed
             del settings["data_dir"]
+        if settings["imbalance_factor"] == 1:  # rows of before there were long tails still hold
+            del settings["imbalance_factor"]
         decays = [job.settings[key] for key in PREDICTION_SETTINGS]
         return self._args.precision, self._args.bias_added, settings, decays, job.facts
 
     def _measured(
         self, job: Job, epoch: int, splits: list[str]
-    ) -> Iterator[tuple[str, dict[str, float]]]:
+    ) -> Iterator[tuple[str, dict[str, float | None]]]:
         """Each split and its measures under one checkpoint. Raises CheckpointError."""
         path = job.chosen[epoch]
         data, model = self._data(job), self._model(job)
@@ -265,9 +280,10 @@ class Evaluator:
         for split in splits:
             extracted = extract(model, self._batches(job, data, split), self._autocast)
             try:
-                yield split, measure(extracted, weight, bias)
+                values = measure(extracted, weight, bias)
             except ValueError as error:
                 raise CheckpointError(f"{path}, {split} set: {error}") from error
+            yield split, values | self._grouped(job, extracted)
 
     def _predicted(self, job: Job) -> dict[str, float | None]:
         """The exact minimum for a run with --sep_decay; None for each where none is claimed."""
@@ -280,14 +296,27 @@ class Evaluator:
         scores = prediction.positive_score, prediction.negative_score, prediction.bias
         return dict(zip(PREDICTED, scores, strict=True))
 
-    def _class_sizes(self, job: Job) -> list[int]:
+    def _grouped(self, job: Job, extracted: Extracted) -> dict[str, float | None]:
+        """Top-1 in percent by the classes' training images, for a run on a long tail."""
+        if job.settings["imbalance_factor"] == 1:
+            return dict.fromkeys(GROUPED)
+        correct = extracted.class_correct
+        counts = torch.bincount(extracted.labels, minlength=len(correct))
+        shares = group_accuracies(correct, counts, self._class_sizes(job))
+        return {
+            f"top1_{name}": None if share is None else 100 * share for name, share in shares.items()
+        }
+
+    def _class_sizes(self, job: Job) -> list[float]:
         """Training images per class, from the training split where it is loaded."""
         data = self._data(job)
-        split = data.train if data.train is not None else data.test
-        counts = torch.bincount(split.labels.cpu(), minlength=data.num_classes).double()
-        # The test set's shares, where it alone is loaded, at the training set's size.
-        total = job.facts.get("train_size", len(split))
-        return (counts * total / len(split)).tolist()
+        known = data.class_sizes or job.facts.get("class_sizes")
+        if known:
+            return known
+        # An older run, the test set alone loaded: its shares at the training set's size.
+        counts = torch.bincount(data.test.labels.cpu(), minlength=data.num_classes).double()
+        total = job.facts.get("train_size", len(data.test))
+        return (counts * total / len(data.test)).tolist()
 
     def _data(self, job: Job) -> DataSet:
         identity = [job.settings[key] for key in DATA_SETTINGS]
@@ -298,7 +327,9 @@ class Evaluator:
     def _load(self, job: Job) -> DataSet:
         workers = self._args.num_workers
         settings = job.settings if workers is None else {**job.settings, "num_workers": workers}
-        return rebuild_data(settings, self._args.data_dir, self._splits)
+        # Of a long tail, the training set tells the class sizes even where it is not evaluated.
+        splits = self._splits if settings["imbalance_factor"] == 1 else ("train", "test")
+        return rebuild_data(settings, self._args.data_dir, splits)
 
     def _batches(self, job: Job, data: DataSet, split: str) -> BatchLoader:
         workers = self._args.num_workers
@@ -343,23 +374,26 @@ def curve_of(job: Job, rows: MetricsTable) -> Curve:
 
 def printed(jobs: list[Job], tables: list[MetricsTable], splits: tuple[str, ...]) -> str:
     """One aligned table of all chosen rows."""
-    # A bias is any where CE leaves it free; no column where nothing is predicted at all.
-    predicted = {} if not any(map(has_prediction, tables)) else SHOWN_PREDICTED
-    titles = [*(title for title, _ in SHOWN.values()), *predicted.values()]
-    header = ["run", "epoch", "split", *titles]
+    sometimes = (SHOWN_PREDICTED, SHOWN_GROUPED)
+    shown = dict(SHOWN)
+    for columns in sometimes:
+        shown |= columns if any(has_any(rows, columns) for rows in tables) else {}
+    header = ["run", "epoch", "split", *(title for title, _ in shown.values())]
     lines = []
     for job, rows in zip(jobs, tables, strict=True):
         for key in ((epoch, split) for epoch in job.chosen for split in splits):
             if key in rows.rows:
-                values = [form.format(rows.rows[key][name]) for name, (_, form) in SHOWN.items()]
-                exact = [rows.rows[key][name] for name in predicted]
-                values += ["-" if value is None else f"{value:.3f}" for value in exact]
+                row = rows.rows[key]
+                values = [
+                    "-" if row[name] is None else form.format(row[name])
+                    for name, (_, form) in shown.items()
+                ]
                 lines.append([job.name, str(key[0]), key[1], *values])
     return table(header, lines)
 
 
-def has_prediction(rows: MetricsTable) -> bool:
-    return any(row["predicted_positive"] is not None for row in rows.rows.values())
+def has_any(rows: MetricsTable, columns: Iterable[str]) -> bool:
+    return any(row[name] is not None for row in rows.rows.values() for name in columns)
 
 
 def complain(error: Exception | str) -> None:

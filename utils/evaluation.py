@@ -19,14 +19,17 @@ from utils.errors import UserError
 from utils.loader import BatchLoader
 from utils.metrics import (
     best_threshold,
-    correct_counts,
+    class_correct_counts,
     positive_and_largest_negative,
     score_statistics,
 )
 from utils.neural_collapse import feature_properties, neural_collapse
 from utils.rundir import read_config
 
-DATA_SETTINGS = ("dataset", "data_dir", "img_size", "sample_size", "test_sample_size")
+DATA_SETTINGS = (
+    *("dataset", "data_dir", "img_size"),
+    *("sample_size", "imbalance_factor", "test_sample_size"),
+)
 MODEL_SETTINGS = ("patch_size", "width", "depth", "bias_mode", "fixed_etf")
 
 MEASURES = (
@@ -58,6 +61,7 @@ def rebuild_data(
         data_dir or settings["data_dir"],
         img_size=settings["img_size"],
         sample_size=settings["sample_size"],
+        imbalance_factor=settings["imbalance_factor"],
         test_sample_size=settings["test_sample_size"],
         num_workers=settings["num_workers"],
         splits=splits,
@@ -108,6 +112,7 @@ class Extracted:
         labels: int64 [N].
         positives, negatives: float32 [N], each sample's own logit and the largest of the others.
         top1, top5: shares of samples, in [0, 1].
+        class_correct: int64 [K], samples of each class whose own logit is the largest.
     """
 
     features: Tensor
@@ -116,6 +121,7 @@ class Extracted:
     negatives: Tensor
     top1: float
     top5: float
+    class_correct: Tensor
 
 
 @torch.no_grad()
@@ -131,7 +137,7 @@ def extract(
     features = torch.empty(count, model.feature_dim, device=device)
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)
-    correct = torch.zeros(2, dtype=torch.int64, device=device)
+    correct = torch.zeros(2, len(model.fc.weight), dtype=torch.int64, device=device)
     first = 0
     for images, targets in batches.batches(epoch=0):
         with autocast:
@@ -139,10 +145,10 @@ def extract(
         at = slice(first, first + len(targets))
         features[at], labels[at] = batch_features, targets
         margins[0, at], margins[1, at] = positive_and_largest_negative(logits, targets)
-        correct += correct_counts(logits, targets)
+        correct += class_correct_counts(logits, targets)
         first = at.stop
-    top1, top5 = (hits / count for hits in correct.tolist())
-    return Extracted(features, labels, margins[0], margins[1], top1, top5)
+    top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
+    return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])
 
 
 def extract_run(directory: Path, epoch: int, device: torch.device) -> Extracted:
