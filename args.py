@@ -164,6 +164,15 @@ def train_parser() -> Parser:
         help="training images per class, the first N (default: all)",
     )
     add(
+        "--imbalance_factor",
+        type=_real(1.0),
+        default=1.0,
+        metavar="X",
+        help="cut the training set to a long tail: of K classes, the largest of n images (after "
+        "--sample_size), class k keeps the first n X^(-k/(K-1)), rounded down, at least 1, or all "
+        "where it has fewer; the test set stays as it is (default: 1, no tail)",
+    )
+    add(
         "--test_sample_size",
         type=_integer(1),
         default=None,
@@ -461,6 +470,13 @@ def eval_nc_parser() -> Parser:
             help="as in train.py --help (default: train.py's)",
         )
     add(
+        "--imbalance_factor",
+        type=_real(1.0),
+        default=None,
+        metavar="X",
+        help="as in train.py --help (default: train.py's)",
+    )
+    add(
         "--bias_added",
         action="store_true",
         help="the classifier that wrote the weights adds its bias, as torch.nn.Linear does; ours "
@@ -531,7 +547,7 @@ def _add_evaluation(add: Callable[..., Any]) -> None:
 
 
 BARE_FLAGS = (
-    *("model", "dataset", "img_size", "sample_size", "test_sample_size"),
+    *("model", "dataset", "img_size", "sample_size", "imbalance_factor", "test_sample_size"),
     *("patch_size", "width", "depth", "bias_added"),
 )
 
@@ -548,6 +564,7 @@ def bare_settings(args: argparse.Namespace, bias_mode: str) -> dict[str, Any]:
         key: value for key, value in vars(parse_train_args([])).items() if key != "distinct"
     }
     given = {key: getattr(args, key) for key in BARE_FLAGS if key in settings}
+    given = {key: value for key, value in given.items() if value is not None}
     return {**settings, **given, "loss": "", "optimizer": "", "bias_mode": bias_mode}
 
 
@@ -628,7 +645,7 @@ def verify_theory_parser() -> Parser:
         type=_real(1.0),
         default=1.0,
         metavar="X",
-        help="class k has N X^(-k/(K-1)) samples; the theory is of 1 (default: 1)",
+        help="class k has N X^(-k/(K-1)) samples, rounded down; the theory is of 1 (default: 1)",
     )
 
     add = parser.add_argument_group("how").add_argument

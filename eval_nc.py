@@ -3,7 +3,7 @@
 python eval_nc.py --load_path model_weights/<run>
 """
 
-from args import BARE_FLAGS, bare_settings, checked_settings, eval_nc_parser
+from args import BARE_FLAGS, bare_settings, eval_nc_parser, stored_run
 from utils.signals import StopSignal
 
 STOPPED = "stopped; the rows computed so far are kept, the same command goes on from there"
@@ -14,39 +14,36 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from utils.checkpoint import load
 from utils.console import Console, Progress, table
-from utils.datasets import DataSet
 from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
 from utils.evaluation import (
     DATA_SETTINGS,
     MEASURES,
     MODEL_SETTINGS,
+    Extracted,
+    Rebuilder,
+    TrainedRun,
     extract,
-    load_weights,
     measure,
-    rebuild_data,
-    rebuild_model,
-    split_batches,
 )
 from utils.figures import Curve, nc_figure, save_figure
-from utils.loader import BatchLoader
+from utils.metrics import group_accuracies
 from utils.nc_table import MetricsTable, checkpoints, fingerprint, select_checkpoints
 from utils.precision import autocast
-from utils.rundir import CONFIG, check_data, read_config
-from utils.theory import predict_run
+from utils.rundir import CONFIG
 
 PREDICTED = ("predicted_positive", "predicted_negative", "predicted_bias")
-COLUMNS = ("epoch", "split", *MEASURES, *PREDICTED)
+GROUPED = ("top1_many", "top1_medium", "top1_few")
+COLUMNS = ("epoch", "split", *MEASURES, *PREDICTED, *GROUPED)
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
 # What a prediction depends on besides model and data.
 PREDICTION_SETTINGS = (
@@ -67,7 +64,17 @@ SHOWN = {
     "negative_mean": ("negative", "{:.3f}"),
     "bias_mean": ("bias", "{:.3f}"),
 }
-SHOWN_PREDICTED = dict(zip(PREDICTED, ("pred. pos.", "pred. neg.", "pred. bias"), strict=True))
+# Shown where any row has one of them.
+SHOWN_PREDICTED = {
+    "predicted_positive": ("pred. pos.", "{:.3f}"),
+    "predicted_negative": ("pred. neg.", "{:.3f}"),
+    "predicted_bias": ("pred. bias", "{:.3f}"),
+}
+SHOWN_GROUPED = {
+    "top1_many": ("many %", "{:.2f}"),
+    "top1_medium": ("medium %", "{:.2f}"),
+    "top1_few": ("few %", "{:.2f}"),
+}
 
 
 class CheckpointError(Exception):
@@ -75,17 +82,10 @@ class CheckpointError(Exception):
 
 
 @dataclass
-class Job:
-    """A run directory and what of it is to be evaluated."""
+class Job(TrainedRun):
+    """A run and which of its checkpoints are to be evaluated."""
 
-    directory: Path
-    settings: dict[str, Any]
-    facts: dict[str, Any]  # of the data set, as the run knew it; empty for bare weights
     chosen: dict[int, Path]
-
-    @property
-    def name(self) -> str:
-        return self.directory.resolve().name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,10 +132,9 @@ def open_job(directory: Path, args: argparse.Namespace) -> Job:
     """Read what a run directory says of itself. Raises UserError."""
     chosen = select_checkpoints(directory, args.checkpoints)
     if (directory / CONFIG).exists():
-        config = read_config(directory)
-        settings = checked_settings(config["settings"], directory / CONFIG)
-        return Job(directory, settings, config["data"], chosen)
-    return Job(directory, bare_settings(args, bias_mode_of(directory)), {}, chosen)
+        return Job(directory, *stored_run(directory), chosen)
+    settings = bare_settings(args, bias_mode_of(directory))
+    return Job(directory, settings, {}, chosen)
 
 
 def refuse_without_effect(args: argparse.Namespace, jobs: list[Job]) -> None:
@@ -181,8 +180,7 @@ def bias_mode_of(directory: Path) -> str:
 
 
 class Evaluator:
-    """Evaluates one job after another; data set, batches and model are built once for all jobs
-    that share them."""
+    """Evaluates one job after another."""
 
     def __init__(
         self,
@@ -191,19 +189,25 @@ class Evaluator:
         splits: tuple[str, ...],
         console: Console,
     ) -> None:
-        self._args, self._device, self._splits, self._console = args, device, splits, console
+        self._args, self._splits, self._console = args, splits, console
         self._autocast = autocast(args.precision, device)
-        self._built: dict[str, tuple[Any, Any]] = {}
+        self._runs = Rebuilder(
+            device,
+            splits,
+            batch_size=args.batch_size,
+            data_dir=args.data_dir,
+            num_workers=args.num_workers,
+        )
 
     def evaluate(self, job: Job) -> tuple[MetricsTable, int]:
         """The run's table with the chosen rows computed, and how many checkpoints failed."""
-        rows = MetricsTable(job.directory, COLUMNS, optional=PREDICTED)
+        rows = MetricsTable(job.directory, COLUMNS, optional=(*PREDICTED, *GROUPED))
         todo, prints = self._missing(job, rows)
         total = sum(len(splits) for splits in todo.values())
         kept = len(job.chosen) * len(self._splits) - total
         if total:
             try:
-                self._model(job)
+                self._runs.model(job)
             except UserError as error:  # the data set is missing, say: one line for the whole run
                 complain(error)
                 return rows, len(todo)
@@ -248,81 +252,47 @@ class Evaluator:
         settings = {key: job.settings[key] for key in ("model", *DATA_SETTINGS, *MODEL_SETTINGS)}
         if job.facts:  # they tell a data set that moved from one that changed
             del settings["data_dir"]
+        if settings["imbalance_factor"] == 1:  # rows of before there were long tails still hold
+            del settings["imbalance_factor"]
         decays = [job.settings[key] for key in PREDICTION_SETTINGS]
         return self._args.precision, self._args.bias_added, settings, decays, job.facts
 
     def _measured(
         self, job: Job, epoch: int, splits: list[str]
-    ) -> Iterator[tuple[str, dict[str, float]]]:
+    ) -> Iterator[tuple[str, dict[str, float | None]]]:
         """Each split and its measures under one checkpoint. Raises CheckpointError."""
         path = job.chosen[epoch]
-        data, model = self._data(job), self._model(job)
         try:
-            load_weights(model, path, self._device, bias_added=self._args.bias_added)
+            model = self._runs.loaded(job, path, bias_added=self._args.bias_added)
         except UserError as error:
             raise CheckpointError(str(error)) from error
         weight, bias = model.fc.weight.detach(), model.fc.bias_vector().detach()
         for split in splits:
-            extracted = extract(model, self._batches(job, data, split), self._autocast)
+            extracted = extract(model, self._runs.batches(job, split), self._autocast)
             try:
-                yield split, measure(extracted, weight, bias)
+                values = measure(extracted, weight, bias)
             except ValueError as error:
                 raise CheckpointError(f"{path}, {split} set: {error}") from error
+            yield split, values | self._grouped(job, extracted)
 
     def _predicted(self, job: Job) -> dict[str, float | None]:
         """The exact minimum for a run with --sep_decay; None for each where none is claimed."""
-        if not job.facts:
-            return dict.fromkeys(PREDICTED)
-        dim = self._model(job).feature_dim
-        prediction = predict_run(job.settings, self._class_sizes(job), dim)
+        prediction = self._runs.prediction(job)
         if prediction is None:
             return dict.fromkeys(PREDICTED)
         scores = prediction.positive_score, prediction.negative_score, prediction.bias
         return dict(zip(PREDICTED, scores, strict=True))
 
-    def _class_sizes(self, job: Job) -> list[int]:
-        """Training images per class, from the training split where it is loaded."""
-        data = self._data(job)
-        split = data.train if data.train is not None else data.test
-        counts = torch.bincount(split.labels.cpu(), minlength=data.num_classes).double()
-        # The test set's shares, where it alone is loaded, at the training set's size.
-        total = job.facts.get("train_size", len(split))
-        return (counts * total / len(split)).tolist()
-
-    def _data(self, job: Job) -> DataSet:
-        identity = [job.settings[key] for key in DATA_SETTINGS]
-        data = self._once("data", identity, lambda: self._load(job))
-        check_data(job.directory, job.facts, data.facts())
-        return data
-
-    def _load(self, job: Job) -> DataSet:
-        workers = self._args.num_workers
-        settings = job.settings if workers is None else {**job.settings, "num_workers": workers}
-        return rebuild_data(settings, self._args.data_dir, self._splits)
-
-    def _batches(self, job: Job, data: DataSet, split: str) -> BatchLoader:
-        workers = self._args.num_workers
-        options = {
-            "batch_size": self._args.batch_size,
-            "device": self._device,
-            "num_workers": job.settings["num_workers"] if workers is None else workers,
+    def _grouped(self, job: Job, extracted: Extracted) -> dict[str, float | None]:
+        """Top-1 in percent by the classes' training images, for a run on a long tail."""
+        if job.settings["imbalance_factor"] == 1:
+            return dict.fromkeys(GROUPED)
+        correct = extracted.class_correct
+        counts = torch.bincount(extracted.labels, minlength=len(correct))
+        shares = group_accuracies(correct, counts, self._runs.class_sizes(job))
+        return {
+            f"top1_{name}": None if share is None else 100 * share for name, share in shares.items()
         }
-        return self._once(split, data, lambda: split_batches(data, split, **options))
-
-    def _model(self, job: Job) -> nn.Module:
-        data = self._data(job)
-        options = [job.settings[key] for key in ("model", *MODEL_SETTINGS)]
-        identity = options, data.num_classes, data.image_shape
-        return self._once(
-            "model", identity, lambda: rebuild_model(job.settings, data).to(self._device)
-        )
-
-    def _once(self, kind: str, identity: Any, build: Any) -> Any:
-        """What `build` returns, kept until one of its kind with another identity is asked for."""
-        if kind not in self._built or self._built[kind][0] != identity:
-            self._built.pop(kind, None)  # frees the memory of the last one first
-            self._built[kind] = identity, build()
-        return self._built[kind][1]
 
 
 def draw(curves: list[Curve], path: Path, console: Console) -> int:
@@ -343,23 +313,26 @@ def curve_of(job: Job, rows: MetricsTable) -> Curve:
 
 def printed(jobs: list[Job], tables: list[MetricsTable], splits: tuple[str, ...]) -> str:
     """One aligned table of all chosen rows."""
-    # A bias is any where CE leaves it free; no column where nothing is predicted at all.
-    predicted = {} if not any(map(has_prediction, tables)) else SHOWN_PREDICTED
-    titles = [*(title for title, _ in SHOWN.values()), *predicted.values()]
-    header = ["run", "epoch", "split", *titles]
+    sometimes = (SHOWN_PREDICTED, SHOWN_GROUPED)
+    shown = dict(SHOWN)
+    for columns in sometimes:
+        shown |= columns if any(has_any(rows, columns) for rows in tables) else {}
+    header = ["run", "epoch", "split", *(title for title, _ in shown.values())]
     lines = []
     for job, rows in zip(jobs, tables, strict=True):
         for key in ((epoch, split) for epoch in job.chosen for split in splits):
             if key in rows.rows:
-                values = [form.format(rows.rows[key][name]) for name, (_, form) in SHOWN.items()]
-                exact = [rows.rows[key][name] for name in predicted]
-                values += ["-" if value is None else f"{value:.3f}" for value in exact]
+                row = rows.rows[key]
+                values = [
+                    "-" if row[name] is None else form.format(row[name])
+                    for name, (_, form) in shown.items()
+                ]
                 lines.append([job.name, str(key[0]), key[1], *values])
     return table(header, lines)
 
 
-def has_prediction(rows: MetricsTable) -> bool:
-    return any(row["predicted_positive"] is not None for row in rows.rows.values())
+def has_any(rows: MetricsTable, columns: Iterable[str]) -> bool:
+    return any(row[name] is not None for row in rows.rows.values() for name in columns)
 
 
 def complain(error: Exception | str) -> None:

@@ -44,6 +44,7 @@ from utils.rundir import (
     Run,
     check_data,
     choose_run,
+    completed,
     extend_config,
     read_config,
     shaping_settings,
@@ -287,7 +288,7 @@ def restore(
         return Position()
     state = load(run / LAST, device)
     try:
-        if state["settings"] != shaping_settings(vars(args)):
+        if completed(state["settings"]) != shaping_settings(vars(args)):
             raise ValueError("it was written with other settings")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -303,6 +304,13 @@ def restore(
 def describe(position: Position) -> str:
     steps = f" and {plural(position.step, 'step')}" if position.step else ""
     return f"{plural(position.epoch, 'epoch')}{steps}"
+
+
+def tail_of(data: DataSet) -> str:
+    sizes = data.class_sizes
+    return (
+        f"; the largest class has {plural(max(sizes), 'training image')}, the smallest {min(sizes)}"
+    )
 
 
 def plural(number: int, noun: str) -> str:
@@ -358,6 +366,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
         args.data_dir,
         img_size=args.img_size,
         sample_size=args.sample_size,
+        imbalance_factor=args.imbalance_factor,
         test_sample_size=args.test_sample_size,
         num_workers=args.num_workers,
     )
@@ -382,6 +391,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
     console.say(
         f"{args.model} ({parameters:,} parameters) on {args.dataset} with {args.loss}, "
         f"{args.optimizer}, {len(data.train):,} training and {len(data.test):,} test images"
+        f"{tail_of(data) if args.imbalance_factor > 1 else ''}"
     )
     console.say(f"run directory {run.directory}, device {device_name}")
     stop.wait_for_step()

@@ -23,6 +23,7 @@ from utils.console import table
 from utils.errors import UserError
 from utils.figures import SweepPoint, save_figure, sweep_figure
 from utils.files import check_picture, check_target, write_json
+from utils.longtail import long_tailed_sizes
 from utils.neural_collapse import neural_collapse
 from utils.theory import Prediction, predict
 from utils.unconstrained import Found, Problem, minimise
@@ -63,7 +64,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.imbalance_factor > 1 and len(set(class_sizes(args))) == 1:
         raise UserError(
             f"--imbalance_factor {args.imbalance_factor:g} has no effect here: with "
-            f"--samples_per_class {args.samples_per_class:g} all classes round to one size"
+            f"--samples_per_class {args.samples_per_class:g} all classes have one sample"
         )
 
 
@@ -163,11 +164,9 @@ def find_for(args: argparse.Namespace) -> Found:
 
 
 def class_sizes(args: argparse.Namespace) -> list[int]:
-    """Samples of each class: n, or n·factor^(−k/(K−1)) of class k with --imbalance_factor."""
+    """Samples of each class: ⌈n⌉, or with --imbalance_factor train.py's profile from there."""
     largest = math.ceil(args.samples_per_class)
-    last = args.num_classes - 1
-    factor = args.imbalance_factor
-    return [max(1, round(largest * factor ** (-k / last))) for k in range(args.num_classes)]
+    return long_tailed_sizes(largest, args.num_classes, args.imbalance_factor)
 
 
 def why_not_applicable(args: argparse.Namespace, predicted: Prediction) -> str | None:

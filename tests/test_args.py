@@ -87,6 +87,7 @@ WRONG_VALUES = [
     (["--lr", "x"], "within"),
     (["--smoothing", "1"], "below 1"),
     (["--smoothing", "-0.1"], "at least 0"),
+    (["--imbalance_factor", "0.5"], "at least 1"),
     (["--bias_init_mean", "inf"], "within"),
     (["--bias_init_mode", "8"], "at most 7"),
     (["--batch_size", "1"], "from 2 on"),

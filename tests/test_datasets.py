@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from utils import datasets
 from utils.datasets import DATASETS, FileSplit, TensorSplit, channel_stats, load_dataset
 from utils.errors import UserError
+from utils.longtail import long_tailed_sizes
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -112,6 +113,57 @@ def test_sample_size_beyond_the_smallest_class_is_told(tmp_path):
     message = refusal("digits", tmp_path, test_sample_size=fewest + 1)
     assert f"--test_sample_size {fewest + 1}" in message
     assert f"{fewest} test images of class '{counts.argmin()}'" in message
+
+
+# The published sizes of CIFAR100-LT and CIFAR10-LT.
+TAILS = [(500, 100, 10, 19573), (500, 100, 50, 12608), (500, 100, 100, 10847)]
+TAILS += [(5000, 10, 10, 20431), (5000, 10, 50, 13996), (5000, 10, 100, 12406)]
+
+
+@pytest.mark.parametrize(("largest", "num_classes", "factor", "total"), TAILS)
+def test_long_tails_have_the_published_sizes(largest, num_classes, factor, total):
+    sizes = long_tailed_sizes(largest, num_classes, factor)
+    last = num_classes - 1
+    assert sizes == [int(largest * (1 / factor) ** (k / last)) for k in range(num_classes)]
+    assert (sum(sizes), sizes[0], sizes[-1]) == (total, largest, largest // factor)
+
+
+def test_long_tails_at_their_ends():
+    assert long_tailed_sizes(7, 5, 1) == [7] * 5
+    assert long_tailed_sizes(10, 3, 1000) == [10, 1, 1]
+    # Powers of whole numbers are whole, whatever floating point makes of them.
+    for base in range(2, 12):
+        expected = [base**5, base**4, base**3, base**2, base, 1]
+        assert long_tailed_sizes(base**5, 6, base**5) == expected
+
+
+def test_a_long_tail_takes_the_first_of_each_class_up_to_its_size(tmp_path):
+    whole = load_dataset("digits", tmp_path)
+    tail = load_dataset("digits", tmp_path, imbalance_factor=1.2)
+    own = torch.bincount(whole.train.labels).tolist()
+    profile = [int(max(own) * 1.2 ** (-k / 9)) for k in range(10)]
+    sizes = [min(pair) for pair in zip(own, profile, strict=True)]
+    assert sizes[0] == own[0] < profile[0]  # a class that has fewer keeps them all
+    firsts = [torch.where(whole.train.labels == k)[0][:size] for k, size in enumerate(sizes)]
+    kept = torch.cat(firsts).sort().values
+    assert torch.equal(tail.train.labels, whole.train.labels[kept])
+    assert torch.equal(tail.train.images, whole.train.images[kept])
+    assert torch.equal(tail.test.images, whole.test.images)
+    assert tail.class_sizes == tail.facts()["class_sizes"] == sizes
+    assert load_dataset("digits", tmp_path, imbalance_factor=1.2, splits=["test"]).mean == tail.mean
+
+
+def test_a_long_tail_comes_after_sample_size(tmp_path):
+    tail = load_dataset("digits", tmp_path, sample_size=100, imbalance_factor=50)
+    assert tail.class_sizes == [int(100 * 50 ** (-k / 9)) for k in range(10)]
+    assert tail.class_sizes[-1] == 2
+
+
+def test_long_tails_without_effect_or_out_of_range_are_told(tmp_path):
+    message = refusal("digits", tmp_path, sample_size=1, imbalance_factor=100)
+    assert "--imbalance_factor 100 has no effect here" in message
+    assert "--imbalance_factor 0.5" in refusal("digits", tmp_path, imbalance_factor=0.5)
+    assert "--imbalance_factor nan" in refusal("digits", tmp_path, imbalance_factor=float("nan"))
 
 
 def test_only_the_splits_asked_for_with_the_same_stats(tmp_path):
@@ -351,6 +403,21 @@ def test_a_large_folder_streams_the_same_images(folder, monkeypatch):
     assert torch.equal(streamed.train.fetch(torch.arange(6)), memory.train.images)
     assert torch.equal(streamed.test.fetch([3, 0]), memory.test.images[[3, 0]])
     assert streamed.mean == memory.mean and streamed.image_shape == memory.image_shape
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_folder_with_a_long_tail(folder, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(datasets, "IN_MEMORY_BYTES", 0)
+    break_file(folder / "train" / "dog" / "1.jpg", "text")  # it is not reached
+    data = load_dataset("folder", folder, imbalance_factor=3)
+    assert isinstance(data.train, TensorSplit if in_memory else FileSplit)
+    assert data.class_sizes == [3, 1]
+    files = [folder / "train" / "cat" / f"{i}.png" for i in range(3)]
+    files.append(folder / "train" / "dog" / "0.png")
+    images = data.train.fetch(torch.arange(4))
+    assert torch.equal(images, torch.stack([pixels_of(path) for path in files]))
+    assert len(data.test) == 4
 
 
 def test_streamed_stats_are_of_evenly_spaced_images(folder, monkeypatch):

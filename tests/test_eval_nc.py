@@ -1,6 +1,7 @@
 """eval_nc.py: the table against features extracted by hand, what is kept, and how it fails."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ import eval_nc
 import train
 from models import build_model
 from tests.conftest import assert_mistake, run
+from utils import evaluation
 from utils.checkpoint import load
 from utils.datasets import load_dataset
 from utils.errors import UserError
@@ -23,7 +25,7 @@ HEADER = (
     "epoch,split,top1,top5,uniform_accuracy,uniform_threshold,nc1,nc2,nc2_h,nc3,nc4,compactness,"
     "distinctiveness,positive_mean,positive_std,positive_min,positive_max,negative_mean,"
     "negative_std,negative_min,negative_max,bias_mean,bias_std,bias_min,bias_max,"
-    "predicted_positive,predicted_negative,predicted_bias"
+    "predicted_positive,predicted_negative,predicted_bias,top1_many,top1_medium,top1_few"
 )
 MODEL = ["--model", "MLP", "--width", 32, "--depth", 2]
 
@@ -144,10 +146,15 @@ def test_a_row_without_its_fingerprint_is_computed_again(run_dir, capsys):
     assert "1 evaluated, 5 unchanged" in evaluate(capsys, run_dir).out
 
 
-def test_a_table_of_before_the_predictions_is_kept(run_dir, capsys):
+@pytest.mark.parametrize("later", [3, 6], ids=["long tails", "predictions"])
+def test_a_table_of_before_later_columns_is_kept(run_dir, capsys, later):
+    """The last columns are missing, and in config.json the setting that came with them."""
     evaluate(capsys, run_dir)
     lines = (run_dir / "nc_metrics.csv").read_text().splitlines()
-    (run_dir / "nc_metrics.csv").write_text("".join(f"{x.rsplit(',', 3)[0]}\n" for x in lines))
+    (run_dir / "nc_metrics.csv").write_text("".join(f"{x.rsplit(',', later)[0]}\n" for x in lines))
+    config = json.loads((run_dir / "config.json").read_text())
+    del config["settings"]["imbalance_factor"]
+    (run_dir / "config.json").write_text(json.dumps(config))
     assert "0 evaluated, 2 unchanged" in evaluate(capsys, run_dir, "--checkpoints", "last").out
     assert len(table(run_dir)) == 6
 
@@ -261,8 +268,8 @@ def test_an_edited_config_is_one_line(run_dir, capsys, edit):
 def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys, monkeypatch):
     other = train_run(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
     loads = []
-    whole = eval_nc.rebuild_data
-    monkeypatch.setattr(eval_nc, "rebuild_data", lambda *a: loads.append(a) or whole(*a))
+    whole = evaluation.rebuild_data
+    monkeypatch.setattr(evaluation, "rebuild_data", lambda *a: loads.append(a) or whole(*a))
     said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures")
     assert len(loads) == 1
     assert "0 unchanged" in said.out
@@ -312,6 +319,82 @@ def test_a_config_that_does_not_match_the_data_is_refused(run_dir, capsys):
     (run_dir / "config.json").write_text(json.dumps(config))
     said = evaluate(capsys, run_dir, "--checkpoints", "last", status=2)
     assert "the data set has changed" in said.err
+
+
+@pytest.fixture(scope="module")
+def long_tailed(tmp_path_factory):
+    """A run on digits with 120 to 6 training images a class: many, medium and few."""
+    flags = ["--sample_size", 120, "--imbalance_factor", 20, "--sep_decay", "--epochs", 3]
+    return train_run(tmp_path_factory.mktemp("tails"), "lt", *flags, "--lr", 0.1)
+
+
+TAIL = [math.floor(120 * 20 ** (-k / 9)) for k in range(10)]  # 120, 86, 61, … 8, 6
+
+
+@pytest.fixture
+def lt_dir(long_tailed, tmp_path):
+    shutil.copytree(long_tailed, tmp_path / "lt")
+    return tmp_path / "lt"
+
+
+def test_accuracy_by_class_size_is_that_of_predictions_one_by_one(lt_dir, capsys):
+    said = evaluate(capsys, lt_dir, "--checkpoints", "last")
+    assert all(title in said.out for title in ("many %", "medium %", "few %"))
+    assert "pred. pos." not in said.out  # --sep_decay, but the theory is of balanced classes
+    data = load_dataset("digits", ".", sample_size=120, imbalance_factor=20)
+    model = build_model("MLP", 10, (3, 8, 8), width=32, depth=2)
+    model.load_state_dict(load(lt_dir / "epoch_003.pth"))
+    model.eval()
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (data.mean, data.std))
+    for split in ("train", "test"):
+        hits = {"many": [], "medium": [], "few": []}
+        part = getattr(data, split)
+        with torch.no_grad():
+            for image, label in zip(part.images, part.labels.tolist(), strict=True):
+                hit = model(((image / 255 - mean) / std)[None])[0].argmax().item() == label
+                size = TAIL[label]
+                hits["many" if size > 100 else "few" if size < 20 else "medium"].append(hit)
+        row = table(lt_dir)[3, split]
+        for name, group in hits.items():
+            expected = 100 * sum(group) / len(group)
+            assert float(row[f"top1_{name}"]) == pytest.approx(expected), (split, name)
+        assert row["predicted_positive"] == ""
+    assert data.class_sizes == TAIL
+
+
+def test_the_test_split_alone_knows_the_tail(lt_dir, capsys):
+    evaluate(capsys, lt_dir, "--checkpoints", "last")
+    both = table(lt_dir)[3, "test"]
+    assert (
+        "1 evaluated"
+        in evaluate(capsys, lt_dir, "--checkpoints", "last", "--split", "test", "--force").out
+    )
+    assert table(lt_dir)[3, "test"] == both
+    assert both["predicted_positive"] == ""
+
+
+def test_bare_weights_of_a_long_tail(lt_dir, capsys):
+    evaluate(capsys, lt_dir, "--checkpoints", "last", "--split", "test")
+    expected = table(lt_dir)[3, "test"]
+    (lt_dir / "config.json").unlink()
+    flags = ["--model", "MLP", "--width", 32, "--depth", 2, "--dataset", "digits"]
+    flags += ["--sample_size", 120, "--checkpoints", "last", "--split", "test"]
+    assert "1 evaluated" in evaluate(capsys, lt_dir, *flags, "--imbalance_factor", 20).out
+    found = table(lt_dir)[3, "test"]
+    assert all(found[f"top1_{g}"] == expected[f"top1_{g}"] for g in ("many", "medium", "few"))
+    said = evaluate(capsys, lt_dir, *flags).out  # the factor unknown: another row without groups
+    assert "1 evaluated" in said
+    assert "many %" not in said
+    assert table(lt_dir)[3, "test"]["top1_many"] == ""
+
+
+def test_another_tail_of_the_same_number_of_images_is_told(lt_dir, capsys):
+    config = json.loads((lt_dir / "config.json").read_text())
+    sizes = config["data"]["class_sizes"]
+    assert sizes == TAIL
+    config["data"]["class_sizes"] = sizes[::-1]
+    (lt_dir / "config.json").write_text(json.dumps(config))
+    assert "class_sizes was [6," in evaluate(capsys, lt_dir, status=2).err
 
 
 def test_the_command_itself(run_dir):

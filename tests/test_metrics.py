@@ -6,8 +6,10 @@ import torch
 
 import utils.metrics
 from utils.metrics import (
+    class_correct_counts,
     correct_counts,
     decision_scores,
+    group_accuracies,
     score_statistics,
     uniform_accuracy,
 )
@@ -78,6 +80,44 @@ def test_correct_counts_against_sorting():
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     expected = [(ranks < 1).sum().item(), (ranks < 5).sum().item()]
     assert correct_counts(logits, labels).tolist() == expected
+
+
+def test_correct_counts_by_class_against_a_loop():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(200, 9, generator=generator).round()  # with ties
+    labels = torch.randint(8, (200,), generator=generator)  # none of the last class
+    order = logits.topk(5, dim=1).indices.tolist()
+    expected = [[0] * 9, [0] * 9]
+    for ranked, label in zip(order, labels.tolist(), strict=True):
+        expected[0][label] += ranked[0] == label
+        expected[1][label] += label in ranked
+    counts = class_correct_counts(logits, labels)
+    assert counts.tolist() == expected
+    assert counts.sum(dim=1).tolist() == correct_counts(logits, labels).tolist()
+
+
+def test_groups_are_of_more_than_100_of_20_to_100_and_of_fewer_images():
+    sizes = [500, 101, 100, 20, 19, 1]
+    correct, counts = torch.tensor([8, 6, 5, 1, 3, 0]), torch.tensor([10, 10, 10, 10, 5, 5])
+    expected = {"many": 14 / 20, "medium": 6 / 20, "few": 3 / 10}
+    assert group_accuracies(correct, counts, sizes) == expected
+    empty = {"many": None, "medium": 23 / 50, "few": None}
+    assert group_accuracies(correct, counts, [50] * 6) == empty
+    with pytest.raises(ValueError, match="one length"):
+        group_accuracies(correct, counts, sizes[1:])
+
+
+def test_groups_of_a_balanced_test_set_are_mean_class_accuracies():
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.arange(12).repeat(20)
+    logits = torch.randn(240, 12, generator=generator) + 2 * torch.eye(12)[labels]
+    sizes = [300 * 0.6**k for k in range(12)]
+    found = group_accuracies(class_correct_counts(logits, labels)[0], labels.bincount(), sizes)
+    hits = (logits.argmax(1) == labels).double()
+    accuracies = [hits[labels == k].mean().item() for k in range(12)]
+    groups = {"many": range(0, 3), "medium": range(3, 6), "few": range(6, 12)}
+    for name, group in groups.items():
+        assert found[name] == pytest.approx(np.mean([accuracies[k] for k in group]))
 
 
 def test_top5_of_three_classes_is_everything():

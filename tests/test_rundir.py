@@ -15,6 +15,7 @@ from utils.rundir import (
     choose_run,
     default_run_name,
     read_config,
+    shaping_settings,
     write_config,
 )
 
@@ -149,6 +150,31 @@ def test_where_a_run_is_computed_is_no_change(tmp_path):
     assert changed_settings(stored, {**asked, "seed": 5}) == ["seed"]
 
 
+def test_a_config_of_before_a_setting_came_is_completed(tmp_path):
+    settings, distinct = settings_for(tmp_path, "--run_name", "a")
+    run = make_run(settings, distinct)
+    config = read_config(run.directory)
+    whole = dict(config["settings"])
+    del config["settings"]["imbalance_factor"]
+    write_json(run / "config.json", config)
+    assert read_config(run.directory)["settings"] == whole
+    assert choose_run(*settings_for(tmp_path, "--resume")).name == "a"
+    resumed, _ = settings_for(tmp_path, "--resume", "--run_name", "a")
+    assert resumed["imbalance_factor"] == 1
+    with pytest.raises(UserError, match="no unfinished run of this configuration"):
+        choose_run(*settings_for(tmp_path, "--resume", "--imbalance_factor", "2"))
+
+
+def test_the_imbalance_factor_shapes_what_is_learned(tmp_path):
+    settings, distinct = settings_for(tmp_path, "--run_name", "a", "--imbalance_factor", "50")
+    run = make_run(settings, distinct)
+    assert "imbalance_factor50" in default_run_name(settings, distinct)
+    assert shaping_settings(settings)["imbalance_factor"] == 50
+    assert settings_for(tmp_path, "--resume", "--run_name", "a")[0]["imbalance_factor"] == 50
+    with pytest.raises(UserError, match=r"--imbalance_factor 50\.0, not 100\.0"):
+        check_resumable(run.directory, settings, {"imbalance_factor": 100.0})
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}', '{"settings": 3, "data": {}}'])
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
@@ -158,6 +184,8 @@ def test_a_damaged_config_is_named(tmp_path, content):
 
 DAMAGED = [
     ("lr", None, "no 'lr'"),
+    ("imbalance_factor", None, "no 'imbalance_factor'"),
+    ("imbalance_factor", 0.5, "at least 1"),
     ("model", "Foo", "unknown model 'Foo'"),
     ("epochs", "x", "'x' is not a whole number"),
     ("seed", [1, 2], "unrecognized arguments: 2"),

@@ -74,6 +74,34 @@ def test_metrics_are_those_of_the_saved_weights(tmp_path):
     assert float(row["test_uniform"]) == pytest.approx(100 * uniform, abs=0.3)
 
 
+def test_a_long_tail_is_told_and_resumed(tmp_path, capsys):
+    flags = [*SMALL, "--schedule", "constant", "--epochs", 1, "--imbalance_factor", 10]
+    run_dir = trained(tmp_path, *flags)
+    sizes = [math.floor(20 * 10 ** (-k / 9)) for k in range(10)]
+    said = capsys.readouterr().out
+    assert f"{sum(sizes)} training and 360 test images; the largest class has 20 train" in said
+    assert "the smallest 2\n" in said
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["settings"]["imbalance_factor"] == 10
+    assert config["data"]["class_sizes"] == sizes
+    trained(tmp_path, "--resume", "--epochs", 2)
+    whole = trained(tmp_path / "whole", *flags, "--epochs", 2)
+    ours, expected = (load(path / "epoch_002.pth") for path in (run_dir, whole))
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+def test_a_run_of_before_long_tails_is_resumed(tmp_path):
+    run_dir = trained(tmp_path, *SMALL, "--schedule", "constant", "--epochs", 1)
+    config = json.loads((run_dir / "config.json").read_text())
+    del config["settings"]["imbalance_factor"], config["data"]["class_sizes"]
+    (run_dir / "config.json").write_text(json.dumps(config))
+    state = load(run_dir / "last.pth")
+    del state["settings"]["imbalance_factor"]
+    torch.save(state, run_dir / "last.pth")
+    trained(tmp_path, "--resume", "--epochs", 2)
+    assert len(read_csv(run_dir / "metrics.csv")) == 2
+
+
 def test_the_best_model_is_that_of_the_best_epoch(tmp_path):
     run_dir = trained(tmp_path, *SMALL, "--epochs", 4, "--lr", 0.05)
     rows = read_csv(run_dir / "metrics.csv")

@@ -35,6 +35,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
 from utils.errors import UserError
+from utils.longtail import long_tailed_sizes
 
 DATASETS = ("mnist", "cifar10", "cifar100", "digits", "folder")
 
@@ -180,9 +181,17 @@ class DataSet:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def class_sizes(self) -> list[int] | None:
+        """Training images of each class; None where that split was not asked for."""
+        if self.train is None:
+            return None
+        return torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).tolist()
+
     def facts(self) -> dict[str, Any]:
         """What config.json keeps: what a resumed or evaluated run must find unchanged."""
         sizes = {"train_size": self.train, "test_size": self.test}
+        class_sizes = self.class_sizes
         return {
             "num_classes": self.num_classes,
             "classes": list(self.classes),
@@ -190,6 +199,7 @@ class DataSet:
             "mean": list(self.mean),
             "std": list(self.std),
             **{key: len(split) for key, split in sizes.items() if split is not None},
+            **({} if class_sizes is None else {"class_sizes": class_sizes}),
         }
 
 
@@ -199,6 +209,7 @@ def load_dataset(
     *,
     img_size: int | None = None,
     sample_size: int | None = None,
+    imbalance_factor: float = 1.0,
     test_sample_size: int | None = None,
     num_workers: int = 0,
     splits: Sequence[str] = ("train", "test"),
@@ -210,10 +221,15 @@ def load_dataset(
         data_dir: where torchvision's sets lie or are put; the root of a `folder`.
         img_size: side in pixels all images are resized to; None keeps the native size (MNIST: 32).
         sample_size: use only the first so many training images of each class, in the set's order.
-        test_sample_size: the same for the test set.
+        imbalance_factor: above 1, cut the training set to a long tail. With n the size of the
+            largest class (after `sample_size`), class k keeps the first
+            ⌊n · factor^(−k/(K−1))⌋ of its images, at least one, or all where it has fewer; only
+            classes of equal size follow the profile exactly. The test set stays as it is.
+        test_sample_size: `sample_size` of the test set.
         num_workers: processes that decode a folder's files; 0 decodes in this one.
         splits: which of "train" and "test" to return images for. Where mean and std are measured,
-            that is on the training images either way: give the same `sample_size` to get the same.
+            that is on the training images either way: give the same `sample_size` and
+            `imbalance_factor` to get the same.
 
     Raises:
         UserError: an unknown name, a number out of range, absent, corrupt or inconsistent files,
@@ -222,14 +238,68 @@ def load_dataset(
     if name not in DATASETS:
         raise UserError(f"data set {name!r} is unknown: use one of {', '.join(DATASETS)}")
     numbers = {"img_size": img_size, "sample_size": sample_size}
-    numbers["test_sample_size"] = test_sample_size
+    numbers |= {"imbalance_factor": imbalance_factor, "test_sample_size": test_sample_size}
     for flag, value in numbers.items():
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:
             raise UserError(f"--{flag} {value} is too small: use 1 or more")
-    limits = {"train": sample_size, "test": test_sample_size}
+    selections = {
+        "train": _Selection("train", sample_size, imbalance_factor),
+        "test": _Selection("test", test_sample_size),
+    }
     if name == "folder":
-        return _load_folder(Path(data_dir), img_size, limits, num_workers, splits)
-    return _load_known(name, Path(data_dir), img_size, limits, splits)
+        return _load_folder(Path(data_dir), img_size, selections, num_workers, splits)
+    return _load_known(name, Path(data_dir), img_size, selections, splits)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Which samples of a split are used: the first so many of each class.
+
+    Attributes:
+        split: "train" or "test".
+        sample_size: of each class; None takes all.
+        imbalance_factor: of the long tail made of these; 1 leaves them.
+    """
+
+    split: str
+    sample_size: int | None
+    imbalance_factor: float = 1.0
+
+    def numbers(self, labels: Tensor, classes: list[str]) -> Tensor:
+        """The samples, int64 and ascending, of a split of these labels. Raises UserError."""
+        counts = torch.bincount(labels, minlength=len(classes))
+        limits = self._tail(self._equal(counts, classes))
+        by_class = labels.argsort(stable=True)
+        sorted_labels = labels[by_class]
+        firsts = counts.cumsum(0) - counts
+        rank = torch.arange(len(labels)) - firsts[sorted_labels]
+        return by_class[rank < limits[sorted_labels]].sort().values
+
+    def _equal(self, counts: Tensor, classes: list[str]) -> Tensor:
+        """The class sizes [K] that sample_size leaves of `counts` [K]."""
+        if self.sample_size is None:
+            return counts
+        fewest = int(counts.argmin())
+        if self.sample_size > counts[fewest]:
+            flag = {"train": "--sample_size", "test": "--test_sample_size"}[self.split]
+            raise UserError(
+                f"{flag} {self.sample_size} is more than the {counts[fewest]} {self.split} images "
+                f"of class {classes[fewest]!r}: use at most {counts[fewest]}"
+            )
+        return torch.full_like(counts, self.sample_size)
+
+    def _tail(self, counts: Tensor) -> Tensor:
+        """The class sizes [K] that the long tail leaves of `counts` [K]."""
+        if self.imbalance_factor == 1:
+            return counts
+        profile = long_tailed_sizes(int(counts.max()), len(counts), self.imbalance_factor)
+        sizes = torch.minimum(counts, torch.tensor(profile))
+        if torch.equal(sizes, counts):
+            raise UserError(
+                f"--imbalance_factor {self.imbalance_factor:g} has no effect here: no class has "
+                f"more images than the long tail of the largest, which has {counts.max()}"
+            )
+        return sizes
 
 
 # --- sets in memory -------------------------------------------------------------------------------
@@ -239,7 +309,7 @@ def _load_known(
     name: str,
     data_dir: Path,
     img_size: int | None,
-    limits: dict[str, int | None],
+    selections: dict[str, _Selection],
     splits: Sequence[str],
 ) -> DataSet:
     """The sets that torchvision and scikit-learn know."""
@@ -251,7 +321,7 @@ def _load_known(
     # Sets without known constants are measured on the training images, asked for or not.
     for split in splits if name in _STATS else dict.fromkeys(("train", *splits)):
         images, labels, classes = read(name, data_dir, split == "train")
-        kept = _first_per_class(labels, classes, limits[split], split)
+        kept = selections[split].numbers(labels, classes)
         images = _resize(images[kept], side)
         loaded[split] = TensorSplit(images.expand(-1, 3, -1, -1).contiguous(), labels[kept])
     mean, std = _STATS[name] if name in _STATS else channel_stats([loaded["train"].images])
@@ -387,24 +457,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _first_per_class(labels: Tensor, classes: list[str], limit: int | None, split: str) -> Tensor:
-    """Numbers, int64 and ascending, of the first `limit` samples of each class (None: of all)."""
-    if limit is None:
-        return torch.arange(len(labels))
-    counts = torch.bincount(labels, minlength=len(classes))
-    fewest = int(counts.argmin())
-    if limit > counts[fewest]:
-        flag = {"train": "--sample_size", "test": "--test_sample_size"}[split]
-        raise UserError(
-            f"{flag} {limit} is more than the {counts[fewest]} {split} images of class "
-            f"{classes[fewest]!r}: use at most {counts[fewest]}"
-        )
-    by_class = labels.argsort(stable=True)
-    firsts = counts.cumsum(0) - counts
-    rank = torch.arange(len(labels)) - firsts[labels[by_class]]
-    return by_class[rank < limit].sort().values
-
-
 def _resize(images: Tensor, side: int | None) -> Tensor:
     """Resize uint8 [N, C, H, W] to side×side pixels (bilinear, antialiased); None: as they are."""
     if side is None or images.shape[-2:] == (side, side):
@@ -445,7 +497,7 @@ def channel_stats(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[f
 def _load_folder(
     root: Path,
     img_size: int | None,
-    limits: dict[str, int | None],
+    selections: dict[str, _Selection],
     num_workers: int,
     splits: Sequence[str],
 ) -> DataSet:
@@ -454,7 +506,7 @@ def _load_folder(
     classes = _common_classes(folders)
     listed = {s: _list_files(folder, classes) for s, folder in folders.items()}
     for split, (paths, labels) in listed.items():
-        kept = _first_per_class(labels, classes, limits[split], split)
+        kept = selections[split].numbers(labels, classes)
         listed[split] = [paths[i] for i in kept.tolist()], labels[kept]
     first = listed["train"][0][0]
     size, size_from = ((img_size, img_size), None) if img_size else (_size_of(first), first)

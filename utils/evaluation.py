@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.loader import BatchLoader
 from utils.metrics import (
     best_threshold,
-    correct_counts,
+    class_correct_counts,
     positive_and_largest_negative,
     score_statistics,
 )
@@ -27,7 +27,10 @@ from utils.neural_collapse import feature_properties, neural_collapse
 from utils.rundir import check_data, read_config
 from utils.theory import Prediction, predict_run
 
-DATA_SETTINGS = ("dataset", "data_dir", "img_size", "sample_size", "test_sample_size")
+DATA_SETTINGS = (
+    *("dataset", "data_dir", "img_size"),
+    *("sample_size", "imbalance_factor", "test_sample_size"),
+)
 MODEL_SETTINGS = ("patch_size", "width", "depth", "bias_mode", "fixed_etf")
 
 MEASURES = (
@@ -59,6 +62,7 @@ def rebuild_data(
         data_dir or settings["data_dir"],
         img_size=settings["img_size"],
         sample_size=settings["sample_size"],
+        imbalance_factor=settings["imbalance_factor"],
         test_sample_size=settings["test_sample_size"],
         num_workers=settings["num_workers"],
         splits=splits,
@@ -109,6 +113,7 @@ class Extracted:
         labels: int64 [N].
         positives, negatives: float32 [N], each sample's own logit and the largest of the others.
         top1, top5: shares of samples, in [0, 1].
+        class_correct: int64 [K], samples of each class whose own logit is the largest.
     """
 
     features: Tensor
@@ -117,6 +122,7 @@ class Extracted:
     negatives: Tensor
     top1: float
     top5: float
+    class_correct: Tensor
 
 
 @torch.no_grad()
@@ -132,7 +138,7 @@ def extract(
     features = torch.empty(count, model.feature_dim, device=device)
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)
-    correct = torch.zeros(2, dtype=torch.int64, device=device)
+    correct = torch.zeros(2, len(model.fc.weight), dtype=torch.int64, device=device)
     first = 0
     for images, targets in batches.batches(epoch=0):
         with autocast:
@@ -140,10 +146,10 @@ def extract(
         at = slice(first, first + len(targets))
         features[at], labels[at] = batch_features, targets
         margins[0, at], margins[1, at] = positive_and_largest_negative(logits, targets)
-        correct += correct_counts(logits, targets)
+        correct += class_correct_counts(logits, targets)
         first = at.stop
-    top1, top5 = (hits / count for hits in correct.tolist())
-    return Extracted(features, labels, margins[0], margins[1], top1, top5)
+    top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
+    return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])
 
 
 def extract_run(directory: Path, epoch: int, device: torch.device) -> Extracted:
@@ -199,7 +205,9 @@ class Rebuilder:
 
     def _load(self, run: TrainedRun) -> DataSet:
         settings = {**run.settings, "num_workers": self._workers(run)}
-        return rebuild_data(settings, self._data_dir, self._splits)
+        # Of a long tail, the training set tells the class sizes even where it is not evaluated.
+        splits = self._splits if settings["imbalance_factor"] == 1 else ("train", "test")
+        return rebuild_data(settings, self._data_dir, splits)
 
     def _workers(self, run: TrainedRun) -> int:
         return run.settings["num_workers"] if self._num_workers is None else self._num_workers
@@ -238,12 +246,15 @@ class Rebuilder:
         return extract(model, self.batches(run, split), autocast or contextlib.nullcontext())
 
     def class_sizes(self, run: TrainedRun) -> list[float]:
-        """Training images per class, from the training split where it is loaded; else the test
-        set's shares at the training set's size."""
+        """Training images per class, from the training split where it is loaded."""
         data = self.data(run)
-        split = data.train if data.train is not None else data.test
-        counts = torch.bincount(split.labels.cpu(), minlength=data.num_classes).double()
-        return (counts * run.facts.get("train_size", len(split)) / len(split)).tolist()
+        known = data.class_sizes or run.facts.get("class_sizes")
+        if known:
+            return known
+        # An older run, the test set alone loaded: its shares at the training set's size.
+        counts = torch.bincount(data.test.labels.cpu(), minlength=data.num_classes).double()
+        total = run.facts.get("train_size", len(data.test))
+        return (counts * total / len(data.test)).tolist()
 
     def prediction(self, run: TrainedRun) -> Prediction | None:
         """The exact minimum that the run approaches; None where none is claimed."""

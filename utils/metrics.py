@@ -1,13 +1,15 @@
 """Accuracies from logits (top-k, uniform accuracy) and decision scores from features."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+MANY, FEW = 100, 20  # training images of a class: above, many; below, few
 
 # Numbers in a float64 chunk. On the CPU 4 MiB: larger ones leave the cache and were up to ten times
 # slower; on other devices 64 MiB, enough to fill them.
@@ -21,9 +23,58 @@ def correct_counts(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5))
     logits [N, K], labels int64 [N]. Stays on the device: no synchronisation. Where there are fewer
     than k classes, k is their number.
     """
-    largest = min(max(ks), logits.shape[1])
-    hits = logits.topk(largest, dim=1).indices == labels[:, None]
+    hits = _ranked_hits(logits, labels, max(ks))
     return torch.stack([hits[:, :k].sum() for k in ks])
+
+
+def class_correct_counts(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+    """`correct_counts` class by class: int64 [len(ks), K], whose sums over the classes those are.
+
+    logits [N, K], labels int64 [N]. Stays on the device: no synchronisation.
+    """
+    hits = _ranked_hits(logits, labels, max(ks))
+    counts = torch.zeros(len(ks), logits.shape[1], dtype=torch.int64, device=logits.device)
+    for count, k in zip(counts, ks, strict=True):
+        count.index_add_(0, labels, hits[:, :k].sum(dim=1))
+    return counts
+
+
+def group_accuracies(
+    correct: Tensor, counts: Tensor, class_sizes: Sequence[float]
+) -> dict[str, float | None]:
+    """Top-1 by how many training images a class has (Liu et al. 2019, long-tailed recognition).
+
+    Args:
+        correct: int64 [K], correctly classified samples of each class in the evaluated split.
+        counts: int64 [K], all samples of each class there.
+        class_sizes: K numbers of training images, which decide the group: many, above 100;
+            medium, 20 to 100; few, below 20.
+
+    Returns:
+        many, medium and few: the share, in [0, 1], of correctly classified samples among all of
+        the group's classes (the mean class accuracy where these have equally many); None for a
+        group without samples.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+    if not len(correct) == len(counts) == len(class_sizes):
+        raise ValueError(
+            f"correct, counts and class_sizes must have one length, not {len(correct)}, "
+            f"{len(counts)} and {len(class_sizes)}"
+        )
+    sizes = torch.as_tensor(class_sizes, dtype=torch.float64)
+    groups = {
+        "many": sizes > MANY,
+        "medium": (sizes >= FEW) & (sizes <= MANY),
+        "few": sizes < FEW,
+    }
+    correct, counts = correct.cpu(), counts.cpu()
+    totals = {name: counts[group].sum().item() for name, group in groups.items()}
+    return {
+        name: correct[group].sum().item() / totals[name] if totals[name] else None
+        for name, group in groups.items()
+    }
 
 
 def uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -224,6 +275,11 @@ def unordered_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[
     own = labels[:, None]
     positive = scores.gather(1, own).squeeze(1)
     return positive, scores.scatter_(1, own, scores[:, -1:].clone())[:, :-1]
+
+
+def _ranked_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
+    """Whether the label is the 1st, 2nd, … largest logit: bool [N, min(largest, K)]."""
+    return logits.topk(min(largest, logits.shape[1]), dim=1).indices == labels[:, None]
 
 
 def _split_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ CONFIG, METRICS, LAST, BEST, LOG = (
 FREE_SETTINGS = frozenset(
     {"gpu_id", "save_dir", "data_dir", "num_workers", "run_name", "resume", "force", "tensorboard"}
 )
+# Settings that runs of earlier versions lack, with the value that says what those did.
+ADDED_SETTINGS = {"imbalance_factor": 1.0}
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 
 
@@ -182,12 +184,21 @@ def default_run_name(settings: dict[str, Any], distinct: dict[str, Any]) -> str:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json. Raises UserError if it is missing or damaged."""
+    """The content of config.json, settings of earlier versions completed.
+
+    Raises UserError if it is missing or damaged.
+    """
     config = read_json(directory / CONFIG)
     for part in ("settings", "data"):
         if not isinstance(config, dict) or not isinstance(config.get(part), dict):
             raise UserError(f"{directory / CONFIG} is damaged: it has no {part!r}")
+    config["settings"] = completed(config["settings"])
     return config
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a run has stored, with those that its version did not have yet."""
+    return {**ADDED_SETTINGS, **stored}
 
 
 def write_config(run: Run, settings: dict[str, Any], data: dict[str, Any], device: str) -> None:
