@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from models import MODELS, canonical_name
 from utils.errors import UserError
+from utils.experiments import EXPERIMENTS, SCALES
 from utils.rundir import check_resumable, read_config
 
 DATASETS = ("mnist", "cifar10", "cifar100", "digits", "folder")
@@ -526,6 +527,136 @@ def eval_scores_parser() -> Parser:
     )
     _add_evaluation(add)
     return parser
+
+
+def reproduce_parser() -> Parser:
+    parser = Parser(
+        prog="reproduce.py",
+        description="Rerun an experiment of the paper and put the result beside the published one."
+        "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
+        "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
+        "2 not.\n\nexperiments:\n"
+        + "\n".join(f"  {name:<13}{what.title}" for name, what in EXPERIMENTS.items()),
+    )
+    add = parser.add_argument_group("what to run").add_argument
+    add("experiment", type=_one_of(tuple(EXPERIMENTS)), metavar="EXPERIMENT", help="see above")
+    add(
+        "--scale",
+        type=_one_of(SCALES),
+        default="smoke",
+        metavar="NAME",
+        help="smoke: a small MLP on few digits, minutes on a CPU; cpu: ResNet18 on a sample of "
+        "MNIST (or --dataset); full: the paper's setting (default: smoke)",
+    )
+    add(
+        "--dataset",
+        type=_one_of(DATASETS),
+        default=None,
+        metavar="NAME",
+        help="in place of the scale's data sets (default: smoke digits, cpu mnist, full the "
+        "paper's)",
+    )
+    add(
+        "--models",
+        type=_model,
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="in place of the scale's networks (default: smoke MLP, cpu ResNet18, full the "
+        "paper's)",
+    )
+    add(
+        "--seeds",
+        type=_integer(1, 1000),
+        default=1,
+        metavar="N",
+        help="runs of each setting, with seeds 0 to N-1; the report gives mean and standard "
+        "deviation (default: 1)",
+    )
+    for name, least in (("epochs", 1), ("sample_size", 1), ("test_sample_size", 1)):
+        add(
+            f"--{name}",
+            type=_integer(least),
+            default=None,
+            metavar="N",
+            help="as in train.py --help (default: the scale's)",
+        )
+    for name in OPTIMIZERS:
+        add(
+            f"--lr_{name}",
+            type=_real(0.0, exclusive=True),
+            default=None,
+            metavar="X",
+            help=f"learning rate with {name} (default: the scale's; full: 0.01)",
+        )
+
+    add = parser.add_argument_group("how").add_argument
+    _add_gpu_id(add)
+    add("--data_dir", default="./data", metavar="DIR", help="as in train.py (default: ./data)")
+    add(
+        "--jobs",
+        type=_integer(1, 1000),
+        default=1,
+        metavar="N",
+        help="runs at a time (default: 1)",
+    )
+    add(
+        "--dry_run",
+        action="store_true",
+        help="print the training commands, one a line, and do nothing (default: off)",
+    )
+    add(
+        "--save_dir",
+        default=None,
+        metavar="DIR",
+        help="where run directories are made (default: ./model_weights/reproduce-SCALE)",
+    )
+    add(
+        "--out",
+        default=None,
+        metavar="DIR",
+        help="where report.md, CSV and pictures go (default: ./results/EXPERIMENT)",
+    )
+
+    add = parser.add_argument_group("on a cluster, through submitit").add_argument
+    add(
+        "--launcher",
+        type=_one_of(("local", "slurm")),
+        default=None,
+        metavar="NAME",
+        help="slurm: one job array, --jobs of it at a time, requeued when preempted; local: the "
+        "same jobs as processes of this machine (default: processes of this command)",
+    )
+    add(
+        "--job_minutes",
+        type=_integer(1, 100_000),
+        default=None,
+        metavar="N",
+        help="time limit of a job, after which it is requeued and resumes (default: 240)",
+    )
+    add(
+        "--slurm",
+        type=_assignment,
+        nargs="+",
+        default=None,
+        metavar="KEY=VALUE",
+        help="more parameters of sbatch, such as partition=gpu cpus-per-task=8 (default: none)",
+    )
+    return parser
+
+
+# What reproduce.py passes over if it does not apply, unlike what always does.
+REPRODUCED = (
+    *("dataset", "models", "epochs", "sample_size", "test_sample_size", "lr_SGD", "lr_AdamW"),
+    *("launcher", "job_minutes", "slurm"),
+)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not (key and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def _add_evaluation(add: Callable[..., Any]) -> None:

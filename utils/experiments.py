@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils import published
-from utils.errors import UserError
 
 LOSSES, OPTIMIZERS = ("CE", "BCE"), ("SGD", "AdamW")
 SCALES = ("smoke", "cpu", "full")
@@ -170,8 +169,8 @@ _FULL = {"epochs": 100, "lr": {"SGD": 0.01, "AdamW": 0.01}}
 _SMALL = {
     "smoke": {
         None: {
-            **{"epochs": 3, "sample_size": 30, "test_sample_size": 20, "batch_size": 32},
-            **{"width": 64, "depth": 2, "lr": {"SGD": 0.04, "AdamW": 0.008}},
+            **{"epochs": 6, "sample_size": 60, "test_sample_size": 30, "batch_size": 32},
+            **{"width": 128, "depth": 2, "lr": {"SGD": 0.1, "AdamW": 0.008}},
         },
     },
     "cpu": {
@@ -232,7 +231,7 @@ def grid(
     models: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[GridRun]:
-    """The training runs of an experiment.
+    """The training runs of an experiment; none for one that trains nothing.
 
     Args:
         scale: "smoke", "cpu" or "full".
@@ -242,6 +241,8 @@ def grid(
             learning rates of one optimizer.
     """
     experiment = EXPERIMENTS[name]
+    if not experiment.datasets:
+        return []
     datasets = datasets or _SMALL_DATASETS.get(scale, experiment.datasets)
     models = models or _SMALL_MODELS.get(scale, experiment.models)
     axes = {**experiment.axes, **experiment.smaller.get(scale, {})}
@@ -253,8 +254,6 @@ def grid(
                 runs.append(
                     _run(experiment, scale, dataset, model, loss, chosen, seed, overrides or {})
                 )
-    if experiment.datasets and not runs:
-        raise UserError(f"{name}: the grid is empty")
     return runs
 
 

@@ -153,7 +153,9 @@ def nc_figure(curves: Sequence[Curve]) -> plt.Figure:
                     (handles, names), panels["scores"].get_legend_handles_labels(), strict=True
                 )
             )
-        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)))
+        # About 105 characters of the legend fit the figure's width.
+        columns = max(1, min(3, 105 // (max(map(len, names)) + 8)))
+        figure.legend(handles, names, loc="outside lower center", ncols=columns)
         _explain(nc2, {"classifier W": 1.0, "class means": PALE})
         _explain(accuracy, {"top-1": 1.0, "uniform": PALE})
     return figure

@@ -60,6 +60,7 @@ MEASURES = {
     "bias": Measure("bias", 3, "bias_mean", predicted="predicted_bias"),
 }
 REFERENCES = ("paper", "predicted")
+MOST_COLUMNS = 9  # of numbers in one table
 
 
 @dataclass
@@ -155,6 +156,31 @@ def _number(row: Mapping[str, str], column: str, path: Path) -> float | None:
         raise UserError(f"{path} is damaged: {column} is {text!r}") from error
 
 
+def report_tables(
+    results: Sequence[Result], measures: Sequence[str]
+) -> list[tuple[list[str], list[list[str]]]]:
+    """`report_table` for a few measures at a time, so that each table fits a page."""
+    told = [m for m in measures if any(m in r.values or m in r.references for r in results)]
+    parts: list[list[str]] = []
+    width = MOST_COLUMNS + 1
+    for measure in told:
+        columns = 1 + 2 * len(_references(results, measure))
+        if width + columns > MOST_COLUMNS:
+            parts.append([])
+            width = 0
+        parts[-1].append(measure)
+        width += columns
+    return [report_table(results, part) for part in parts]
+
+
+def _references(results: Sequence[Result], measure: str) -> list[str]:
+    return [
+        reference
+        for reference in REFERENCES
+        if any(reference in result.references.get(measure, {}) for result in results)
+    ]
+
+
 def report_table(
     results: Sequence[Result], measures: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
@@ -163,15 +189,12 @@ def report_table(
     labels = list(results[0].labels)
     header, columns = list(labels), [(None, label, None) for label in labels]
     for measure in measures:
-        if not any(measure in r.values or measure in r.references for r in results):
-            continue
         title = MEASURES[measure].title
         header.append(title)
         columns.append((measure, "ours", None))
-        for reference in REFERENCES:
-            if any(reference in r.references.get(measure, {}) for r in results):
-                header += [f"{title} {reference}", "difference"]
-                columns += [(measure, reference, None), (measure, reference, "difference")]
+        for reference in _references(results, measure):
+            header += [f"{title} {reference}", "difference"]
+            columns += [(measure, reference, None), (measure, reference, "difference")]
     cells = [[_cell(result, *column) for column in columns] for result in results]
     return header, cells
 
