@@ -41,7 +41,7 @@ from utils.evaluation import (
 from utils.figures import Curve, nc_figure, save_figure
 from utils.loader import BatchLoader
 from utils.nc_table import MetricsTable, checkpoints, fingerprint, select_checkpoints
-from utils.precision import autocast
+from utils.precision import autocast, memory_format
 from utils.rundir import CONFIG, check_data, read_config
 from utils.theory import predict_run
 
@@ -306,16 +306,22 @@ class Evaluator:
             "batch_size": self._args.batch_size,
             "device": self._device,
             "num_workers": job.settings["num_workers"] if workers is None else workers,
+            "memory_format": self._memory_format(job),
         }
-        return self._once(split, data, lambda: split_batches(data, split, **options))
+        identity = data, options["memory_format"]
+        return self._once(split, identity, lambda: split_batches(data, split, **options))
 
     def _model(self, job: Job) -> nn.Module:
         data = self._data(job)
         options = [job.settings[key] for key in ("model", *MODEL_SETTINGS)]
         identity = options, data.num_classes, data.image_shape
+        placement = {"device": self._device, "memory_format": self._memory_format(job)}
         return self._once(
-            "model", identity, lambda: rebuild_model(job.settings, data).to(self._device)
+            "model", identity, lambda: rebuild_model(job.settings, data).to(**placement)
         )
+
+    def _memory_format(self, job: Job) -> torch.memory_format:
+        return memory_format(self._device, job.settings["model"], self._args.precision)
 
     def _once(self, kind: str, identity: Any, build: Any) -> Any:
         """What `build` returns, kept until one of its kind with another identity is asked for."""
