@@ -80,7 +80,7 @@ import train
 from models import build_model
 from utils.console import table
 from utils.datasets import DataSet, FileSplit, TensorSplit, load_dataset
-from utils.device import pick_device
+from utils.device import keep_freed_memory, pick_device
 from utils.errors import UserError
 from utils.files import write_json
 from utils.losses import LOSSES as LOSS_FUNCTIONS
@@ -236,6 +236,8 @@ def serve(kind: str, args: argparse.Namespace, pipe: Any) -> None:
     try:
         set_determinism(False)
         device, _ = pick_device(args.gpu_id)
+        if kind != "a" and device.type == "cpu":
+            keep_freed_memory()
         loop = {"a": conventional, "b": as_train_does, "c": ceiling}[kind](args, load(args), device)
         begun = time.perf_counter()
         next(loop)
