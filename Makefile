@@ -1,12 +1,16 @@
 # make demo: train ResNet18 on the bundled digits with CE and with BCE, and compare them.
+# make bench: the speed of training on the CPU beside a conventional loop, about two minutes.
 # make test: lint and tests, as continuous integration runs them.
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test clean
+.PHONY: demo bench test clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python demo.py
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/train_speed.py --gpu_id -1 --steps 2 --rounds 5
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

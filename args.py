@@ -20,6 +20,7 @@ OPTIMIZERS = ("SGD", "AdamW")
 LOSSES = ("CE", "BCE", "MSE")
 AUGMENTS = ("none", "DA1", "DA1+DA2")
 SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 BIAS_MODES = ("diverse", "unified", "none")
 DEFAULT_SAVE_DIR = "./model_weights"
 REFERENCE_BATCH = 128  # --lr is for this batch size and scaled in proportion to others
@@ -141,6 +142,7 @@ def train_parser() -> Parser:
         help="also write the metrics as TensorBoard events into the run directory (default: off)",
     )
 
+    _add_speed(parser)
     data = parser.add_argument_group("data")
     add = data.add_argument
     add(
@@ -350,6 +352,30 @@ def train_parser() -> Parser:
     return parser
 
 
+def _add_speed(parser: Parser) -> None:
+    add = parser.add_argument_group("speed").add_argument
+    add(
+        "--precision",
+        type=_one_of(PRECISIONS),
+        default="auto",
+        metavar="NAME",
+        help="fp32, tf32 or fp16 (GPU), bf16 of the layers; classifier, features, loss and metrics "
+        "are float32. auto: bf16 on GPUs that have it, and on CPUs that are fast in it for ResNet "
+        "and DenseNet from 32 pixels on, else fp32 (default: auto)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile model and loss, with CUDA graphs on a GPU: a minute or more at the "
+        "first steps; needs a C++ compiler (default: off)",
+    )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="only bit-reproducible kernels, on a GPU slower (default: off)",
+    )
+
+
 def _add_gpu_id(add: Callable[..., Any]) -> None:
     add(
         "--gpu_id",
@@ -430,7 +456,7 @@ def eval_nc_parser() -> Parser:
     )
     add(
         "--precision",
-        type=_one_of(("fp32", "tf32", "bf16", "fp16")),
+        type=_one_of(PRECISIONS[1:]),
         default="fp32",
         metavar="NAME",
         help="fp32, tf32 (CUDA), bf16 or fp16 of the network; the measures are computed in "
@@ -828,6 +854,8 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = train_parser()
     given = _given(parser, argv)
     defaults = _defaults(parser)
+    if given.get("precision") == defaults["precision"]:
+        del given["precision"]  # a resumed run's own, which auto was resolved to
     try:
         settings = {**defaults, **_settings_of_resumed_run(defaults, given), **given}
         _refuse_without_effect(settings, given)

@@ -197,6 +197,7 @@ class Evaluator:
             batch_size=args.batch_size,
             data_dir=args.data_dir,
             num_workers=args.num_workers,
+            precision=args.precision,
         )
 
     def evaluate(self, job: Job) -> tuple[MetricsTable, int]:

@@ -16,27 +16,33 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models import build_model
 from utils.augment import mix_seed
 from utils.checkpoint import load, rng_state, save, save_weights, set_rng_state
 from utils.console import Console, Progress
 from utils.datasets import DataSet, load_dataset
-from utils.device import is_out_of_memory, pick_device
+from utils.device import is_out_of_memory, keep_freed_memory, pick_device
 from utils.errors import UserError
 from utils.files import read_csv, write_csv
 from utils.loader import BatchLoader
-from utils.losses import LOSSES, regularisation
+from utils.losses import LOSSES
 from utils.meter import Meter, NonFiniteLoss
 from utils.metrics import correct_counts, uniform_accuracy
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.precision import (
+    autocast,
+    is_nondeterministic,
+    memory_format,
+    resolve_precision,
+    set_determinism,
+)
 from utils.rundir import (
     BEST,
     LAST,
@@ -50,6 +56,7 @@ from utils.rundir import (
     shaping_settings,
     write_config,
 )
+from utils.step import Objective, Step, check_compiler, is_compile_error, synchronise
 
 COLUMNS = (
     "epoch",
@@ -88,20 +95,21 @@ def train(
 ) -> None:
     """The training loop: epochs, batches, loss, step; then the test, the checkpoint, the row."""
     train_batches, test_batches = build_loaders(args, data, device)
-    loss_function = LOSSES[args.loss]
     base_rate = scaled_learning_rate(vars(args))
-    in_loss = args.sep_decay  # decay as a term of the loss instead of by the optimizer
     optimizer = build_optimizer(
         args.optimizer,
         model,
         base_rate,
-        weight_decay=0.0 if in_loss else args.weight_decay,
-        bias_decay=0.0 if in_loss else args.weight_decay_bias,
+        # With --sep_decay the decay is a term of the loss instead.
+        weight_decay=0.0 if args.sep_decay else args.weight_decay,
+        bias_decay=0.0 if args.sep_decay else args.weight_decay_bias,
     )
+    objective = build_objective(args)
+    train_step = Step(model, optimizer, objective, args.precision, device, args.compile)
     meter = Meter(len(train_batches), device)
     position = Position()
     if run.resumed:
-        position = restore(run, args, model, optimizer, meter, device)
+        position = restore(run, args, model, optimizer, train_step.scaler, meter, device)
         write_csv(run / METRICS, COLUMNS, position.history)
         console.say(f"resuming after {describe(position)} of {args.epochs}")
         if position.epoch == args.epochs:
@@ -133,22 +141,8 @@ def train(
         for step, (images, targets) in enumerate(
             train_batches.batches(epoch, first_step), start=first_step
         ):
-            logits, features = model(images)
-            loss = objective = loss_function(logits, targets, args.smoothing)
-            if in_loss:
-                objective = loss + regularisation(
-                    features,
-                    model.fc.weight,
-                    model.fc.bias_vector(),
-                    args.weight_decay,
-                    args.feature_decay_rate,
-                    args.weight_decay_bias,
-                )
-            optimizer.zero_grad(set_to_none=True)
-            objective.backward()
-            optimizer.step()
-
-            meter.add(step, objective.detach(), loss.detach(), logits.detach(), targets)
+            total, loss, logits = train_step(images, targets)
+            meter.add(step, total, loss, logits, targets)
             if progress.due():
                 meter.check_finite(epoch, rate)
                 progress.show(meter.seen, f"loss {meter.mean_loss():.4f}")
@@ -156,17 +150,20 @@ def train(
                 meter.check_finite(epoch, rate)
                 position.epoch, position.step = epoch - 1, step + 1
                 progress.close()
-                save_position(run, args, model, optimizer, meter, position)
+                save_position(run, args, model, optimizer, train_step.scaler, meter, position)
                 raise Stopped
         meter.check_finite(epoch, rate)
         synchronise(device)
         train_seconds = time.monotonic() - started
         progress.close()
 
-        tested = evaluate(model, test_batches, loss_function, stop)
+        compiling = train_step.take_compile_time()
+        if compiling.seconds:
+            console.say(f"compiled in {compiling.seconds:.1f} s, not counted in images/s")
+        tested = evaluate(model, test_batches, args.loss, args.precision, stop)
         if tested is None:
             position.epoch, position.step = epoch - 1, len(train_batches)
-            save_position(run, args, model, optimizer, meter, position)
+            save_position(run, args, model, optimizer, train_step.scaler, meter, position)
             raise Stopped
         if not tested["finite"]:
             raise NonFiniteLoss(epoch, len(train_batches), rate)
@@ -176,7 +173,7 @@ def train(
             **meter.summary(),
             **{key: tested[key] for key in COLUMNS if key in tested},
             "seconds": time.monotonic() - started,
-            "images_per_second": (meter.seen - seen) / train_seconds,
+            "images_per_second": compiling.rate_without(meter.seen - seen, train_seconds),
         }
         is_best = row["test_top1"] > position.best
         position = Position(
@@ -190,7 +187,7 @@ def train(
             best=run / BEST if is_best else None,
         )
         # The order matters: last.pth commits the epoch, and metrics.csv is rebuilt from it.
-        save_position(run, args, model, optimizer, None, position)
+        save_position(run, args, model, optimizer, train_step.scaler, None, position)
         write_csv(run / METRICS, COLUMNS, position.history)
         write_events(events, row)
         console.say(epoch_line(row, args.epochs))
@@ -201,14 +198,17 @@ def train(
 def evaluate(
     model: nn.Module,
     batches: BatchLoader,
-    loss_function: Callable[..., Tensor],
+    loss: str,
+    precision: str,
     stop: StopSignal,
 ) -> dict[str, Any] | None:
     """Loss and accuracies in percent over a split in evaluation mode; None if a stop came first."""
     model.eval()
     collected, labels = [], []
+    context = autocast(precision, batches.device)
     for images, targets in batches.batches(epoch=0):
-        collected.append(model(images)[0])
+        with context:
+            collected.append(model(images)[0])
         labels.append(targets)
         if stop.requested:
             return None
@@ -218,11 +218,17 @@ def evaluate(
     top1, top5 = (100 * (hits / len(labels)) for hits in correct_counts(logits, labels).tolist())
     return {
         "finite": True,
-        "test_loss": loss_function(logits, labels).item(),
+        "test_loss": LOSSES[loss](logits, labels).item(),
         "test_top1": top1,
         "test_top5": top5,
         "test_uniform": 100 * uniform_accuracy(logits, labels)[0],
     }
+
+
+def build_objective(args: argparse.Namespace) -> Objective:
+    """The loss, and the decay terms of --sep_decay."""
+    decays = args.weight_decay, args.feature_decay_rate, args.weight_decay_bias
+    return Objective(args.loss, args.smoothing, decays if args.sep_decay else None)
 
 
 def build_loaders(
@@ -236,6 +242,7 @@ def build_loaders(
         "std": data.std,
         "num_classes": data.num_classes,
         "num_workers": args.num_workers,
+        "memory_format": memory_format(device, args.model, args.precision),
     }
     train_batches = BatchLoader(
         data.train,
@@ -256,6 +263,7 @@ def save_position(
     args: argparse.Namespace,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     meter: Meter | None,
     position: Position,
 ) -> None:
@@ -266,6 +274,7 @@ def save_position(
         "position": vars(position),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
         "meter": meter.state_dict() if meter is not None else None,
         "rng": rng_state(),
     }
@@ -277,10 +286,14 @@ def restore(
     args: argparse.Namespace,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     meter: Meter,
     device: torch.device,
 ) -> Position:
-    """Load last.pth into model, optimizer, meter and generators; the start if there is none yet."""
+    """Load last.pth into model, optimizer, loss scaler, meter and generators.
+
+    The start if there is none yet. Raises UserError if it is damaged or of other settings.
+    """
     if not (run / LAST).exists():
         # metrics.csv gets its first row after the first last.pth.
         if (run / METRICS).exists() and read_csv(run / METRICS):
@@ -292,6 +305,7 @@ def restore(
             raise ValueError("it was written with other settings")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
         if state["meter"] is not None:
             meter.load_state_dict(state["meter"])
         set_rng_state(state["rng"])
@@ -344,11 +358,6 @@ def write_events(events: Any, row: dict[str, Any]) -> None:
     events.flush()
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def resume_command(run: Run, args: argparse.Namespace) -> str:
     words = ["python", "train.py", "--resume", "--run_name", run.name]
     if Path(args.save_dir) != Path(DEFAULT_SAVE_DIR):
@@ -358,9 +367,17 @@ def resume_command(run: Run, args: argparse.Namespace) -> str:
 
 def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
     """Choose the run directory, build data and model, train; returns the exit status."""
+    set_determinism(args.deterministic)
+    device, device_name = pick_device(args.gpu_id)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if args.compile:
+        check_compiler(device)
+    # Kept in config.json as resolved: a resumed run goes on in the same precision anywhere.
+    side = args.img_size or (8 if args.dataset == "digits" else 32)
+    args.precision = resolve_precision(args.precision, device, args.model, side)
     settings = {key: value for key, value in vars(args).items() if key != "distinct"}
     run = choose_run(settings, args.distinct)
-    device, device_name = pick_device(args.gpu_id)
     data = load_dataset(
         args.dataset,
         args.data_dir,
@@ -378,7 +395,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
         **{option: getattr(args, option) for option in ("patch_size", "width", "depth")},
         **{key: getattr(args, key) for key in ("bias_mode", "bias_init_mode", "bias_init_mean")},
         fixed_etf=args.fixed_etf,
-    ).to(device)
+    ).to(device, memory_format=memory_format(device, args.model, args.precision))
 
     run.open()
     if run.resumed:
@@ -393,7 +410,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
         f"{args.optimizer}, {len(data.train):,} training and {len(data.test):,} test images"
         f"{tail_of(data) if args.imbalance_factor > 1 else ''}"
     )
-    console.say(f"run directory {run.directory}, device {device_name}")
+    console.say(f"run directory {run.directory}, device {device_name}, {args.precision}")
     stop.wait_for_step()
     try:
         train(args, run, data, model, device, console, stop)
@@ -406,6 +423,18 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
     return 0
 
 
+def explained(error: MemoryError | RuntimeError, args: argparse.Namespace) -> str | None:
+    """What a user can do about an error of torch's; None if it is a defect."""
+    if is_out_of_memory(error):
+        return f"out of memory with --batch_size {args.batch_size}: a smaller one may fit"
+    reason = textwrap.shorten(str(error), 90, placeholder=" …")
+    if args.compile and is_compile_error(error):
+        return f"--compile: torch.compile failed here ({reason}); the run works without it"
+    if args.deterministic and is_nondeterministic(error):
+        return f"--deterministic: {args.model} has an operation without such a kernel ({reason})"
+    return None
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_train_args(argv)
     try:
@@ -414,9 +443,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         message = str(error)
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        message = explained(error, args)
+        if message is None:
             raise
-        message = f"out of memory with --batch_size {args.batch_size}: a smaller one may fit"
     except OSError as error:  # the log or an event file on a full disk
         message = f"{error.filename or 'writing'}: {error.strerror or error}"
     print(f"train.py: error: {message}", file=sys.stderr)

@@ -22,19 +22,20 @@ SMALL_SIDE = 64
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where a network is built, and the options it takes besides the classifier's."""
+    """Where a network is built, the options it takes besides the classifier's, and its kind."""
 
     module: str
     options: tuple[str, ...] = ()
+    convolutional: bool = False
 
 
 MODELS: dict[str, ModelSpec] = {
-    "ResNet18": ModelSpec("models.resnet"),
-    "ResNet34": ModelSpec("models.resnet"),
-    "ResNet50": ModelSpec("models.resnet"),
-    "ResNet101": ModelSpec("models.resnet"),
-    "DenseNet121": ModelSpec("models.densenet"),
-    "DenseNet161": ModelSpec("models.densenet"),
+    "ResNet18": ModelSpec("models.resnet", convolutional=True),
+    "ResNet34": ModelSpec("models.resnet", convolutional=True),
+    "ResNet50": ModelSpec("models.resnet", convolutional=True),
+    "ResNet101": ModelSpec("models.resnet", convolutional=True),
+    "DenseNet121": ModelSpec("models.densenet", convolutional=True),
+    "DenseNet161": ModelSpec("models.densenet", convolutional=True),
     "ViT": ModelSpec("models.vit", ("patch_size", "width", "depth")),
     "Swin": ModelSpec("models.swin", ("patch_size", "width")),
     "MLP": ModelSpec("models.mlp", ("width", "depth")),
@@ -64,9 +65,8 @@ def build_model(
 ) -> nn.Module:
     """Build a network with freshly drawn weights (global RNG) and its classifier.
 
-    The network maps images [B, C, H, W] to (logits [B, K] float32, features [B, d]);
-    `model.feature_dim` is d and `model.fc` the classifier, z = W h − b. Features have the dtype
-    that autocast, where it is on, leaves them in.
+    The network maps images [B, C, H, W] to (logits [B, K], features [B, d]), both float32 under
+    autocast, too; `model.feature_dim` is d and `model.fc` the classifier, z = W h − b.
 
     Args:
         name: a key of `MODELS`, in any case.

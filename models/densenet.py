@@ -74,7 +74,7 @@ class DenseNet(densenet.DenseNet):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [B, K], features [B, d])."""
         maps = F.relu(self.features(x), inplace=True)
-        features = F.adaptive_avg_pool2d(maps, 1).flatten(1)
+        features = F.adaptive_avg_pool2d(maps.float(), 1).flatten(1)
         return self.fc(features), features
 
 

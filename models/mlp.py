@@ -27,7 +27,7 @@ class MLP(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [B, K], features [B, width])."""
-        features = self.layers(images.flatten(1))
+        features = self.layers(images.flatten(1)).float()
         return self.fc(features), features
 
 

@@ -49,7 +49,7 @@ class ResNet(resnet.ResNet):
         """Images [B, C, H, W] -> (logits [B, K], features [B, d])."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features = self.avgpool(x).flatten(1)
+        features = self.avgpool(x.float()).flatten(1)
         return self.fc(features), features
 
 

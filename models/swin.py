@@ -199,7 +199,7 @@ class Swin(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, side, side] -> (logits [B, K], features [B, 8 · width])."""
-        features = self.norm(self.layers(images).mean(dim=(1, 2)))
+        features = self.norm(self.layers(images).float().mean(dim=(1, 2)))
         return self.fc(features), features
 
 

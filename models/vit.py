@@ -88,7 +88,7 @@ class ViT(nn.Module):
         x = self.patches(images).flatten(2).transpose(1, 2)  # [B, patches, width]
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.blocks(self.dropout(x + self.position))
-        features = self.norm(x[:, 0])
+        features = self.norm(x[:, 0].float())
         return self.fc(features), features
 
 

@@ -24,6 +24,7 @@ from utils.metrics import (
     score_statistics,
 )
 from utils.neural_collapse import feature_properties, neural_collapse
+from utils.precision import memory_format
 from utils.rundir import check_data, read_config
 from utils.theory import Prediction, predict_run
 
@@ -181,6 +182,7 @@ class Rebuilder:
         splits: "train", "test" or both, to be loaded.
         batch_size: images per pass.
         data_dir, num_workers: in place of those in the runs' settings, where given.
+        precision: that the networks will compute in, which decides their memory format.
     """
 
     def __init__(
@@ -191,7 +193,9 @@ class Rebuilder:
         batch_size: int = 256,
         data_dir: str | None = None,
         num_workers: int | None = None,
+        precision: str = "fp32",
     ) -> None:
+        self._precision = precision
         self._device, self._splits = device, tuple(splits)
         self._batch_size, self._data_dir, self._num_workers = batch_size, data_dir, num_workers
         self._built: dict[str, tuple[Any, Any]] = {}
@@ -217,16 +221,22 @@ class Rebuilder:
         data = self.data(run)
         options = {"batch_size": self._batch_size, "device": self._device}
         options["num_workers"] = self._workers(run)
-        return self._once(split, data, lambda: split_batches(data, split, **options))
+        options["memory_format"] = self._memory_format(run)
+        identity = data, options["memory_format"]
+        return self._once(split, identity, lambda: split_batches(data, split, **options))
 
     def model(self, run: TrainedRun) -> nn.Module:
         """The run's network on the device, with whatever weights were loaded into it last."""
         data = self.data(run)
         options = [run.settings[key] for key in ("model", *MODEL_SETTINGS)]
         identity = options, data.num_classes, data.image_shape
+        placement = {"device": self._device, "memory_format": self._memory_format(run)}
         return self._once(
-            "model", identity, lambda: rebuild_model(run.settings, data).to(self._device)
+            "model", identity, lambda: rebuild_model(run.settings, data).to(**placement)
         )
+
+    def _memory_format(self, run: TrainedRun) -> torch.memory_format:
+        return memory_format(self._device, run.settings["model"], self._precision)
 
     def loaded(self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False) -> nn.Module:
         """`model` with the weights of a checkpoint. Raises UserError as `load_weights`."""

@@ -39,6 +39,7 @@ class BatchLoader:
         seed: ≥ 0, of the order and the augmentation.
         num_workers: processes that decode a FileSplit; 0 decodes in this one.
         drop_single: leave out a last batch of one sample, on which BatchNorm can't train.
+        memory_format: of the images, as the network wants them.
 
     Raises:
         UserError: `augment` is unknown or `batch_size` is below 1.
@@ -59,6 +60,7 @@ class BatchLoader:
         seed: int = 0,
         num_workers: int = 0,
         drop_single: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         if augment not in AUGMENTS:
             raise UserError(f"augmentation {augment!r} is unknown: use one of {AUGMENTS}")
@@ -73,6 +75,7 @@ class BatchLoader:
         self.shuffle = shuffle
         self.augment = augment
         self.rotation = rotation
+        self.memory_format = memory_format
         self.seed = seed
         self.mixer = BatchMixer(num_classes, seed) if augment == "DA1+DA2" else None
         single = drop_single and len(split) % batch_size == 1
@@ -130,8 +133,12 @@ class BatchLoader:
         first = step * self.batch_size
         at = slice(first, first + len(images))
         labels = self.split.labels[plan.order[at]]
-        images = normalise(augment_batch(images, plan, at), self.mean, self.std)
-        return self.mixer(images, labels, epoch, step) if self.mixer else (images, labels)
+        images = augment_batch(images, plan, at).contiguous(memory_format=self.memory_format)
+        images = normalise(images, self.mean, self.std)
+        if self.mixer is None:
+            return images, labels
+        images, targets = self.mixer(images, labels, epoch, step)
+        return images.contiguous(memory_format=self.memory_format), targets
 
     def _file_loader(self, num_workers: int) -> torch.utils.data.DataLoader:
         return decoding_loader(

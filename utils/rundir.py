@@ -32,7 +32,12 @@ FREE_SETTINGS = frozenset(
     {"gpu_id", "save_dir", "data_dir", "num_workers", "run_name", "resume", "force", "tensorboard"}
 )
 # Settings that runs of earlier versions lack, with the value that says what those did.
-ADDED_SETTINGS = {"imbalance_factor": 1.0}
+ADDED_SETTINGS = {
+    "imbalance_factor": 1.0,
+    "precision": "fp32",
+    "compile": False,
+    "deterministic": False,
+}
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 
 

@@ -1,0 +1,220 @@
+"""Precision, memory format, compilation, and that a training step never waits for the device."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train
+from models import MODELS, build_model
+from tests.test_train import SMALL, trained
+from utils import precision, step
+from utils.checkpoint import load
+from utils.errors import UserError
+from utils.loader import BatchLoader
+from utils.meter import Meter
+from utils.optim import build_optimizer
+from utils.rundir import read_config
+
+CPU = torch.device("cpu")
+DECAYS = (0.03, 0.02, 0.05)
+
+
+def small_step(compiled=False, kind="fp32", device=CPU, name="MLP"):
+    torch.manual_seed(0)
+    options = {"width": 16, "depth": 2} if name == "MLP" else {}
+    model = build_model(name, 4, (3, 8, 8), **options).to(device).train()
+    optimizer = build_optimizer("SGD", model, 0.05, weight_decay=0.0, bias_decay=0.0)
+    objective = step.Objective("BCE", 0.1, DECAYS)
+    return model, step.Step(model, optimizer, objective, kind, device, compiled)
+
+
+def batch(device=CPU):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8, 3, 8, 8, generator=generator)
+    return images.to(device), torch.arange(8, device=device) % 4
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """Pretend that the CPU is fast in bfloat16 or not."""
+
+    def pretend(known, speedup):
+        precision.fast_bfloat16.cache_clear()
+        monkeypatch.setattr(precision, "_has_bfloat16", lambda: known)
+        monkeypatch.setattr(precision, "_matmul_speedup", lambda: speedup)
+
+    yield pretend
+    precision.fast_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("known", "speedup", "model", "side", "expected"),
+    [
+        (True, 2.0, "ResNet18", 32, "bf16"),
+        (True, 0.7, "ResNet18", 32, "fp32"),
+        (False, 2.0, "ResNet18", 32, "fp32"),
+        (True, 2.0, "ResNet18", 8, "fp32"),
+        (True, 2.0, "MLP", 32, "fp32"),
+    ],
+)
+def test_auto_on_the_cpu(bfloat16, known, speedup, model, side, expected):
+    bfloat16(known, speedup)
+    assert precision.resolve_precision("auto", CPU, model, side) == expected
+    assert precision.resolve_precision("fp32", CPU, model, side) == "fp32"
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp16"])
+def test_what_only_gpus_have_is_refused(tmp_path, capsys, name):
+    with pytest.raises(UserError, match="NVIDIA"):
+        precision.resolve_precision(name, CPU, "MLP", 8)
+    trained(tmp_path, *SMALL, "--precision", name, status=2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--precision {name}" in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_resolved_precision_is_kept_and_resumed(tmp_path, capsys):
+    run_dir = trained(tmp_path, *SMALL, "--epochs", 1, "--schedule", "constant")
+    assert read_config(run_dir)["settings"]["precision"] == "fp32"
+    again = ["--resume", "--epochs", 2]
+    with pytest.raises(SystemExit):
+        trained(tmp_path, *again, "--precision", "bf16")
+    assert "--precision fp32, not bf16" in capsys.readouterr().err
+    trained(tmp_path, *again, "--precision", "auto")
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "MLP", "ViT"])
+def test_features_logits_and_objective_are_float32(name):
+    model, one = small_step(kind="bf16", name=name)
+    with precision.autocast("bf16", CPU):
+        logits, features = model(batch()[0])
+    assert logits.dtype == features.dtype == torch.float32
+    assert {value.dtype for value in one(*batch())} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_batches_have_the_networks_memory_format():
+    data = train.load_dataset("digits", ".", sample_size=4)
+    form = precision.memory_format(CPU, "ResNet18", "fp32")
+    assert form == torch.channels_last
+    assert precision.memory_format(CPU, "ViT", "fp32") == torch.contiguous_format
+    gpu = torch.device("cuda")
+    assert precision.memory_format(gpu, "ResNet18", "fp32") == torch.contiguous_format
+    assert precision.memory_format(gpu, "ResNet18", "bf16") == torch.channels_last
+    for augment in ("none", "DA1", "DA1+DA2"):
+        options = {"batch_size": 8, "device": CPU, "mean": data.mean, "std": data.std}
+        options |= {"num_classes": 10, "augment": augment}
+        laid_out = BatchLoader(data.train, memory_format=form, **options)
+        plain = BatchLoader(data.train, **options)
+        for (ours, _), (theirs, _) in zip(laid_out.batches(1), plain.batches(1), strict=True):
+            assert ours.is_contiguous(memory_format=form)
+            assert torch.equal(ours, theirs)
+
+
+def test_the_fused_optimizer_in_channels_last_is_the_plain_one():
+    """A fused kernel that took memory in order would mix the elements up."""
+    states = []
+    for form, fused in ((torch.channels_last, True), (torch.contiguous_format, False)):
+        torch.manual_seed(0)
+        model = build_model("ResNet18", 4, (3, 8, 8)).double().to(memory_format=form).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=fused)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(batch()[0].double().contiguous(memory_format=form))[1].square().sum().backward()
+            optimizer.step()
+        states.append(model.state_dict())
+    # Features are float32 by contract, so the gradients agree to its rounding.
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], atol=1e-4, rtol=1e-3)
+
+
+class Readings(TorchDispatchMode):
+    """Records what makes the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero"):
+            self.found.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+@pytest.mark.parametrize("augment", ["none", "DA1"])
+def test_nothing_in_a_step_is_read_back(kind, augment):
+    data = train.load_dataset("digits", ".", sample_size=4)
+    batches = BatchLoader(
+        data.train, batch_size=8, device=CPU, mean=data.mean, std=data.std, num_classes=10,
+        shuffle=True, augment=augment,
+    )  # fmt: skip
+    model = build_model("MLP", 10, (3, 8, 8), width=16, depth=2)
+    # SGD: fused AdamW reads its step counters, which are in the host's memory on the CPU alone.
+    optimizer = build_optimizer("SGD", model, 0.05, weight_decay=0.0, bias_decay=0.0)
+    one = step.Step(model, optimizer, one_objective(), kind, CPU)
+    meter = Meter(len(batches), CPU)
+    with Readings() as readings:
+        for number, (images, targets) in enumerate(batches.batches(1)):
+            meter.add(number, *one(images, targets), targets)
+    assert meter.seen == 40
+    assert readings.found == []
+    with readings:
+        meter.check_finite(1, 0.05)
+    assert readings.found  # the recorder does see one
+
+
+def one_objective():
+    return step.Objective("CE", 0.1, DECAYS)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ViT", "Swin", "MLP"])
+def test_the_step_compiles_without_a_graph_break(name):
+    assert name in MODELS
+    torch._dynamo.reset()
+    model, _ = small_step(name=name)
+    forward = step.forward_function(model, one_objective(), "bf16", CPU)
+    found = torch.compile(forward, fullgraph=True, backend="eager", dynamic=False)(*batch())
+    assert all(value.dtype == torch.float32 for value in found)
+
+
+def test_a_missing_compiler_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    trained(tmp_path, *SMALL, "--compile", status=2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no-such-compiler" in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_deterministic_is_set_and_unset(tmp_path):
+    try:
+        first = trained(tmp_path / "1", *SMALL, "--epochs", 1, "--deterministic")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        second = trained(tmp_path / "2", *SMALL, "--epochs", 1)
+    assert not torch.are_deterministic_algorithms_enabled()
+    states = [load(run_dir / "epoch_001.pth") for run_dir in (first, second)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_compiled_steps_are_the_eager_ones(monkeypatch):
+    """All of torch.compile but the generation of C++, which takes half a minute."""
+    options = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
+    monkeypatch.setattr(step, "compile_function", lambda f, device: torch.compile(f, **options))
+    torch._dynamo.reset()
+    results = []
+    for compiled in (False, True):
+        model, one = small_step(compiled)
+        values = [one(*batch())[0].item() for _ in range(3)]
+        results.append((values, model.state_dict()))
+        assert (one.take_compile_time().seconds > 0) == compiled
+        assert one.take_compile_time().seconds == 0
+    (eager, ours), (fused, theirs) = results
+    assert eager == pytest.approx(fused, rel=1e-4)
+    assert ours.keys() == theirs.keys()
+
+
+def test_the_rate_leaves_compiling_out():
+    assert step.Compiling(10.0, 100).rate_without(300, 12.0) == 100
+    assert step.Compiling(10.0, 100).rate_without(100, 10.0) == 10
