@@ -58,9 +58,9 @@ def reproduce(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     failed = train_missing(runs, args, save_dir, out, console)
     evaluated = [run for run in runs if run.name not in failed]
-    pictures: list[Path] = []
-    if evaluated:
-        pictures = evaluate(experiment, evaluated, args, save_dir, out)
+    if not evaluated:
+        raise UserError(f"no run has a result: {next(iter(failed.values()))}")
+    pictures = evaluate(experiment, evaluated, args, save_dir, out)
     published = {run.name: run.published(experiment) for run in runs}
     results = collect(runs, save_dir, experiment.measures, published, failed)
     report = Report(
@@ -172,7 +172,8 @@ def train_missing(
         elif outcome.status == NOT_FINITE:
             failed[name] = "diverged: the loss is not finite"
         elif outcome.status:
-            failed[name] = outcome.complaint or f"exit status {outcome.status}"
+            complaint = outcome.complaint.removeprefix("train.py: error: ")
+            failed[name] = complaint or f"exit status {outcome.status}"
         said = failed.get(name) or last_row(save_dir / name)
         console.say(f"[{done}/{len(todo)}] {name}: {said}")
         if progress.due():
