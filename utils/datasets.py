@@ -91,6 +91,10 @@ class TensorSplit:
         """Images uint8 [B, 3, H, W] of the samples `indices`, int64 [B] on the images' device."""
         return self.images[indices]
 
+    def select(self, indices: Tensor) -> TensorSplit:
+        """The samples `indices`, int64 [B], alone."""
+        return TensorSplit(self.images[indices], self.labels[indices])
+
     def to(self, device: torch.device | str) -> TensorSplit:
         """The same samples on `device`."""
         return TensorSplit(self.images.to(device), self.labels.to(device))
@@ -133,6 +137,11 @@ class FileSplit:
             for image, number in zip(images, numbers, strict=True):
                 image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
         return torch.from_numpy(images)
+
+    def select(self, indices: Tensor) -> FileSplit:
+        """The samples `indices`, int64 [B], alone."""
+        paths = [self.paths[i] for i in indices.tolist()]
+        return FileSplit(paths, self.labels[indices], self.image_size, self.size_from)
 
     def to(self, device: torch.device | str) -> FileSplit:
         """The same samples with the labels on `device`; the images remain files."""
@@ -399,6 +408,15 @@ def _first_per_class(labels: Tensor, classes: list[str], limit: int | None, spli
             f"{flag} {limit} is more than the {counts[fewest]} {split} images of class "
             f"{classes[fewest]!r}: use at most {counts[fewest]}"
         )
+    return first_per_class(labels, limit)
+
+
+def first_per_class(labels: Tensor, limit: int) -> Tensor:
+    """Numbers, int64 and ascending, of the first `limit` samples of each class of labels [N].
+
+    All samples of a class that has fewer.
+    """
+    counts = torch.bincount(labels)
     by_class = labels.argsort(stable=True)
     firsts = counts.cumsum(0) - counts
     rank = torch.arange(len(labels)) - firsts[labels[by_class]]
