@@ -555,6 +555,75 @@ def eval_scores_parser() -> Parser:
     return parser
 
 
+def eval_tsne_parser() -> Parser:
+    parser = Parser(
+        prog="eval_tsne.py",
+        description="Draw t-SNE embeddings of runs' features, the runs side by side.\n"
+        "Writes a picture per epoch (tsne_epoch_NNN), tsne.gif over them, and tsne.csv.",
+    )
+    add = parser.add_argument_group("what to draw").add_argument
+    add("runs", nargs="+", metavar="RUN", help="run directories of one data set, a panel for each")
+    add(
+        "--checkpoints",
+        default="last",
+        metavar="WHICH",
+        help="last, all, best, or epochs such as 1,5,10-20; those that all runs have are drawn "
+        "(default: last)",
+    )
+    add(
+        "--split",
+        type=_one_of(("train", "test")),
+        default="train",
+        metavar="NAME",
+        help="train (without augmentation) or test (default: train)",
+    )
+    add(
+        "--samples_per_class",
+        type=_integer(1),
+        default=300,
+        metavar="N",
+        help="the first N samples of each class, or all where there are fewer (default: 300)",
+    )
+    add(
+        "--classes",
+        default=None,
+        metavar="NAMES",
+        help="names or numbers (from 0) of the classes to draw, such as cat,dog,7 (default: all)",
+    )
+    add(
+        "--out",
+        default=None,
+        metavar="DIR",
+        help="where the files go (default: tsne in the first run's directory)",
+    )
+    add(
+        "--format",
+        type=_one_of(("png", "pdf", "svg")),
+        default="png",
+        metavar="NAME",
+        help="png, pdf or svg of the pictures (default: png)",
+    )
+    add(
+        "--fps",
+        type=_real(0.0, below=50.5, exclusive=True),
+        default=2.0,
+        metavar="X",
+        help="epochs per second of the GIF, at most 50; the last is held longer (default: 2)",
+    )
+
+    add = parser.add_argument_group("how").add_argument
+    add(
+        "--perplexity",
+        type=_real(1.0, exclusive=True),
+        default=30.0,
+        metavar="X",
+        help="effective number of neighbours, at most a third of the samples drawn (default: 30)",
+    )
+    add("--seed", type=_integer(0), default=0, metavar="N", help="of the embeddings (default: 0)")
+    _add_evaluation(add)
+    return parser
+
+
 def reproduce_parser() -> Parser:
     parser = Parser(
         prog="reproduce.py",

@@ -92,6 +92,10 @@ class TensorSplit:
         """Images uint8 [B, 3, H, W] of the samples `indices`, int64 [B] on the images' device."""
         return self.images[indices]
 
+    def select(self, indices: Tensor) -> TensorSplit:
+        """The samples `indices`, int64 [B], alone."""
+        return TensorSplit(self.images[indices], self.labels[indices])
+
     def to(self, device: torch.device | str) -> TensorSplit:
         """The same samples on `device`."""
         return TensorSplit(self.images.to(device), self.labels.to(device))
@@ -134,6 +138,11 @@ class FileSplit:
             for image, number in zip(images, numbers, strict=True):
                 image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
         return torch.from_numpy(images)
+
+    def select(self, indices: Tensor) -> FileSplit:
+        """The samples `indices`, int64 [B], alone."""
+        paths = [self.paths[i] for i in indices.tolist()]
+        return FileSplit(paths, self.labels[indices], self.image_size, self.size_from)
 
     def to(self, device: torch.device | str) -> FileSplit:
         """The same samples with the labels on `device`; the images remain files."""
@@ -268,12 +277,7 @@ class _Selection:
     def numbers(self, labels: Tensor, classes: list[str]) -> Tensor:
         """The samples, int64 and ascending, of a split of these labels. Raises UserError."""
         counts = torch.bincount(labels, minlength=len(classes))
-        limits = self._tail(self._equal(counts, classes))
-        by_class = labels.argsort(stable=True)
-        sorted_labels = labels[by_class]
-        firsts = counts.cumsum(0) - counts
-        rank = torch.arange(len(labels)) - firsts[sorted_labels]
-        return by_class[rank < limits[sorted_labels]].sort().values
+        return first_per_class(labels, self._tail(self._equal(counts, classes)))
 
     def _equal(self, counts: Tensor, classes: list[str]) -> Tensor:
         """The class sizes [K] that sample_size leaves of `counts` [K]."""
@@ -455,6 +459,21 @@ def _quiet() -> Iterator[None]:
         if not sys.stderr.isatty():
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
+
+
+def first_per_class(labels: Tensor, limits: Tensor | int) -> Tensor:
+    """Numbers, int64 and ascending, of the first samples of each class of labels [N].
+
+    `limits` are how many of each class [K], or one number for all; all samples of a class that has
+    fewer.
+    """
+    counts = torch.bincount(labels)
+    limits = torch.full_like(counts, limits) if isinstance(limits, int) else limits
+    by_class = labels.argsort(stable=True)
+    sorted_labels = labels[by_class]
+    firsts = counts.cumsum(0) - counts
+    rank = torch.arange(len(labels)) - firsts[sorted_labels]
+    return by_class[rank < limits[sorted_labels]].sort().values
 
 
 def _resize(images: Tensor, side: int | None) -> Tensor:

@@ -48,7 +48,8 @@ STYLE = {
 def save_figure(figure: plt.Figure, path: Path) -> None:
     """Write a figure whole, in the format that the path's ending names, and close it."""
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.lstrip("."))
+    with plt.rc_context(STYLE):
+        figure.savefig(content, format=path.suffix.lstrip("."))
     plt.close(figure)
     write_whole(path, lambda file: file.write(content.getvalue()))
 
