@@ -27,6 +27,7 @@ TRAINING_MEASURES = {
     "negative_mean": "negative score, mean",
     "bias_mean": "bias, mean",
 }
+TSNE = ("--checkpoints", "all", "--samples_per_class", 60)
 ROOT = Path(__file__).resolve().parent
 
 
@@ -37,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         status = train(loss, directory, args)
         if status:
             return status
-    status = command("eval_nc.py", "--gpu_id", args.gpu_id, "--load_path", *runs.values())
-    if status:
-        return status
+    for status in (command(*words) for words in evaluations(args, runs)):
+        if status:
+            return status
     try:
         print("\n" + comparison(runs))
         picture = Path(args.save_dir) / "demo.png"
@@ -47,10 +48,31 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"demo.py: error: {error}", file=sys.stderr)
         return 2
-    overlay = runs[LOSSES[0]] / "nc_curves_overlay.png"
-    print(f"\nWhat one threshold can separate, drawn: {picture}")
-    print(f"Neural collapse over the epochs, drawn: {overlay}")
+    print(f"\nWhat one threshold can separate: {picture}")
+    for title, path in pictures(args, runs).items():
+        print(f"{title}: {path}")
     return 0
+
+
+def evaluations(args: argparse.Namespace, runs: dict[str, Path]) -> list[list[object]]:
+    """The commands that measure and draw both runs."""
+    directories, gpu = list(runs.values()), ["--gpu_id", args.gpu_id]
+    _, scores, tsne = pictures(args, runs).values()
+    return [
+        ["eval_nc.py", *gpu, "--load_path", *directories],
+        ["eval_scores.py", *directories, *gpu, "--by", "run", "--out", scores],
+        ["eval_tsne.py", *directories, *gpu, *TSNE, "--out", tsne.parent],
+    ]
+
+
+def pictures(args: argparse.Namespace, runs: dict[str, Path]) -> dict[str, Path]:
+    """What the evaluations draw, by title."""
+    save_dir = Path(args.save_dir)
+    return {
+        "Neural collapse over the epochs": runs[LOSSES[0]] / "nc_curves_overlay.png",
+        "Decision scores and biases": save_dir / "demo_scores.png",
+        "t-SNE of the features over the epochs": save_dir / "demo_tsne" / "tsne.gif",
+    }
 
 
 def command(script: str, *flags: object) -> int:

@@ -1,5 +1,7 @@
 """The demo's building blocks, and the demo itself for one epoch."""
 
+import importlib
+
 import pytest
 
 import demo
@@ -43,13 +45,21 @@ def test_columns_are_aligned():
     assert lines == ["name           x", "---------  -----", "a           1.00", "long name  10.00"]
 
 
-def test_one_epoch_of_the_demo(tmp_path):
-    result = run("demo.py", "--model", "MLP", "--epochs", 1, "--save_dir", tmp_path, "--gpu_id", -1)
-    assert result.returncode == 0, result.stderr
-    table = result.stdout[result.stdout.index("after the last epoch") :]
+def test_one_epoch_of_the_demo(tmp_path, monkeypatch, capsys):
+    def in_process(script, *flags):
+        return importlib.import_module(script.removesuffix(".py")).main([*map(str, flags)])
+
+    monkeypatch.setattr(demo, "command", in_process)  # five times the imports saved
+    flags = ["--model", "MLP", "--epochs", 1, "--save_dir", tmp_path, "--gpu_id", -1]
+    assert demo.main([*map(str, flags)]) == 0
+    said = capsys.readouterr().out
+    table = said[said.index("after the last epoch") :]
     assert str(tmp_path / "demo_CE") in table
     assert "uniform accuracy" in table
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("demo.png", "demo_scores.png", "demo_CE/nc_curves_overlay.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert str(tmp_path / name) in table
+    assert (tmp_path / "demo_tsne" / "tsne.gif").read_bytes().startswith(b"GIF8")
 
 
 def test_mistakes(tmp_path):
