@@ -173,9 +173,9 @@ PREEMPTED = """
 import pathlib, signal, sys, time
 starts = pathlib.Path(sys.argv[1])
 count = len(starts.read_text()) if starts.exists() else 0
+signal.signal(signal.SIGTERM, lambda *_: (starts.with_suffix(".saved").touch(), sys.exit(143)))
 starts.write_text("x" * (count + 1))
 if count == 0:
-    signal.signal(signal.SIGTERM, lambda *_: (starts.with_suffix(".saved").touch(), sys.exit(143)))
     time.sleep(60)
 """
 
@@ -189,7 +189,6 @@ def test_a_preempted_job_saves_and_is_requeued(tmp_path):
     deadline = time.monotonic() + 60
     while not starts.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.3)
     # As SLURM does: the signal goes to the task, which is the child of the local controller.
     controller = job._process.pid
     (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()

@@ -1,0 +1,80 @@
+"""Does a precision change what is learned? The same runs in two precisions, over several seeds.
+
+    python benchmarks/precision_agreement.py [--precisions fp32 bf16] [--seeds 3] [-- train.py flags]
+
+Prints mean ± sample standard deviation of accuracy, uniform accuracy, NC1 to NC3 and the scores after
+the last epoch, evaluated in float32, and for each the difference of the means in units of the larger
+standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.console import table
+from utils.report import MEASURES, run_values, shown
+
+TOLD = ("top1", "uniform", "nc1", "nc2", "nc3", "positive", "negative", "bias")
+TASK = ["--model", "ResNet18", "--dataset", "digits", "--loss", "BCE", "--epochs", "15"]
+TASK += ["--lr", "0.02"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precisions", nargs=2, default=["fp32", "bf16"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--gpu_id", default="0", help="-1: CPU (default: 0)")
+    parser.add_argument("task", nargs="*", default=TASK, help=f"(default: {' '.join(TASK)})")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        found = {
+            precision: [
+                measured(Path(directory), precision, seed, args.task, args.gpu_id)
+                for seed in range(args.seeds)
+            ]
+            for precision in args.precisions
+        }
+    print(" ".join(args.task))
+    print(table(["measure", *args.precisions, "difference / std"], compared(found)))
+
+
+def measured(
+    directory: Path, precision: str, seed: int, task: list[str], gpu_id: str
+) -> dict[str, float]:
+    """Train and evaluate one run; its measures by name."""
+    name = f"{precision}_{seed}"
+    place = ["--gpu_id", gpu_id]
+    flags = ["--precision", precision, "--seed", str(seed), "--epoch_save_step", "1000000"]
+    flags += ["--save_dir", str(directory), "--run_name", name]
+    for script, words in (
+        ("train.py", [*task, *flags]),
+        ("eval_nc.py", ["--load_path", str(directory / name)]),
+    ):
+        command = [sys.executable, str(ROOT / script), *words, *place]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return run_values(directory / name, TOLD)[0]
+
+
+def compared(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    rows = []
+    for measure in TOLD:
+        samples = [[run[measure] for run in runs] for runs in found.values()]
+        means = [statistics.fmean(values) for values in samples]
+        stds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in samples]
+        digits, spread = MEASURES[measure].digits, max(stds)
+        gap = f"{(means[1] - means[0]) / spread:+.2f}" if spread else "–"
+        cells = [shown(mean, std, digits) for mean, std in zip(means, stds, strict=True)]
+        rows.append([MEASURES[measure].title, *cells, gap])
+    return rows
+
+
+if __name__ == "__main__":
+    main()
