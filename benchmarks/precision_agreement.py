@@ -1,10 +1,10 @@
 """Does a precision change what is learned? The same runs in two precisions, over several seeds.
 
-    python benchmarks/precision_agreement.py [--precisions fp32 bf16] [--seeds 3] [-- train.py flags]
+    python benchmarks/precision_agreement.py [--precisions fp32 bf16] [--seeds 3] [-- train flags]
 
-Prints mean ± sample standard deviation of accuracy, uniform accuracy, NC1 to NC3 and the scores after
-the last epoch, evaluated in float32, and for each the difference of the means in units of the larger
-standard deviation over seeds.
+Prints mean ± sample standard deviation of accuracy, uniform accuracy, NC1 to NC3 and the scores
+after the last epoch, evaluated in float32, and for each the difference of the means in units of
+the larger standard deviation over seeds.
 """
 
 from __future__ import annotations
