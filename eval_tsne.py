@@ -278,13 +278,13 @@ class Drawing:
 
     def draw(self, epochs: list[int]) -> int:
         """Write all files; 2 if an epoch could not be drawn, else 0."""
-        total = 100 * len(epochs) * len(self._jobs)
-        progress = Progress(self._console, "t-SNE", total, unit="percent of a panel")
+        total = len(epochs) * len(self._jobs)
+        progress = Progress(self._console, "t-SNE", total, unit="panel")
         failed = 0
         for index, epoch in enumerate(epochs):
             try:
                 features = [self._features(i, epoch) for i in range(len(self._jobs))]
-                self._embed(features, epoch, progress, 100 * index * len(self._jobs))
+                self._embed(features, epoch, progress, index * len(self._jobs))
             except EpochError as error:
                 complain(error)
                 failed += 1
@@ -314,10 +314,10 @@ class Drawing:
         for index, (own, job) in enumerate(zip(features, self._jobs, strict=True)):
 
             def report(
-                share: float, before: int = done + 100 * index, name: str = job.name
+                share: float, before: int = done + index, name: str = job.name
             ) -> None:
                 if progress.due():
-                    progress.show(before + int(100 * share), f"epoch {epoch}, {name}")
+                    progress.show(round(before + share, 2), f"epoch {epoch}, {name}")
 
             options = {"perplexity": self._args.perplexity, "seed": self._args.seed}
             start = self._embeddings[index]

@@ -29,6 +29,7 @@ LEGEND_CLASSES = 20  # at most so many are named
 PANEL = 2.4  # inches
 LAYERS = 5  # no class lies wholly above another: its points are drawn in so many turns
 SHOWN_SETTINGS = 3  # a panel's title tells at most so many settings besides loss and optimizer
+SPLITS = {"train": "training", "test": "test"}
 HOLD = 4  # the GIF's last frame stands so many times as long as the others
 
 
@@ -131,6 +132,9 @@ def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
     """
     # The last frame has every colour that the others have.
     palette = frames[-1].quantize(256, method=Image.Quantize.MEDIANCUT)
+    colours = np.reshape(palette.getpalette(), (-1, 3))
+    colours[colours.sum(axis=1).argmax()] = 255  # the page's white, which was averaged with greys
+    palette.putpalette(colours.ravel().tolist())
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     # GIF counts in hundredths of a second.
     duration = 10 * round(100 / fps)
@@ -158,7 +162,7 @@ def titles(
     """
     models = {each["model"] for each in settings}
     shared = f"{settings[0]['model']} on " if len(models) == 1 else ""
-    figure = f"{shared}{settings[0]['dataset']}, {split} set"
+    figure = f"{shared}{settings[0]['dataset']}, {SPLITS[split]} set"
     heads = [
         ", ".join([*([each["model"]] if len(models) > 1 else []), each["loss"], each["optimizer"]])
         for each in settings
