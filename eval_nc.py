@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from utils.evaluation import (
     DATA_SETTINGS,
     MEASURES,
     MODEL_SETTINGS,
+    ChosenRun,
     Extracted,
     Rebuilder,
-    TrainedRun,
     extract,
     measure,
 )
@@ -81,13 +80,6 @@ class CheckpointError(Exception):
     """One checkpoint cannot be evaluated; the others can."""
 
 
-@dataclass
-class Job(TrainedRun):
-    """A run and which of its checkpoints are to be evaluated."""
-
-    chosen: dict[int, Path]
-
-
 def main(argv: list[str] | None = None) -> int:
     args = eval_nc_parser().parse_args(argv)
     try:
@@ -128,16 +120,16 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
-def open_job(directory: Path, args: argparse.Namespace) -> Job:
+def open_job(directory: Path, args: argparse.Namespace) -> ChosenRun:
     """Read what a run directory says of itself. Raises UserError."""
     chosen = select_checkpoints(directory, args.checkpoints)
     if (directory / CONFIG).exists():
-        return Job(directory, *stored_run(directory), chosen)
+        return ChosenRun(directory, *stored_run(directory), chosen)
     settings = bare_settings(args, bias_mode_of(directory))
-    return Job(directory, settings, {}, chosen)
+    return ChosenRun(directory, settings, {}, chosen)
 
 
-def refuse_without_effect(args: argparse.Namespace, jobs: list[Job]) -> None:
+def refuse_without_effect(args: argparse.Namespace, jobs: list[ChosenRun]) -> None:
     """A flag that does nothing for any of the runs is a mistake. Raises UserError."""
     if len({job.directory.resolve() for job in jobs}) < len(jobs):
         raise UserError("--load_path names a run twice")
@@ -154,7 +146,7 @@ def refuse_without_effect(args: argparse.Namespace, jobs: list[Job]) -> None:
             raise UserError(f"--{flag} has no effect here: {reason}")
 
 
-def overlay_directory(args: argparse.Namespace, jobs: list[Job]) -> Path:
+def overlay_directory(args: argparse.Namespace, jobs: list[ChosenRun]) -> Path:
     """Where the picture of several runs goes, made if need be. Raises UserError."""
     directory = Path(args.out) if args.out else jobs[0].directory
     try:
@@ -200,7 +192,7 @@ class Evaluator:
             precision=args.precision,
         )
 
-    def evaluate(self, job: Job) -> tuple[MetricsTable, int]:
+    def evaluate(self, job: ChosenRun) -> tuple[MetricsTable, int]:
         """The run's table with the chosen rows computed, and how many checkpoints failed."""
         rows = MetricsTable(job.directory, COLUMNS, optional=(*PREDICTED, *GROUPED))
         todo, prints = self._missing(job, rows)
@@ -232,7 +224,9 @@ class Evaluator:
         )
         return rows, failed
 
-    def _missing(self, job: Job, rows: MetricsTable) -> tuple[dict[int, list[str]], dict[int, str]]:
+    def _missing(
+        self, job: ChosenRun, rows: MetricsTable
+    ) -> tuple[dict[int, list[str]], dict[int, str]]:
         """The splits to compute of each chosen epoch, and the fingerprints of the checkpoints."""
         prints = {e: fingerprint(p, *self._depends_on(job)) for e, p in job.chosen.items()}
         unheld = {
@@ -248,7 +242,7 @@ class Evaluator:
             return {epoch: list(self._splits) for epoch in job.chosen}, prints
         return {epoch: splits for epoch, splits in unheld.items() if splits}, prints
 
-    def _depends_on(self, job: Job) -> tuple[Any, ...]:
+    def _depends_on(self, job: ChosenRun) -> tuple[Any, ...]:
         """What rows depend on besides the checkpoint."""
         settings = {key: job.settings[key] for key in ("model", *DATA_SETTINGS, *MODEL_SETTINGS)}
         if job.facts:  # they tell a data set that moved from one that changed
@@ -259,7 +253,7 @@ class Evaluator:
         return self._args.precision, self._args.bias_added, settings, decays, job.facts
 
     def _measured(
-        self, job: Job, epoch: int, splits: list[str]
+        self, job: ChosenRun, epoch: int, splits: list[str]
     ) -> Iterator[tuple[str, dict[str, float | None]]]:
         """Each split and its measures under one checkpoint. Raises CheckpointError."""
         path = job.chosen[epoch]
@@ -276,7 +270,7 @@ class Evaluator:
                 raise CheckpointError(f"{path}, {split} set: {error}") from error
             yield split, values | self._grouped(job, extracted)
 
-    def _predicted(self, job: Job) -> dict[str, float | None]:
+    def _predicted(self, job: ChosenRun) -> dict[str, float | None]:
         """The exact minimum for a run with --sep_decay; None for each where none is claimed."""
         prediction = self._runs.prediction(job)
         if prediction is None:
@@ -284,7 +278,7 @@ class Evaluator:
         scores = prediction.positive_score, prediction.negative_score, prediction.bias
         return dict(zip(PREDICTED, scores, strict=True))
 
-    def _grouped(self, job: Job, extracted: Extracted) -> dict[str, float | None]:
+    def _grouped(self, job: ChosenRun, extracted: Extracted) -> dict[str, float | None]:
         """Top-1 in percent by the classes' training images, for a run on a long tail."""
         if job.settings["imbalance_factor"] == 1:
             return dict.fromkeys(GROUPED)
@@ -307,12 +301,12 @@ def draw(curves: list[Curve], path: Path, console: Console) -> int:
     return 0
 
 
-def curve_of(job: Job, rows: MetricsTable) -> Curve:
+def curve_of(job: ChosenRun, rows: MetricsTable) -> Curve:
     ordered = [rows.rows[key] for key in rows.keys]
     return Curve(job.name, job.settings["loss"], job.settings["optimizer"], ordered)
 
 
-def printed(jobs: list[Job], tables: list[MetricsTable], splits: tuple[str, ...]) -> str:
+def printed(jobs: list[ChosenRun], tables: list[MetricsTable], splits: tuple[str, ...]) -> str:
     """One aligned table of all chosen rows."""
     sometimes = (SHOWN_PREDICTED, SHOWN_GROUPED)
     shown = dict(SHOWN)

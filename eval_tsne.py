@@ -3,7 +3,7 @@
 python eval_tsne.py model_weights/<run> model_weights/<run> --checkpoints 6-13
 """
 
-from args import checked_settings, eval_tsne_parser
+from args import eval_tsne_parser, stored_run
 from utils.signals import StopSignal
 
 STOPPED = "stopped; the pictures drawn so far are whole"
@@ -33,6 +33,7 @@ from utils.errors import UserError
 from utils.evaluation import (
     DATA_SETTINGS,
     MODEL_SETTINGS,
+    ChosenRun,
     extract,
     load_weights,
     rebuild_data,
@@ -43,26 +44,12 @@ from utils.figures import save_figure
 from utils.files import write_csv
 from utils.loader import BatchLoader
 from utils.nc_table import select_checkpoints
-from utils.rundir import CONFIG, check_data, read_config
+from utils.rundir import CONFIG, check_data
 from utils.tsne import check_perplexity, embed, library, unit_square
 from utils.tsne_figure import Panel, image_of, titles, tsne_figure, write_gif
 
 TABLE, ANIMATION = "tsne.csv", "tsne.gif"
 COLUMNS = ("epoch", "run", "sample", "label", "x", "y")
-
-
-@dataclass
-class Job:
-    """A run to be drawn, in the panel of the same place."""
-
-    directory: Path
-    settings: dict[str, Any]
-    facts: dict[str, Any]  # of the data set, as the run knew it
-    chosen: dict[int, Path]
-
-    @property
-    def name(self) -> str:
-        return self.directory.resolve().name
 
 
 @dataclass
@@ -114,20 +101,19 @@ def draw_runs(args: argparse.Namespace) -> int:
     return Drawing(args, jobs, sources, classes, out, console).draw(epochs)
 
 
-def open_job(directory: Path, args: argparse.Namespace) -> Job:
+def open_job(directory: Path, args: argparse.Namespace) -> ChosenRun:
     """Read what a run directory says of itself. Raises UserError."""
     # Which epoch is the last of all is known when all runs' epochs are.
     chosen = select_checkpoints(
         directory, "all" if args.checkpoints == "last" else args.checkpoints
     )
-    config = read_config(directory)
-    settings = checked_settings(config["settings"], directory / CONFIG)
-    if not isinstance(config["data"].get("classes"), list):
+    run = ChosenRun(directory, *stored_run(directory), chosen)
+    if not isinstance(run.facts.get("classes"), list):
         raise UserError(f"{directory / CONFIG} is damaged: it does not name the classes")
-    return Job(directory, settings, config["data"], chosen)
+    return run
 
 
-def check_together(jobs: list[Job]) -> None:
+def check_together(jobs: list[ChosenRun]) -> None:
     """One figure is of one data set. Raises UserError that names the first run of another."""
     if len({job.directory.resolve() for job in jobs}) < len(jobs):
         raise UserError("a run is named twice")
@@ -164,7 +150,7 @@ def chosen_classes(text: str | None, names: list[str]) -> dict[int, str]:
     return dict(sorted(chosen.items()))
 
 
-def common_epochs(jobs: list[Job], selection: str, console: Console) -> list[int]:
+def common_epochs(jobs: list[ChosenRun], selection: str, console: Console) -> list[int]:
     """The chosen epochs that all runs have. Raises UserError if there is none."""
     common = sorted(set.intersection(*(set(job.chosen) for job in jobs)))
     left_out = sorted({epoch for job in jobs for epoch in job.chosen} - set(common))
@@ -190,7 +176,7 @@ def listed(epochs: list[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def output_directory(out: str | None, jobs: list[Job]) -> Path:
+def output_directory(out: str | None, jobs: list[ChosenRun]) -> Path:
     """Where the files go, made if need be. Raises UserError."""
     directory = Path(out) if out else jobs[0].directory / "tsne"
     try:
@@ -201,7 +187,7 @@ def output_directory(out: str | None, jobs: list[Job]) -> Path:
 
 
 def build_sources(
-    args: argparse.Namespace, jobs: list[Job], classes: list[int], device: torch.device
+    args: argparse.Namespace, jobs: list[ChosenRun], classes: list[int], device: torch.device
 ) -> list[Source]:
     """What each job's features are extracted with, equal things built once. Raises UserError."""
     built: dict[str, Any] = {}
@@ -242,7 +228,7 @@ def build_sources(
 
 
 def build_data(
-    args: argparse.Namespace, job: Job, classes: list[int]
+    args: argparse.Namespace, job: ChosenRun, classes: list[int]
 ) -> tuple[DataSet, torch.Tensor, dict[str, Any]]:
     """The data set with the samples to draw alone, their numbers, and the whole set's facts."""
     whole = rebuild_data(job.settings, args.data_dir, (args.split,))
@@ -259,7 +245,7 @@ class Drawing:
     def __init__(
         self,
         args: argparse.Namespace,
-        jobs: list[Job],
+        jobs: list[ChosenRun],
         sources: list[Source],
         classes: dict[int, str],
         out: Path,
@@ -313,9 +299,7 @@ class Drawing:
         embeddings = []
         for index, (own, job) in enumerate(zip(features, self._jobs, strict=True)):
 
-            def report(
-                share: float, before: int = done + index, name: str = job.name
-            ) -> None:
+            def report(share: float, before: int = done + index, name: str = job.name) -> None:
                 if progress.due():
                     progress.show(round(before + share, 2), f"epoch {epoch}, {name}")
 

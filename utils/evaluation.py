@@ -174,6 +174,13 @@ class TrainedRun:
         return self.directory.resolve().name
 
 
+@dataclass
+class ChosenRun(TrainedRun):
+    """A run and those of its checkpoints, by epoch, that are to be evaluated."""
+
+    chosen: dict[int, Path]
+
+
 class Rebuilder:
     """Data, batches and models of trained runs; each built once for all runs that share it.
 
