@@ -313,9 +313,7 @@ class Drawing:
         embeddings = []
         for index, (own, job) in enumerate(zip(features, self._jobs, strict=True)):
 
-            def report(
-                share: float, before: int = done + index, name: str = job.name
-            ) -> None:
+            def report(share: float, before: int = done + index, name: str = job.name) -> None:
                 if progress.due():
                     progress.show(round(before + share, 2), f"epoch {epoch}, {name}")
 
