@@ -67,7 +67,7 @@ def embed(
     if (features == features[0]).all():
         raise ValueError("the features of all samples are the same")
     open_tsne = library()
-    # The result depends on the number of threads, and two were measured to be no faster than one.
+    # The result depends on the number of threads, and on 2 shared cores two were no faster.
     common = {"n_jobs": 1, "random_state": seed}
     affinities = open_tsne.affinity.PerplexityBasedNN(features, perplexity=perplexity, **common)
     if start is None:
@@ -78,7 +78,7 @@ def embed(
         options |= {"callbacks": reporter, "callbacks_every_iters": REPORT_EVERY}
     embedding = open_tsne.TSNEEmbedding(np.array(start, dtype=np.float64), affinities, **common)
     # A start is taken as it is: shrunk first, as openTSNE shrinks what comes from elsewhere, points
-    # move twice as far from one epoch to the next. Exaggeration is needed all the same: without it,
+    # move up to twice as far between epochs. Exaggeration is needed all the same: without it,
     # classes stay where they were that belong elsewhere by now, and the divergence is 13 % higher.
     embedding.optimize(EXAGGERATED_ITERATIONS, exaggeration=EXAGGERATION, momentum=0.5, **options)
     embedding.optimize(ITERATIONS, momentum=0.8, **options)
