@@ -61,7 +61,6 @@ if __name__ == "__main__":
 import argparse
 import itertools
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
@@ -87,6 +86,7 @@ from utils.losses import LOSSES as LOSS_FUNCTIONS
 from utils.meter import Meter
 from utils.optim import build_optimizer
 from utils.precision import AUTOCAST, memory_format, resolve_precision, set_determinism
+from utils.rundir import processor
 from utils.step import Step, check_compiler, synchronise
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -376,16 +376,6 @@ def main() -> int:
         print(f"train_speed.py: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def processor() -> str:
-    """The CPU's model name, from Linux where it tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from utils.report import (
     plain_table,
     report_tables,
 )
-from utils.rundir import environment
+from utils.rundir import environment, processor
 
 PAPER_NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "folder": "ImageNet-1K"}
 
@@ -102,8 +101,8 @@ def _facts(report: Report) -> list[str]:
         f"Training: {settings['epochs']} epochs, batch {settings['batch_size']}, learning rate "
         f"{', '.join(rates)}, {settings['schedule']} schedule; seed "
         f"{', '.join(map(str, seeds))}.",
-        f"Machine: {processor()}, device {found.get('device')}. Python {found.get('python')}, "
-        f"{packages}.",
+        f"Machine: {found.get('processor') or processor()}, device {found.get('device')}. "
+        f"Python {found.get('python')}, {packages}.",
         f"Date: {time.strftime('%Y-%m-%d')}; training took "
         f"{sum(facts['seconds'] for _, facts in report.runs):.0f} s in all runs together.",
     ]
@@ -150,14 +149,3 @@ def _runs_table(report: Report) -> str:
         for run, facts in report.runs
     ]
     return "## Runs\n\n" + markdown_table(["run", "seconds", "commit"], cells)
-
-
-def processor() -> str:
-    """The CPU's name and how many cores it has here."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    name = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{name}, {text.count('model name') or '?'} cores"

@@ -286,9 +286,21 @@ def environment() -> dict[str, Any]:
     """Versions of what computed the run, and the project's commit where it is a git checkout."""
     return {
         "python": platform.python_version(),
+        "processor": processor(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
     }
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it, and how many cores the machine has."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _version(package: str) -> str | None:
