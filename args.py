@@ -630,7 +630,7 @@ def reproduce_parser() -> Parser:
         description="Rerun an experiment of the paper and put the result beside the published one."
         "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
         "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
-        "2 not.\n\nexperiments:\n"
+        "2 not,\n130 and 143 stopped by SIGINT and SIGTERM.\n\nexperiments:\n"
         + "\n".join(f"  {name:<13}{what.title}" for name, what in EXPERIMENTS.items()),
     )
     add = parser.add_argument_group("what to run").add_argument
@@ -981,6 +981,8 @@ def stored_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises UserError if it is missing or damaged.
     """
+    if directory.is_dir() and not (directory / "config.json").exists():
+        raise UserError(f"{directory} is not a run directory: it holds no config.json")
     config = read_config(directory)
     return checked_settings(config["settings"], directory / "config.json"), config["data"]
 

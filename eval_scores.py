@@ -84,7 +84,7 @@ def draw(args: argparse.Namespace) -> None:
         if progress.due():
             progress.show(i + 1, run.name)
     progress.close()
-    save_figure(score_figure(violins, X_LABELS[by]), picture)
+    save_figure(score_figure(violins, X_LABELS[by], title_of(runs, args)), picture)
     numbers = write_numbers(runs, violins, picture)
     console.say(printed(runs, violins))
     console.say("\n" + "\n".join(f"wrote {path}" for path in (picture, *numbers)))
@@ -144,6 +144,20 @@ def panels_of(runs: Sequence[TrainedRun]) -> list[str]:
     return [
         ", ".join(str(run.settings[key]) for key in (*shown, "loss", "optimizer")) for run in runs
     ]
+
+
+def title_of(runs: Sequence[TrainedRun], args: argparse.Namespace) -> str:
+    """What all runs share: network and data set, and what of it was passed through."""
+    shared = [
+        str(runs[0].settings[key])
+        for key in ("model", "dataset")
+        if len({run.settings[key] for run in runs}) == 1
+    ]
+    split = {"train": "training set", "test": "test set"}[args.split]
+    epoch = {"last": "last epoch", "best": "best epoch"}.get(
+        args.checkpoint, f"epoch {args.checkpoint}"
+    )
+    return ", ".join([" on ".join(shared), split, epoch] if shared else [split, epoch])
 
 
 def places_of(runs: Sequence[TrainedRun], by: str) -> list[str]:

@@ -20,7 +20,7 @@ from utils.experiments import EXPERIMENTS, Experiment, GridRun, drawn_epochs, gr
 from utils.files import read_csv, read_json, remove_temporaries, write_csv, write_json, write_whole
 from utils.launch import Outcome, run_here, run_submitted
 from utils.report import collect
-from utils.report_text import Report, render
+from utils.report_text import Report, paper_name, render
 from utils.rundir import CONFIG, METRICS, read_config
 from utils.signals import StopSignal
 
@@ -103,8 +103,9 @@ def refuse_without_effect(args: argparse.Namespace) -> None:
     for key, reason in reasons.items():
         if getattr(args, key) is not None:
             raise UserError(f"--{key} has no effect here: {reason}")
-    if args.experiment == "imagenet" and args.scale == "full" and args.data_dir == "./data":
-        raise UserError("imagenet at full scale needs --data_dir: the folder with train and val")
+    on_disk = args.dataset == "folder" or (args.experiment == "imagenet" and args.scale == "full")
+    if on_disk and args.data_dir == "./data" and not args.dry_run:
+        raise UserError("an image folder needs --data_dir: what holds train/ and test/ or val/")
 
 
 def grid_of(args: argparse.Namespace) -> list[GridRun]:
@@ -295,7 +296,10 @@ def draw_accuracies(experiment, runs, save_dir, out, common) -> list[Path]:
     published = {run.name: run.published(experiment) for run in runs}
     results = collect(runs, save_dir, experiment.measures, published, {})
     picture = out / "accuracy.png"
-    save_figure(accuracy_figure(results), picture)
+    paper = {f"{run.stands_for['model']}, {paper_name(run.stands_for['dataset'])}" for run in runs}
+    # Of a grid over several networks or data sets the rows tell.
+    title = paper.pop() if len(paper) == 1 else "same setting"
+    save_figure(accuracy_figure(results, title), picture)
     return [picture]
 
 

@@ -60,7 +60,7 @@ class Progress:
         left = (self._total - done) / max(rate, 1e-9)
         self._console.say(
             f"{self._title}: {done}/{self._total} {self._unit}s, {rate:.3g} {self._unit}s/s, "
-            f"{left:.0f} s left, {note}"
+            f"{left:.0f} s left{', ' if note else ''}{note}"
         )
 
     def close(self) -> None:

@@ -141,7 +141,8 @@ EXPERIMENTS = {
         fixed={"augment": "DA1"},
         measures=("top1", "uniform", "many", "medium", "few"),
         published=_long_tail,
-        smaller={"smoke": {"imbalance_factor": (10,)}},
+        # Enough images that a class has more than 100, and is one of the many.
+        smaller={"smoke": {"imbalance_factor": (10,), "sample_size": (120,)}},
         checkpoints="last",
     ),
     "imagenet": Experiment(
@@ -280,9 +281,9 @@ def _run(
         "model": model,
         "dataset": dataset,
         "loss": loss,
+        **base,
         **chosen,
         **experiment.fixed,
-        **base,
         **given,
         "lr": overrides.get(f"lr_{optimizer}") or rates[optimizer],
         "seed": seed,

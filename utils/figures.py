@@ -32,6 +32,7 @@ SCORES = {
 LOSS_COLOURS = {"CE": "#1f77b4", "BCE": "#d62728", "MSE": "#2ca02c"}
 OPTIMIZER_LINES = {"SGD": "--", "AdamW": "-"}
 MARKERS = "osD^vP*X"  # tell runs apart that share loss and optimizer, and in print without colour
+LONG = 12  # epochs from which on the first quarter may leave the frame of the accuracies
 PALE = 0.45  # opacity of the second line of a panel
 STYLE = {
     "font.size": 9,
@@ -143,6 +144,8 @@ def nc_figure(curves: Sequence[Curve]) -> plt.Figure:
         _scale_accuracy(accuracy)
         for axis in (nc2, nc3):
             axis.set_ylim(bottom=0)
+        for axis in (nc3, accuracy):  # a panel below has other positions on its axis
+            axis.tick_params(labelbottom=True)
         for name in set(layout[-1]):
             panels[name].set_xlabel("epoch")
             panels[name].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -236,7 +239,8 @@ def _scale_nc1(axis: plt.Axes) -> None:
 
 def _scale_accuracy(axis: plt.Axes) -> None:
     """Leave the first epochs' rise out of the frame: what differs comes after it."""
-    tails = [np.asarray(line.get_ydata())[len(line.get_ydata()) // 4 :] for line in axis.lines]
+    drawn = [np.asarray(line.get_ydata()) for line in axis.lines]
+    tails = [values[len(values) // 4 if len(values) >= LONG else 0 :] for values in drawn]
     low, high = min(tail.min() for tail in tails), max(tail.max() for tail in tails)
     low = min(low, high - 1.0)
     margin = 0.08 * (high - low)

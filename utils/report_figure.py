@@ -10,12 +10,14 @@ from utils.figures import LOSS_COLOURS, STYLE
 from utils.report import MEASURES, Result
 
 MARKS = {"CE": "o", "BCE": "s"}
+PAPER_MARKS = {"CE": "x", "BCE": "+"}
 APART = 0.14  # of a row, between CE and BCE
 
 
-def accuracy_figure(results: Sequence[Result]) -> plt.Figure:
+def accuracy_figure(results: Sequence[Result], paper: str = "") -> plt.Figure:
     """A row for each setting, CE (blue circles) and BCE (red squares) in it: A in one panel and
-    A_Uni beside it, with the standard deviation over seeds; the paper's numbers as crosses."""
+    A_Uni beside it, with the standard deviation over seeds; the paper's numbers as crosses,
+    with `paper` to say of what they are."""
     rows = list(dict.fromkeys(_setting(result) for result in results))
     measures = [m for m in ("top1", "uniform") if any(m in result.values for result in results)]
     size = (2.4 * len(measures) + 1.4, 0.34 * len(rows) + 1.1)
@@ -28,11 +30,11 @@ def accuracy_figure(results: Sequence[Result]) -> plt.Figure:
         axes[0][0].set_yticks(range(len(rows)), rows, fontsize=8)
         axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
         axes[0][0].set_xlabel("top-1 accuracy %")
-        for loss, mark in MARKS.items():
-            axes[0][0].plot([], [], mark, color=LOSS_COLOURS[loss], label=loss)
-        if any("paper" in result.references.get(m, {}) for result in results for m in measures):
-            axes[0][0].plot([], [], "x", color="black", label="paper")
-        figure.legend(loc="outside lower center", ncols=3)
+        published = any("paper" in r.references.get(m, {}) for r in results for m in measures)
+        for marks, whose in ((MARKS, ""), (PAPER_MARKS, f"paper ({paper}), ")):
+            for loss, mark in marks.items() if published or not whose else ():
+                axes[0][0].plot([], [], mark, color=LOSS_COLOURS[loss], label=whose + loss)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -48,7 +50,7 @@ def _setting(result: Result) -> str:
 def _draw(axis: plt.Axes, result: Result, measure: str, row: int) -> None:
     loss = result.labels["loss"]
     place = row + (APART if loss == "BCE" else -APART)
-    mean, paper = result.mean(measure), result.references.get(measure, {}).get("paper")
+    mean, published = result.mean(measure), result.references.get(measure, {}).get("paper")
     if mean is not None:
         axis.errorbar(
             mean,
@@ -60,5 +62,7 @@ def _draw(axis: plt.Axes, result: Result, measure: str, row: int) -> None:
             color=LOSS_COLOURS.get(loss, "black"),
             linestyle="none",
         )
-    if paper is not None:
-        axis.plot(paper, place, "x", color=LOSS_COLOURS.get(loss, "black"), markersize=5)
+    if published is not None:
+        axis.plot(
+            published, place, PAPER_MARKS[loss], color=LOSS_COLOURS.get(loss, "black"), markersize=5
+        )

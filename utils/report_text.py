@@ -63,7 +63,7 @@ def render(report: Report, *, markdown: bool) -> str:
     if missing:
         tables.append("Without a result:\n\n" + "\n".join(f"- {line}" for line in missing))
     if not markdown:
-        return "\n\n".join(tables)
+        return "\n\n".join([*tables, _how_to_read(report).replace("**", "")])
     experiment = EXPERIMENTS[report.experiment]
     parts = [
         f"# {experiment.title}",
@@ -125,7 +125,7 @@ def _how_to_read(report: Report) -> str:
     references = any("paper" in r for result in report.results for r in result.references.values())
     if references and report.runs:
         model, dataset = report.stands_for["model"], report.stands_for["dataset"]
-        name = PAPER_NAMES.get(dataset, dataset)
+        name = paper_name(dataset)
         run = report.runs[0][0]
         same = (
             report.scale == "full"
@@ -139,6 +139,11 @@ def _how_to_read(report: Report) -> str:
                 "be compared."
             )
     return " ".join(lines)
+
+
+def paper_name(dataset: str) -> str:
+    """A data set as the paper calls it."""
+    return PAPER_NAMES.get(dataset, dataset)
 
 
 def _runs_table(report: Report) -> str:

@@ -34,7 +34,9 @@ class Violins:
     predicted: dict[str, float | None]
 
 
-def score_figure(runs: Sequence[Violins], x_label: str, columns: int = 2) -> plt.Figure:
+def score_figure(
+    runs: Sequence[Violins], x_label: str, title: str = "", columns: int = 2
+) -> plt.Figure:
     """Positive scores red, biases green, negative scores blue; a panel for each title in the order
     of `runs`, the runs' places in their order on x, one y axis for all.
 
@@ -62,6 +64,8 @@ def score_figure(runs: Sequence[Violins], x_label: str, columns: int = 2) -> plt
             axis.set_ylabel("score, bias")
         for axis in grid.flat[max(0, len(titles) - columns) : len(titles)]:
             axis.set_xlabel(x_label)
+        if title:
+            figure.suptitle(title, fontsize=9)
         _add_legend(figure, grid.flat[0], runs, columns)
     return figure
 
