@@ -148,7 +148,7 @@ def nc_figure(curves: Sequence[Curve]) -> plt.Figure:
             axis.tick_params(labelbottom=True)
         for name in set(layout[-1]):
             panels[name].set_xlabel("epoch")
-            panels[name].xaxis.set_major_locator(MaxNLocator(integer=True))
+            panels[name].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         handles, names = nc1.get_legend_handles_labels()
         if "scores" in panels:
             handles, names = (
