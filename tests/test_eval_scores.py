@@ -162,7 +162,8 @@ def test_seeds_share_a_panel(runs, tmp_path, capsys):
 def test_every_panel_is_drawn():
     values = {"positive_score": scores.distribution(torch.randn(50))}
     drawn = [Violins(f"panel {i}", "0", values, {}) for i in range(5)]
-    figure = score_figure(drawn, "x")
+    figure = score_figure(drawn, "x", "heading")
+    assert figure.get_suptitle() == "heading"
     assert [axis.get_title() for axis in figure.axes] == [f"panel {i}" for i in range(5)]
     assert len({axis.get_ylim() for axis in figure.axes}) == 1
 

@@ -35,7 +35,7 @@ class Violins:
 
 
 def score_figure(
-    runs: Sequence[Violins], x_label: str, title: str = "", columns: int = 2
+    runs: Sequence[Violins], x_label: str, heading: str = "", columns: int = 2
 ) -> plt.Figure:
     """Positive scores red, biases green, negative scores blue; a panel for each title in the order
     of `runs`, the runs' places in their order on x, one y axis for all.
@@ -64,8 +64,8 @@ def score_figure(
             axis.set_ylabel("score, bias")
         for axis in grid.flat[max(0, len(titles) - columns) : len(titles)]:
             axis.set_xlabel(x_label)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        if heading:
+            figure.suptitle(heading, fontsize=9)
         _add_legend(figure, grid.flat[0], runs, columns)
     return figure
 
@@ -91,7 +91,8 @@ def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
         rotation_mode="anchor",
         fontsize=8,
     )
-    axis.set_xlim(-0.6, len(runs) - 0.4)
+    margin = 0.6 if len(runs) > 1 else 1.0
+    axis.set_xlim(-margin, len(runs) - 1 + margin)
 
 
 def _draw_violin(axis: plt.Axes, place: int, kind: str, values: Distribution) -> None:
