@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.console import table
 from utils.errors import UserError
 from utils.experiments import GridRun
 from utils.files import read_csv
@@ -278,7 +277,3 @@ def csv_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[st
 def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def plain_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    return table(header, cells)

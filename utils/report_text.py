@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.console import table
 from utils.experiments import EXPERIMENTS, GridRun
 from utils.report import (
     Result,
     csv_rows,
     losses_compared,
     markdown_table,
-    plain_table,
     report_tables,
 )
 from utils.rundir import environment, processor
@@ -54,7 +54,7 @@ class Report:
 
 def render(report: Report, *, markdown: bool) -> str:
     """The report, or with `markdown` false its tables alone."""
-    tabulate = markdown_table if markdown else plain_table
+    tabulate = markdown_table if markdown else table
     tables = [tabulate(*part) for part in report_tables(report.results, report.measures)]
     compared = losses_compared(report.results, report.measures) if report.runs else None
     if compared and compared[0]:
