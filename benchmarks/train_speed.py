@@ -1,14 +1,15 @@
 """Images per second of train.py's loop beside a conventional loop and the ceiling, in one run.
 
     python benchmarks/train_speed.py [--model ResNet18] [--batch_size 128] [--gpu_id 0]
+    python benchmarks/train_speed.py --stream --img_size 224 --model ResNet50 --batch_size 64
+    python benchmarks/train_speed.py --what_helps
 
-(a) conventional: PIL images, torchvision transforms, DataLoader workers, float32, contiguous, and
-    an .item() of loss and accuracy in every step, as a newcomer would write it;
-(b) train.py: its own batches, step and meter, in the precision that --precision resolves to;
-(c) ceiling: the step of (b) on one resident batch, with no data work and no metrics.
+(a) is a conventional loop, (b) train.py's, (c) its step alone and (d) its batches alone, as
+benchmarks/loops.py describes them. --stream reads the images from files, --what_helps compares the
+step without and with each means instead: memory format, precision, compilation, CUDA graphs.
 
-Each runs in a process of its own, so that memory peaks are its own. They take turns (a, b, c, a, …)
-of --steps steps, and medians over the rounds are reported.
+Each loop runs in a process of its own, so that memory peaks are its own. They take turns (a, b, c,
+a, …) of --steps steps, and medians over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from args import AUGMENTS, LOSSES, OPTIMIZERS, PRECISIONS, Parser, _integer, _model, _one_of
 
-LOOPS = {"a": "conventional", "b": "train.py", "c": "ceiling"}
-WORKERS = 2  # of the conventional loop's DataLoader
+NAMES = {"a": "conventional", "b": "train.py", "c": "ceiling", "d": "batches"}
 # Pause after a turn in seconds, in which workers fill their queue: else they disturb the next loop.
-# (a) then has up to four batches ready; that flatters it unless --steps is well above four.
 SETTLE = 0.3
 
 
@@ -31,26 +30,41 @@ def parser() -> Parser:
     made = Parser(prog="train_speed.py", description=__doc__)
     add = made.add_argument
     add("--model", type=_model, default="ResNet18", help="(default: ResNet18)")
+    add("--img_size", type=_integer(4), default=32, help="side in pixels (default: 32)")
+    add("--num_images", type=_integer(2), default=2048, help="random images (default: 2048)")
+    add("--num_classes", type=_integer(2), default=10, help="of random images (default: 10)")
+    add(
+        "--stream",
+        action="store_true",
+        help="read the images from files: random JPEGs of 500×375 pixels, written to a temporary "
+        "directory, or those of --data_dir (default: random images in memory)",
+    )
     add(
         "--data_dir",
         default=None,
         metavar="DIR",
-        help="image tree as of train.py --dataset folder, streamed by (b) where it is large "
-        "(default: random images in memory)",
+        help="image tree as of train.py --dataset folder; (b) keeps a small one in memory unless "
+        "--stream (default: random images)",
     )
-    add("--img_size", type=_integer(4), default=32, help="side in pixels (default: 32)")
-    add("--num_images", type=_integer(2), default=2048, help="random images (default: 2048)")
-    add("--num_classes", type=_integer(2), default=10, help="of random images (default: 10)")
+    add("--num_workers", type=_integer(0), default=None, help="(default: the cores, at most 8)")
     add("--batch_size", type=_integer(2), default=128, help="(default: 128)")
     add("--steps", type=_integer(1), default=4, help="timed steps per turn (default: 4)")
     add("--rounds", type=_integer(1), default=5, help="turns of each loop (default: 5)")
     add("--precision", type=_one_of(PRECISIONS), default="auto", help="of b, c (default: auto)")
     add("--loss", type=_one_of(LOSSES), default="BCE", help="(default: BCE)")
     add("--optimizer", type=_one_of(OPTIMIZERS), default="SGD", help="(default: SGD)")
-    add("--augment", type=_one_of(AUGMENTS), default="DA1", help="of b; a: none, DA1")
+    add("--augment", type=_one_of(AUGMENTS), default="DA1", help="of b, d; a: none, DA1")
     add("--compile", action="store_true", help="compile (b) and (c) (default: off)")
     add("--gpu_id", type=_integer(-1), default=0, help="-1: CPU (default: 0)")
-    add("--loops", nargs="+", choices=list(LOOPS), default=list(LOOPS), help="(default: a b c)")
+    chosen = made.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--loops", nargs="+", choices=list(NAMES), default=list(NAMES), help="(default: a b c d)"
+    )
+    chosen.add_argument(
+        "--what_helps",
+        action="store_true",
+        help="the step alone without and with each means, one added to the other",
+    )
     add("--json", default=None, metavar="FILE", help="also write the results (default: none)")
     return made
 
@@ -59,142 +73,83 @@ if __name__ == "__main__":
     parser().parse_args()  # --help and mistakes are answered before torch is imported
 
 import argparse
+import functools
 import itertools
 import multiprocessing
+import os
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
-import train
-from models import build_model
+from benchmarks.loops import LOOPS
+from models import MODELS, build_model
 from utils.console import table
-from utils.datasets import DataSet, FileSplit, TensorSplit, load_dataset
+from utils.datasets import DataSet, TensorSplit, load_dataset
 from utils.device import keep_freed_memory, pick_device
 from utils.errors import UserError
 from utils.files import write_json
-from utils.losses import LOSSES as LOSS_FUNCTIONS
-from utils.meter import Meter
-from utils.optim import build_optimizer
-from utils.precision import AUTOCAST, memory_format, resolve_precision, set_determinism
+from utils.precision import AUTOCAST, resolve_precision, set_determinism
 from utils.rundir import processor
-from utils.step import Step, check_compiler, synchronise
+from utils.step import check_compiler, synchronise
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+EPOCH = 50_000  # images of CIFAR's training sets
+PHOTO = (375, 500)  # height and width of the files of --stream: ImageNet's most frequent size
 
 
-class Images(torch.utils.data.Dataset):
-    """PIL images and labels, as torchvision's data sets give them."""
+@dataclass
+class Loop:
+    """What a child process runs: a key of LOOPS with settings that differ from the command's."""
 
-    def __init__(self, split: TensorSplit | FileSplit, transform: Callable) -> None:
-        self.labels, self.transform = split.labels.tolist(), transform
-        if isinstance(split, TensorSplit):
-            self.paths = None
-            self.arrays = split.images.permute(0, 2, 3, 1).contiguous().numpy()
-        else:
-            self.paths = split.paths
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if self.paths is None:
-            image = Image.fromarray(self.arrays[index])
-        else:
-            image = Image.open(self.paths[index]).convert("RGB")
-        return self.transform(image), self.labels[index]
+    kind: str
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    keep_memory: bool = True
 
 
-def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
-    """Loop (a); yields after every step."""
-    side = args.img_size
-    steps: list[Any] = []
-    if isinstance(data.train, FileSplit):
-        steps += [transforms.Resize(side), transforms.CenterCrop(side)]
-    if args.augment != "none":
-        steps += [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
-    steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-    loader = torch.utils.data.DataLoader(
-        Images(data.train, transforms.Compose(steps)),
-        batch_size=args.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=WORKERS,
-        pin_memory=device.type == "cuda",
-        persistent_workers=True,
-    )
-    model = networks(args, data).to(device)
-    loss_function = LOSS_FUNCTIONS[args.loss]
-    if args.optimizer == "SGD":
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+def chosen_loops(args: argparse.Namespace, device: torch.device) -> list[Loop]:
+    if args.what_helps:
+        return means(args, device)
+    return [Loop(k, f"({k}) {NAMES[k]}", keep_memory=k != "a") for k in args.loops]
+
+
+def means(args: argparse.Namespace, device: torch.device) -> list[Loop]:
+    """The step alone with one means after the other, each with all before it.
+
+    On the CPU compilation comes before bf16, which is no gain on every processor.
+    """
+    plain = {"precision": "fp32", "compile": False, "contiguous": True}
+    last = {"precision": "fp32", "contiguous": not MODELS[args.model].convolutional}
+    if device.type == "cuda":
+        last["precision"] = "bf16"
+        found = [
+            Loop("c", "float32", plain),
+            Loop("c", "+ tf32", {**plain, "precision": "tf32"}),
+            Loop("c", "+ bf16", {**plain, "precision": "bf16"}),
+            Loop("c", "+ channels_last", {**last, "compile": False}),
+            Loop("c", "+ compiled", {**last, "compile": True, "graphs": False}),
+            Loop("c", "+ CUDA graphs", {**last, "compile": True}),
+        ]
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-4)
-    model.train()
-    total_loss, total_correct, seen = 0.0, 0, 0
-    while True:
-        for images, targets in loader:
-            images, targets = images.to(device), targets.to(device)
-            optimizer.zero_grad()
-            logits, _ = model(images)
-            loss = loss_function(logits, targets)
-            loss.backward()
-            optimizer.step()
-            total_loss += loss.item() * len(targets)
-            total_correct += (logits.argmax(1) == targets).sum().item()
-            seen += len(targets)
-            yield
-
-
-def as_train_does(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
-    """Loop (b): train.py's batches, step and meter; yields after every step."""
-    model, step = prepared(args, data, device)
-    batches, _ = train.build_loaders(args, data, device)
-    full = len(data.train) // args.batch_size  # the last, smaller batch is no fair step
-    meter = Meter(len(batches), device)
-    model.train()
-    for epoch in itertools.count(1):
-        meter.reset()
-        for number, (images, targets) in enumerate(batches.batches(epoch)):
-            if number == full:
-                break
-            total, loss, logits = step(images, targets)
-            meter.add(number, total, loss, logits, targets)
-            yield
-
-
-def ceiling(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
-    """Loop (c): the step of (b) on its first batch again and again; yields after every step."""
-    model, step = prepared(args, data, device)
-    images, targets = next(iter(train.build_loaders(args, data, device)[0].batches(1)))
-    model.train()
-    while True:
-        step(images, targets)
-        yield
-
-
-def networks(args: argparse.Namespace, data: DataSet) -> nn.Module:
-    torch.manual_seed(0)
-    return build_model(args.model, data.num_classes, data.image_shape)
-
-
-def prepared(
-    args: argparse.Namespace, data: DataSet, device: torch.device
-) -> tuple[nn.Module, Step]:
-    """Network and step as train.py makes them."""
-    format_ = memory_format(device, args.model, args.precision)
-    model = networks(args, data).to(device, memory_format=format_)
-    optimizer = build_optimizer(args.optimizer, model, 1e-3, weight_decay=5e-4, bias_decay=5e-4)
-    objective = train.build_objective(args)
-    return model, Step(model, optimizer, objective, args.precision, device, args.compile)
+        found = [
+            Loop("c", "float32", plain, keep_memory=False),
+            Loop("c", "+ kept memory", plain),
+            Loop("c", "+ channels_last", {**last, "compile": False}),
+            Loop("c", "+ compiled", {**last, "compile": True}),
+            Loop("c", "+ bf16", {**last, "compile": True, "precision": "bf16"}),
+        ]
+    if last["contiguous"]:
+        found = [loop for loop in found if loop.name != "+ channels_last"]
+    return found
 
 
 def random_data(args: argparse.Namespace) -> DataSet:
@@ -208,50 +163,75 @@ def random_data(args: argparse.Namespace) -> DataSet:
     return DataSet("folder", names, shape[1:], MEAN, STD, split, split)
 
 
+def write_photos(root: Path, count: int, num_classes: int) -> None:
+    """A folder data set of JPEGs with the size and the detail, and so the bytes, of photographs."""
+    generator = np.random.default_rng(0)
+    height, width = PHOTO
+    for number in range(count):
+        small = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        grain = generator.normal(0, 12, (height, width, 1))
+        photo = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+        name = f"{number % num_classes:04d}"
+        for split in ("train", "test") if number < num_classes else ("train",):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            photo.save(root / split / name / f"{number}.jpg", quality=90)
+
+
 def load(args: argparse.Namespace) -> DataSet:
     if args.data_dir is None:
-        data = random_data(args)
-    else:
-        data = load_dataset(
-            "folder", args.data_dir, img_size=args.img_size, num_workers=args.num_workers
-        )
-    if len(data.train) < args.batch_size:
-        raise UserError(f"{len(data.train)} images are less than a batch of {args.batch_size}")
-    return data
+        return random_data(args)
+    return load_dataset(
+        "folder",
+        args.data_dir,
+        img_size=args.img_size,
+        num_workers=args.num_workers,
+        in_memory_bytes=0 if args.stream else None,
+    )
 
 
-def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Add what train.py's functions read besides; resolve the precision. Raises UserError."""
-    device, _ = pick_device(args.gpu_id)
-    if args.compile:
+def complete(args: argparse.Namespace, device: torch.device) -> argparse.Namespace:
+    """Add what train.py's functions read besides; resolve the defaults. Raises UserError."""
+    if args.compile or args.what_helps:
         check_compiler(device)
     args.precision = resolve_precision(args.precision, device, args.model, args.img_size)
-    rest = {"dataset": "folder", "seed": 0, "num_workers": WORKERS, "smoothing": 0.0}
+    if args.num_workers is None:
+        args.num_workers = min(8, os.cpu_count() or 1)
+    rest = {"dataset": "folder", "seed": 0, "smoothing": 0.0, "contiguous": False, "graphs": True}
     decays = {"weight_decay": 5e-4, "feature_decay_rate": 5e-4, "weight_decay_bias": 5e-4}
     return argparse.Namespace(**vars(args), **rest, **decays, sep_decay=False)
 
 
-def serve(kind: str, args: argparse.Namespace, pipe: Any) -> None:
+def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) -> None:
     """Child process: for each message from `pipe` run --steps steps and answer their seconds."""
     try:
+        # A spawned process would spawn its workers, too, and each import torch anew.
+        multiprocessing.set_start_method(start_method, force=True)
         set_determinism(False)
         device, _ = pick_device(args.gpu_id)
-        if kind != "a" and device.type == "cpu":
+        if loop.keep_memory and device.type == "cpu":
             keep_freed_memory()
-        loop = {"a": conventional, "b": as_train_does, "c": ceiling}[kind](args, load(args), device)
+        args = argparse.Namespace(**{**vars(args), **loop.settings})
+        steps = LOOPS[loop.kind](args, load(args), device)
+        # A queue that workers filled before the turn would be taken for their rate. On the CPU the
+        # model is slower than they are, so that it is full at the turn's end, too.
+        drained = 3 * args.num_workers if loop.kind == "d" or device.type == "cuda" else 0
         begun = time.perf_counter()
-        next(loop)
+        next(steps)
         synchronise(device)
         pipe.send(("ready", time.perf_counter() - begun))
-        next(loop)  # cuDNN's trials, allocator
+        next(steps)  # cuDNN's trials, allocator
         while pipe.recv() == "go":
+            for _ in range(drained):
+                next(steps)
             synchronise(device)
             begun = time.perf_counter()
             for _ in range(args.steps):
-                next(loop)
+                next(steps)
             synchronise(device)
             pipe.send(("seconds", time.perf_counter() - begun))
         pipe.send(("memory", peak_memory(device)))
+        steps.close()  # while Python still runs: DataLoader's threads must not outlive it
     except UserError as error:
         pipe.send(("error", str(error)))
 
@@ -263,23 +243,24 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Run the loops in turns. Raises UserError for what a child process refuses."""
-    context = multiprocessing.get_context("spawn")
+def measure(args: argparse.Namespace, loops: list[Loop]) -> dict[str, dict[str, Any]]:
+    """Results by the loops' names. Raises UserError for what a child process refuses."""
+    start_method = multiprocessing.get_start_method()
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     pipes, children, results = {}, {}, {}
-    for kind in args.loops:
-        pipes[kind], theirs = context.Pipe()
-        children[kind] = context.Process(target=serve, args=(kind, args, theirs))
-        children[kind].start()
+    for loop in loops:
+        pipes[loop.name], theirs = context.Pipe()
+        children[loop.name] = context.Process(target=serve, args=(loop, args, start_method, theirs))
+        children[loop.name].start()
         theirs.close()
-        results[kind] = {"seconds": [], "first_step_seconds": receive(pipes[kind])}
-    for _, kind in itertools.product(range(args.rounds), args.loops):
-        pipes[kind].send("go")
-        results[kind]["seconds"].append(receive(pipes[kind]) / args.steps)
+        results[loop.name] = {"seconds": [], "first_step_seconds": receive(pipes[loop.name])}
+    for _, loop in itertools.product(range(args.rounds), loops):
+        pipes[loop.name].send("go")
+        results[loop.name]["seconds"].append(receive(pipes[loop.name]) / args.steps)
         time.sleep(SETTLE)
-    for kind, child in children.items():
-        pipes[kind].send("stop")
-        results[kind]["peak_memory_mib"] = receive(pipes[kind])
+    for name, child in children.items():
+        pipes[name].send("stop")
+        results[name]["peak_memory_mib"] = receive(pipes[name])
         child.join()
     for result in results.values():
         median = statistics.median(result["seconds"])
@@ -297,55 +278,80 @@ def receive(pipe: Any) -> float:
     return value
 
 
-def matrix_share(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Floating-point operations of one step over `seconds`, beside a large product's measured rate.
-
-    The product is in the type the layers compute in; FLOPs are those of matrix products and
-    convolutions.
-    """
+def flops_per_step(args: argparse.Namespace) -> float:
+    """Floating-point operations of matrix products and convolutions, forward and backward."""
     model = build_model(args.model, args.num_classes, (3, args.img_size, args.img_size))
     with FlopCounterMode(display=False) as counter:
         logits, _ = model(torch.zeros(2, 3, args.img_size, args.img_size))
         logits.sum().backward()
-    flops = counter.get_total_flops() / 2 * args.batch_size
-    dtype = AUTOCAST.get(args.precision, torch.float32)
+    return counter.get_total_flops() / 2 * args.batch_size
+
+
+@functools.cache
+def matrix_rate(precision: str, device: torch.device) -> float:
+    """FLOP/s that a large matrix product reaches in the type the layers compute in."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     size = 8192 if device.type == "cuda" else 1024
-    matrix = torch.randn(size, size, device=device).to(dtype)
+    matrix = torch.randn(size, size, device=device).to(AUTOCAST.get(precision, torch.float32))
     times = []
-    for _ in range(8):
+    for _ in range(40):
         synchronise(device)
         begun = time.perf_counter()
         matrix @ matrix
         synchronise(device)
         times.append(time.perf_counter() - begun)
-    rate = 2 * size**3 / min(times)
-    return {"flops_per_step": flops, "matrix_rate": rate, "share": flops / seconds / rate}
+    return 2 * size**3 / min(times)
 
 
-def report(args: argparse.Namespace, results: dict[str, dict[str, Any]], share: dict) -> str:
-    base = results.get("a", {}).get("seconds")
-    top = results.get("c", {}).get("seconds")
-    rows = []
-    for kind, result in results.items():
-        rows.append(
-            [
-                f"({kind}) {LOOPS[kind]}",
-                f"{result['images_per_second']:.1f}",
-                f"{result['ms_per_step']:.2f}",
-                ratio(base, result["seconds"]),
-                ratio(top, result["seconds"]),
-                f"{result['peak_memory_mib']:.0f}",
-                f"{result['first_step_seconds']:.1f}",
-            ]
-        )
-    header = ["loop", "images/s", "ms/step", "× (a)", "× (c)", "peak MiB", "first step s"]
-    text = table(header, rows)
-    if share:
-        text += (
-            f"\n{share['flops_per_step'] / 1e9:.1f} GFLOP per step, matrix products run at "
-            f"{share['matrix_rate'] / 1e9:.0f} GFLOP/s: the ceiling is at {share['share']:.0%}"
-        )
-    return text
+def matrix_shares(
+    args: argparse.Namespace,
+    loops: list[Loop],
+    results: dict[str, dict[str, Any]],
+    device: torch.device,
+) -> dict[str, dict[str, float]]:
+    """For each loop of the step alone, by name, what it reaches of the device's matrix rate."""
+    flops = flops_per_step(args)
+    shares = {}
+    for loop in loops:
+        if loop.kind == "c":
+            rate = matrix_rate(loop.settings.get("precision", args.precision), device)
+            reached = flops / results[loop.name]["ms_per_step"] * 1000
+            shares[loop.name] = {"flops": flops, "matrix_rate": rate, "share": reached / rate}
+    return shares
+
+
+def report(
+    results: dict[str, dict[str, Any]], against: list[tuple[str, list[float | None]]]
+) -> str:
+    """The table; `against` names columns of ratios and gives the seconds that they compare to."""
+    header = ["loop", "images/s", "ms/step", f"{EPOCH:,} in s", *[name for name, _ in against]]
+    rows = [
+        [
+            name,
+            f"{result['images_per_second']:.1f}",
+            f"{result['ms_per_step']:.2f}",
+            f"{EPOCH / result['images_per_second']:.1f}",
+            *[ratio(base[number], result["seconds"]) for _, base in against],
+            f"{result['peak_memory_mib']:.0f}",
+            f"{result['first_step_seconds']:.1f}",
+        ]
+        for number, (name, result) in enumerate(results.items())
+    ]
+    return table([*header, "peak MiB", "first step s"], rows)
+
+
+def references(
+    loops: list[Loop], results: dict[str, dict[str, Any]]
+) -> list[tuple[str, list[list[float] | None]]]:
+    """The columns of ratios: to (a) and (c), or to the first row and the one before."""
+    seconds = [result["seconds"] for result in results.values()]
+    if len({loop.kind for loop in loops}) < len(loops):
+        return [
+            ("× first", [seconds[0]] * len(loops)),
+            ("× the row before", [None, *seconds[:-1]]),
+        ]
+    by_kind = {loop.kind: values for loop, values in zip(loops, seconds, strict=True)}
+    return [(f"× ({kind})", [by_kind.get(kind)] * len(loops)) for kind in ("a", "c")]
 
 
 def ratio(base: list[float] | None, seconds: list[float]) -> str:
@@ -355,23 +361,46 @@ def ratio(base: list[float] | None, seconds: list[float]) -> str:
     return f"{statistics.median(b / s for b, s in zip(base, seconds, strict=True)):.3f}"
 
 
+def run(args: argparse.Namespace) -> None:
+    device, device_name = pick_device(args.gpu_id)
+    args = complete(args, device)
+    set_determinism(False)
+    if args.stream and args.data_dir is None:
+        with tempfile.TemporaryDirectory() as root:
+            write_photos(Path(root), args.num_images, args.num_classes)
+            args.data_dir = root
+            return compare(args, device, device_name)
+    return compare(args, device, device_name)
+
+
+def compare(args: argparse.Namespace, device: torch.device, device_name: str) -> None:
+    data = load(args)
+    if len(data.train) < args.batch_size:
+        raise UserError(f"{len(data.train)} images are less than a batch of {args.batch_size}")
+    args.num_classes = data.num_classes
+    loops = chosen_loops(args, device)
+    results = measure(args, loops)
+    print(f"{args.model}, {args.img_size}×{args.img_size}, batch {args.batch_size}, {device_name}")
+    where = "read from files" if not isinstance(data.train, TensorSplit) else "in memory"
+    print(f"{len(data.train)} images {where}, torch {torch.__version__}")
+    if not args.what_helps:
+        print(f"(b) and (c) in {args.precision}{', compiled' * args.compile}")
+    print(report(results, references(loops, results)))
+    shares = matrix_shares(args, loops, results, device)
+    for name, share in shares.items():
+        print(
+            f"{name}: {share['flops'] / 1e9:.1f} GFLOP per step, {share['share']:.0%} of the "
+            f"{share['matrix_rate'] / 1e9:.0f} GFLOP/s that a matrix product reaches"
+        )
+    if args.json:
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        settings = {**vars(args), "device": device_name, "processor": processor(), **versions}
+        write_json(Path(args.json), {"settings": settings, "loops": results, "matrix": shares})
+
+
 def main() -> int:
-    args = parser().parse_args()
     try:
-        args = complete(args)
-        set_determinism(False)
-        device, name = pick_device(args.gpu_id)
-        results = measure(args)
-        share = {}
-        if "c" in results:
-            share = matrix_share(args, device, results["c"]["ms_per_step"] / 1000)
-        print(f"{args.model}, {args.img_size}×{args.img_size}, batch {args.batch_size}, {name}")
-        print(f"(b) and (c) in {args.precision}, torch {torch.__version__}")
-        print(report(args, results, share))
-        if args.json:
-            versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-            settings = {**vars(args), "device": name, "processor": processor(), **versions}
-            write_json(Path(args.json), {"settings": settings, "loops": results, "matrix": share})
+        run(parser().parse_args())
     except UserError as error:
         print(f"train_speed.py: error: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from models import MODELS, build_model
 from tests.test_train import SMALL, trained
 from utils import precision, step
+from utils.augment import BatchMixer
 from utils.checkpoint import load
+from utils.datasets import TensorSplit
 from utils.errors import UserError
 from utils.loader import BatchLoader
 from utils.meter import Meter
@@ -128,6 +131,9 @@ def test_the_fused_optimizer_in_channels_last_is_the_plain_one():
         torch.testing.assert_close(value, states[1][key], atol=1e-4, rtol=1e-3)
 
 
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero")
+
+
 class Readings(TorchDispatchMode):
     """Records what makes the host wait for the device."""
 
@@ -136,7 +142,7 @@ class Readings(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero"):
+        if function.overloadpacket.__name__ in READS:
             self.found.append(str(function))
         return function(*arguments, **(options or {}))
 
@@ -162,6 +168,73 @@ def test_nothing_in_a_step_is_read_back(kind, augment):
     with readings:
         meter.check_finite(1, 0.05)
     assert readings.found  # the recorder does see one
+
+
+class Waits(TorchDispatchMode):
+    """Records reads and copies from a GPU to the host, over tensors that are only described.
+
+    Draws on the CPU may be read; as these tensors have no values, some number is made up.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+        self.multiplied = set()  # types of what is multiplied or convolved
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name, options = function.overloadpacket.__name__, options or {}
+        source = arguments[0] if arguments else None
+        if name in ("convolution", "mm"):
+            self.multiplied.add(source.dtype)
+        if isinstance(source, torch.Tensor) and source.device.type == "cuda":
+            target = options.get("device")
+            if name in READS or (name == "_to_copy" and target and target.type == "cpu"):
+                self.found.append(name)
+        if name == "_local_scalar_dense":
+            return 0.3 if source.is_floating_point() else 0
+        return function(*arguments, **options)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "DenseNet121", "ViT", "Swin", "MLP"])
+@pytest.mark.parametrize("augment", ["DA1", "DA1+DA2"])
+def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
+    """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
+
+    Autograd needs a real one, so the gradients are put in place.
+    """
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    mixer = BatchMixer(10, seed=0)  # checks its parameters' values, which described tensors lack
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        with gpu:
+            model = build_model(name, 10, (3, 32, 32)).train()
+        optimizer = build_optimizer("AdamW", model, 0.05, weight_decay=0.1, bias_decay=0.0)
+        split = TensorSplit(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
+        batches = BatchLoader(
+            split, batch_size=16, device=gpu, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
+            shuffle=True, augment="DA1", rotation=15.0,
+        )  # fmt: skip
+        batches.mixer = mixer if augment == "DA1+DA2" else None
+        one = step.Step(model, optimizer, one_objective(), "bf16", gpu)
+        meter = Meter(len(batches), gpu)
+        monkeypatch.setattr(torch.Tensor, "backward", lambda _: with_gradients(model))
+        waits.found.clear()  # what drawing the weights read
+        for number, (images, targets) in enumerate(batches.batches(1)):
+            results = one(images, targets)
+            meter.add(number, *results, targets)
+            for value in (images, targets, *results):
+                assert value.device == gpu
+            assert {value.dtype for value in results} == {torch.float32}
+        assert waits.found == []
+        assert torch.bfloat16 in waits.multiplied
+        results[1].item()
+        assert waits.found == ["_local_scalar_dense"]  # the recorder does see one
+
+
+def with_gradients(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
 
 
 def one_objective():
@@ -201,7 +274,7 @@ def test_deterministic_is_set_and_unset(tmp_path):
 def test_compiled_steps_are_the_eager_ones(monkeypatch):
     """All of torch.compile but the generation of C++, which takes half a minute."""
     options = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
-    monkeypatch.setattr(step, "compile_function", lambda f, device: torch.compile(f, **options))
+    monkeypatch.setattr(step, "compile_function", lambda f, *_: torch.compile(f, **options))
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):

@@ -222,6 +222,7 @@ def load_dataset(
     test_sample_size: int | None = None,
     num_workers: int = 0,
     splits: Sequence[str] = ("train", "test"),
+    in_memory_bytes: int | None = None,
 ) -> DataSet:
     """Load a data set, downloading it first where torchvision knows a source and it is absent.
 
@@ -239,6 +240,7 @@ def load_dataset(
         splits: which of "train" and "test" to return images for. Where mean and std are measured,
             that is on the training images either way: give the same `sample_size` and
             `imbalance_factor` to get the same.
+        in_memory_bytes: a folder whose decoded images take more is streamed; None: 2 GiB.
 
     Raises:
         UserError: an unknown name, a number out of range, absent, corrupt or inconsistent files,
@@ -256,7 +258,9 @@ def load_dataset(
         "test": _Selection("test", test_sample_size),
     }
     if name == "folder":
-        return _load_folder(Path(data_dir), img_size, selections, num_workers, splits)
+        return _load_folder(
+            Path(data_dir), img_size, selections, num_workers, splits, in_memory_bytes
+        )
     return _load_known(name, Path(data_dir), img_size, selections, splits)
 
 
@@ -519,6 +523,7 @@ def _load_folder(
     selections: dict[str, _Selection],
     num_workers: int,
     splits: Sequence[str],
+    in_memory_bytes: int | None,
 ) -> DataSet:
     """Image files under `<root>/train/<class>` and `<root>/test/<class>` (or `val`)."""
     folders = _split_folders(root)
@@ -533,7 +538,7 @@ def _load_folder(
 
     # Both splits count, asked for or not, so that training and evaluation decide and measure alike.
     decoded_bytes = sum(len(split) for split in files.values()) * 3 * size[0] * size[1]
-    if decoded_bytes <= IN_MEMORY_BYTES:
+    if decoded_bytes <= (IN_MEMORY_BYTES if in_memory_bytes is None else in_memory_bytes):
         # The training images are measured even where only the test split is asked for.
         loaded = {s: _decode_all(files[s], num_workers) for s in dict.fromkeys(("train", *splits))}
         mean, std = channel_stats([loaded["train"].images])

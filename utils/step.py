@@ -64,8 +64,9 @@ class Step:
         objective: what is minimised.
         precision: fp32, tf32, bf16 or fp16, of the layers; objective and gradients are float32.
         device: the model's.
-        compiled: compile model and objective (torch.compile), on a GPU with CUDA graphs. The first
-            step of each shape of batch compiles, which `take_compile_time` tells.
+        compiled: compile model and objective (torch.compile). The first step of each shape of batch
+            compiles, which `take_compile_time` tells.
+        graphs: compile with CUDA graphs; without effect on the CPU.
 
     Attributes:
         scaler: the loss scaler of fp16, whose state belongs into a checkpoint.
@@ -82,6 +83,7 @@ class Step:
         precision: str,
         device: torch.device,
         compiled: bool = False,
+        graphs: bool = True,
     ) -> None:
         self._optimizer, self._device, self._compiled = optimizer, device, compiled
         self.scaler = gradient_scaler(precision, device)
@@ -89,7 +91,7 @@ class Step:
         self._shapes: set[tuple[torch.Size, torch.Size]] = set()
         self._forward = forward_function(model, objective, precision, device)
         if compiled:
-            self._forward = compile_function(self._forward, device)
+            self._forward = compile_function(self._forward, device, graphs)
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step on images [B, C, H, W] and targets [B] or [B, K].
@@ -143,13 +145,13 @@ def forward_function(
     return forward
 
 
-def compile_function(function: Callable, device: torch.device) -> Callable:
+def compile_function(function: Callable, device: torch.device, graphs: bool) -> Callable:
     """torch.compile for fixed shapes: an epoch has two, of the full and of the last batch.
 
-    Raises UserError where there is no compiler.
+    On a GPU with CUDA graphs where `graphs`. Raises UserError where there is no compiler.
     """
     check_compiler(device)
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    mode = "reduce-overhead" if graphs and device.type == "cuda" else "default"
     return torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
 
 

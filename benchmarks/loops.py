@@ -1,0 +1,173 @@
+"""The loops that train_speed.py times; each yields after every step.
+
+(a) conventional: PIL images, torchvision transforms, DataLoader workers, float32, contiguous, and
+    an .item() of loss and accuracy in every step, as a newcomer would write it;
+(b) train.py: its own batches, step and meter, in the precision that --precision resolves to;
+(c) ceiling: the step of (b) on one resident batch, with no data work and no metrics;
+(d) batches: the batches of (b), decoded, augmented and delivered, with no step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+import train
+from models import build_model
+from utils.datasets import DataSet, FileSplit, TensorSplit
+from utils.losses import LOSSES
+from utils.meter import Meter
+from utils.optim import build_optimizer
+from utils.precision import memory_format
+from utils.step import Step
+
+RATE, DECAY = 1e-3, 5e-4  # too small a step to end in an overflow
+
+
+class Images(torch.utils.data.Dataset):
+    """PIL images and labels, as torchvision's data sets give them."""
+
+    def __init__(self, split: TensorSplit | FileSplit, transform: Callable) -> None:
+        self.labels, self.transform = split.labels.tolist(), transform
+        if isinstance(split, TensorSplit):
+            self.paths = None
+            self.arrays = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        else:
+            self.paths = split.paths
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self.paths is None:
+            image = Image.fromarray(self.arrays[index])
+        else:
+            image = Image.open(self.paths[index]).convert("RGB")
+        return self.transform(image), self.labels[index]
+
+
+def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+    """Loop (a)."""
+    side = args.img_size
+    steps: list[Any] = []
+    if isinstance(data.train, FileSplit):
+        steps += [transforms.Resize(side), transforms.CenterCrop(side)]
+    if args.augment != "none":
+        steps += [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
+    steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    loader = torch.utils.data.DataLoader(
+        Images(data.train, transforms.Compose(steps)),
+        batch_size=args.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=args.num_workers > 0,
+    )
+    model = network(args, data).to(device)
+    loss_function = LOSSES[args.loss]
+    if args.optimizer == "SGD":
+        optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY)
+    model.train()
+    total_loss, total_correct, seen = 0.0, 0, 0
+    while True:
+        for images, targets in loader:
+            images, targets = images.to(device), targets.to(device)
+            optimizer.zero_grad()
+            logits, _ = model(images)
+            loss = loss_function(logits, targets)
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.item() * len(targets)
+            total_correct += (logits.argmax(1) == targets).sum().item()
+            seen += len(targets)
+            yield
+
+
+def as_train_does(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+    """Loop (b)."""
+    model, step = prepared(args, data, device)
+    meter = Meter(len(data.train) // args.batch_size, device)
+    model.train()
+    for number, (images, targets) in full_batches(args, data, device):
+        if number == 0:
+            meter.reset()
+        total, loss, logits = step(images, targets)
+        meter.add(number, total, loss, logits, targets)
+        yield
+
+
+def ceiling(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+    """Loop (c): the step of (b) on its first batch again and again."""
+    model, step = prepared(args, data, device)
+    images, targets = first_batch(args, data, device)
+    if args.contiguous:
+        images = images.contiguous()
+    model.train()
+    while True:
+        step(images, targets)
+        yield
+
+
+def batches_alone(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+    """Loop (d)."""
+    for _ in full_batches(args, data, device):
+        yield
+
+
+LOOPS: dict[str, Callable[..., Iterator[None]]] = {
+    "a": conventional,
+    "b": as_train_does,
+    "c": ceiling,
+    "d": batches_alone,
+}
+
+
+def full_batches(
+    args: argparse.Namespace, data: DataSet, device: torch.device
+) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """(number in the epoch, batch) of train.py, epoch after epoch.
+
+    The last, smaller batch of an epoch is left out: it is no fair step.
+    """
+    loader, _ = train.build_loaders(args, data, device)
+    full = len(data.train) // args.batch_size
+    for epoch in itertools.count(1):
+        yield from itertools.islice(enumerate(loader.batches(epoch)), full)
+
+
+def first_batch(
+    args: argparse.Namespace, data: DataSet, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = full_batches(args, data, device)
+    _, batch = next(batches)
+    batches.close()  # ends the workers
+    return batch
+
+
+def network(args: argparse.Namespace, data: DataSet) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(args.model, data.num_classes, data.image_shape)
+
+
+def prepared(
+    args: argparse.Namespace, data: DataSet, device: torch.device
+) -> tuple[nn.Module, Step]:
+    """Network and step as train.py makes them; contiguous with `args.contiguous`."""
+    format_ = memory_format(device, args.model, args.precision)
+    if args.contiguous:
+        format_ = torch.contiguous_format
+    model = network(args, data).to(device, memory_format=format_)
+    optimizer = build_optimizer(args.optimizer, model, RATE, weight_decay=DECAY, bias_decay=DECAY)
+    objective = train.build_objective(args)
+    step = Step(model, optimizer, objective, args.precision, device, args.compile, args.graphs)
+    return model, step
