@@ -141,8 +141,7 @@ def train(
         for step, (images, targets) in enumerate(
             train_batches.batches(epoch, first_step), start=first_step
         ):
-            total, loss, logits = train_step(images, targets)
-            meter.add(step, total, loss, logits, targets)
+            meter.add(*train_step(images, targets), targets)
             if progress.due():
                 meter.check_finite(epoch, rate)
                 progress.show(meter.seen, f"loss {meter.mean_loss():.4f}")

@@ -101,8 +101,7 @@ def as_train_does(args: argparse.Namespace, data: DataSet, device: torch.device)
     for number, (images, targets) in full_batches(args, data, device):
         if number == 0:
             meter.reset()
-        total, loss, logits = step(images, targets)
-        meter.add(number, total, loss, logits, targets)
+        meter.add(*step(images, targets), targets)
         yield
 
 

@@ -1,6 +1,8 @@
 """utils/loader.py: what an epoch visits, resuming, workers, and both kinds of split alike."""
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.conftest import ROOT
+from utils import loader
 from utils.augment import AUGMENTS
 from utils.datasets import FileSplit, TensorSplit, init_worker
 from utils.errors import UserError
@@ -72,6 +76,18 @@ def test_files_and_tensors_give_identical_batches(splits, augment):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
     files, tensors = (make(split, **options) for split in splits)
     assert_same(files.batches(2), tensors.batches(2))
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("batches_at_once", [1, 2, 3])
+def test_how_many_batches_are_prepared_at_once_changes_nothing(
+    splits, monkeypatch, augment, batches_at_once
+):
+    options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
+    expected = list(make(splits[1], **options).batches(2))  # all at once
+    monkeypatch.setattr(loader, "PIECE_BYTES", batches_at_once * 5 * 3 * SIZE * SIZE * 4)
+    assert_same(make(splits[1], **options).batches(2), expected)
+    assert_same(make(splits[1], **options).batches(2, start_step=1), expected[1:])
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
@@ -162,6 +178,25 @@ def test_workers_leave_stopping_to_the_main_process():
         assert list(loader) == [[signal.SIG_IGN, signal.SIG_IGN]]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+KEPT = """
+from utils.loader import BatchLoader
+from utils.datasets import FileSplit
+import sys, torch
+split = FileSplit(sys.argv[1:], torch.arange(len(sys.argv) - 1) % 2, (16, 16))
+loader = BatchLoader(split, batch_size=2, device="cpu", mean=(0.5,) * 3, std=(0.5,) * 3,
+                     num_classes=2, num_workers=2)
+epoch = loader.batches(0)
+next(epoch)
+sys.loader = epoch, loader  # alive until Python is gone
+"""
+
+
+def test_a_loader_that_is_kept_does_not_keep_python_from_ending(splits):
+    command = [sys.executable, "-c", KEPT, *splits[0].paths]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def test_nothing_in_a_step_is_read_back(kind, augment):
     one = step.Step(model, optimizer, one_objective(), kind, CPU)
     meter = Meter(len(batches), CPU)
     with Readings() as readings:
-        for number, (images, targets) in enumerate(batches.batches(1)):
-            meter.add(number, *one(images, targets), targets)
+        for images, targets in batches.batches(1):
+            meter.add(*one(images, targets), targets)
     assert meter.seen == 40
     assert readings.found == []
     with readings:
@@ -220,9 +220,9 @@ def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
         meter = Meter(len(batches), gpu)
         monkeypatch.setattr(torch.Tensor, "backward", lambda _: with_gradients(model))
         waits.found.clear()  # what drawing the weights read
-        for number, (images, targets) in enumerate(batches.batches(1)):
+        for images, targets in batches.batches(1):
             results = one(images, targets)
-            meter.add(number, *results, targets)
+            meter.add(*results, targets)
             for value in (images, targets, *results):
                 assert value.device == gpu
             assert {value.dtype for value in results} == {torch.float32}
@@ -235,6 +235,35 @@ def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
 def with_gradients(model):
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is asked of the device: an operation that only views a tensor is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        views = any(argument.alias_info for argument in function._schema.returns)
+        in_place = function._schema.is_mutable
+        self.count += in_place or not views
+        return function(*arguments, **(options or {}))
+
+
+def test_batches_and_meter_ask_little_of_the_device():
+    """A GPU finishes one small batch's augmentation and counts sooner than they are asked for."""
+    split = TensorSplit(torch.zeros(1024, 3, 8, 8, dtype=torch.uint8), torch.arange(1024) % 10)
+    batches = BatchLoader(
+        split, batch_size=16, device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
+        shuffle=True, augment="DA1", rotation=15.0,
+    )  # fmt: skip
+    meter = Meter(len(batches), CPU)
+    loss, logits = torch.ones(()), torch.zeros(16, 10)
+    with Operations() as operations:
+        for _, targets in batches.batches(1):
+            meter.add(loss, loss, logits, targets)
+    assert operations.count / len(batches) < 3
 
 
 def one_objective():

@@ -8,9 +8,11 @@ the other sets are measured on the training images used.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.client
 import io
+import multiprocessing
 import os
 import signal
 import socket
@@ -675,8 +677,13 @@ def decoded_batches(loader: DataLoader) -> Iterator[Tensor]:
     Raises:
         UserError: a file can't be decoded, wherever that happened, or a worker process died.
     """
+    batches = iter(loader)
+    if loader.num_workers > 0:
+        # Anew each time: of functions to be called at exit, the last one registered is first.
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
     try:
-        for batch in loader:
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -695,6 +702,17 @@ def init_worker(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """End workers that a loader kept alive (by a traceback, in a notebook) still has at exit.
+
+    DataLoader would send them SIGTERM, which they leave to the main process, and wait for ever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would complain
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class _Decoder:

@@ -18,6 +18,10 @@ from utils.augment import (
 from utils.datasets import FileSplit, Split, decoded_batches, decoding_loader
 from utils.errors import UserError
 
+# In-memory images are prepared for as many batches at once as take so much in float32: of one small
+# batch the GPU would spend less time on the work than the host on asking for it.
+PIECE_BYTES = 2**25
+
 
 class BatchLoader:
     """Yields (images, targets) of a split, batch by batch, on the device.
@@ -80,6 +84,10 @@ class BatchLoader:
         self.mixer = BatchMixer(num_classes, seed) if augment == "DA1+DA2" else None
         single = drop_single and len(split) % batch_size == 1
         self.num_samples = len(split) - int(single)
+        # Images prepared at once: whole batches.
+        height, width = split.image_size
+        batch_bytes = batch_size * 3 * height * width * 4
+        self._piece = batch_size * max(1, PIECE_BYTES // batch_bytes)
         self._sampler = _OrderSampler(batch_size)
         self._files = self._file_loader(num_workers) if isinstance(split, FileSplit) else None
 
@@ -111,30 +119,37 @@ class BatchLoader:
             rotation=self.rotation,
         )
         on_device = plan.to(self.device)
-        order = plan if self._files else on_device
-        fetched = self._fetch(order.order[: self.num_samples], start_step)
-        for step, images in enumerate(fetched, start_step):
-            yield self._prepare(images, on_device, epoch, step)
+        order = plan.order if self._files else on_device.order
+        step = start_step
+        first = step * self.batch_size
+        for images in self._fetch(order[: self.num_samples], first):
+            at = slice(first, first + len(images))
+            labels = self.split.labels[on_device.order[at]]
+            images = self._prepare(images, on_device, at)
+            for batch in zip(
+                images.split(self.batch_size), labels.split(self.batch_size), strict=True
+            ):
+                yield self._mix(*batch, epoch, step)
+                step += 1
+            first = at.stop
 
-    def _fetch(self, order: Tensor, start_step: int) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W] batches on the device, for `order` [num_samples] from a step on."""
-        order = order[start_step * self.batch_size :]
+    def _fetch(self, order: Tensor, first: int) -> Iterator[Tensor]:
+        """uint8 [n, 3, H, W] images on the device, n of one or of several batches, for `order`
+        [num_samples] from its entry `first` on."""
         if self._files is None:
-            for first in range(0, len(order), self.batch_size):
-                yield self.split.fetch(order[first : first + self.batch_size])
+            for begin in range(first, len(order), self._piece):
+                yield self.split.fetch(order[begin : begin + self._piece])
             return
-        self._sampler.order = order
+        self._sampler.order = order[first:]
         for images in decoded_batches(self._files):
             yield images.to(self.device, non_blocking=True)
 
-    def _prepare(
-        self, images: Tensor, plan: EpochPlan, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor]:
-        first = step * self.batch_size
-        at = slice(first, first + len(images))
-        labels = self.split.labels[plan.order[at]]
+    def _prepare(self, images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
+        """Augmented and normalised images of the epoch's positions `at`."""
         images = augment_batch(images, plan, at).contiguous(memory_format=self.memory_format)
-        images = normalise(images, self.mean, self.std)
+        return normalise(images, self.mean, self.std)
+
+    def _mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         if self.mixer is None:
             return images, labels
         images, targets = self.mixer(images, labels, epoch, step)

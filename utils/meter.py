@@ -1,11 +1,15 @@
 """What an epoch of training adds up, kept on the device until somebody asks."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.metrics import correct_counts
+
+# Steps counted at once: at every step the GPU would wait while the host asks for tiny things.
+PENDING = 16
 
 
 class NonFiniteLoss(Exception):
@@ -29,50 +33,74 @@ class Meter:
     def __init__(self, steps: int, device: torch.device):
         # The objective of every step, so that the one that diverged can be named afterwards.
         self._objectives = torch.zeros(steps, device=device)
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._losses = torch.zeros(steps, device=device)
         self._correct = torch.zeros(2, dtype=torch.int64, device=device)
-        self.seen = 0
+        self._sizes: list[int] = []  # samples in each step
+        self._pending: list[tuple[Tensor, ...]] = []
+
+    @property
+    def seen(self) -> int:
+        """Samples counted."""
+        return sum(self._sizes)
 
     def reset(self) -> None:
-        for total in (self._objectives, self._loss, self._correct):
+        for total in (self._objectives, self._losses, self._correct):
             total.zero_()
-        self.seen = 0
+        self._sizes, self._pending = [], []
 
-    def add(self, step: int, objective: Tensor, loss: Tensor, logits: Tensor, targets: Tensor):
-        """Count step `step` (from 0): its mean losses, logits [B, K], targets [B] or [B, K].
+    def add(self, objective: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Count the next step: its mean losses, logits [B, K], targets [B] or [B, K].
 
-        A mixed sample counts as correct where its heaviest label is hit.
+        A mixed sample counts as correct where its heaviest label is hit. The tensors are kept for
+        a while: they must not be written to afterwards.
         """
+        self._sizes.append(len(targets))
+        self._pending.append((objective, loss, logits, targets))
+        if len(self._pending) == PENDING:
+            self._count()
+
+    def _count(self) -> None:
+        """Count what is pending. What is kept does not depend on when that happens."""
+        if not self._pending:
+            return
+        objectives, losses, logits, targets = zip(*self._pending, strict=True)
+        steps = slice(len(self._sizes) - len(self._pending), len(self._sizes))
+        self._objectives[steps] = torch.stack(objectives)
+        self._losses[steps] = torch.stack(losses)
+        targets = torch.cat(targets)
         labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
-        self._objectives[step] = objective
-        self._loss += loss.double() * len(labels)
-        self._correct += correct_counts(logits, labels)
-        self.seen += len(labels)
+        self._correct += correct_counts(torch.cat(logits), labels)
+        self._pending = []
 
     def check_finite(self, epoch: int, learning_rate: float) -> None:
         """Raise NonFiniteLoss for the first step whose objective is infinite or NaN."""
+        self._count()
         bad = (~torch.isfinite(self._objectives)).nonzero()
         if len(bad):
             raise NonFiniteLoss(epoch, bad[0].item() + 1, learning_rate)
 
     def mean_loss(self) -> float:
-        return self._loss.item() / self.seen
+        self._count()
+        losses = self._losses[: len(self._sizes)].tolist()
+        return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen
 
     def summary(self) -> dict[str, float]:
         """Mean loss without the decay terms, accuracies in percent."""
+        mean_loss = self.mean_loss()
         top1, top5 = (100 * count / self.seen for count in self._correct.tolist())
-        return {"train_loss": self.mean_loss(), "train_top1": top1, "train_top5": top5}
+        return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
 
     def state_dict(self) -> dict[str, Any]:
+        self._count()
         return {
             "objectives": self._objectives,
-            "loss": self._loss,
+            "losses": self._losses,
             "correct": self._correct,
-            "seen": self.seen,
+            "sizes": self._sizes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._objectives.copy_(state["objectives"])
-        self._loss.copy_(state["loss"])
+        self._losses.copy_(state["losses"])
         self._correct.copy_(state["correct"])
-        self.seen = state["seen"]
+        self._sizes, self._pending = list(state["sizes"]), []

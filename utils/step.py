@@ -86,19 +86,19 @@ class Step:
         graphs: bool = True,
     ) -> None:
         self._optimizer, self._device, self._compiled = optimizer, device, compiled
+        self._graphs = compiled and graphs and device.type == "cuda"
         self.scaler = gradient_scaler(precision, device)
         self._compiling = Compiling()
         self._shapes: set[tuple[torch.Size, torch.Size]] = set()
         self._forward = forward_function(model, objective, precision, device)
         if compiled:
-            self._forward = compile_function(self._forward, device, graphs)
+            self._forward = compile_function(self._forward, device, self._graphs)
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step on images [B, C, H, W] and targets [B] or [B, K].
 
         Returns:
-            objective and loss (scalars) and logits [B, K], float32, detached. With CUDA graphs the
-            next step overwrites them.
+            objective and loss (scalars) and logits [B, K], float32, detached.
         """
         shapes = images.shape, targets.shape
         if not self._compiled or shapes in self._shapes:
@@ -120,13 +120,16 @@ class Step:
         # Before the forward pass: no gradient of the last step is alive when CUDA graphs reuse
         # their memory.
         self._optimizer.zero_grad(set_to_none=True)
-        if self._compiled and self._device.type == "cuda":
+        if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         objective, loss, logits = self._forward(images, targets)
         self.scaler.scale(objective).backward()
         self.scaler.step(self._optimizer)
         self.scaler.update()
-        return objective.detach(), loss.detach(), logits.detach()
+        results = objective.detach(), loss.detach(), logits.detach()
+        if self._graphs:  # the next step's graph overwrites them
+            results = tuple(result.clone() for result in results)
+        return results
 
 
 def forward_function(
@@ -148,10 +151,10 @@ def forward_function(
 def compile_function(function: Callable, device: torch.device, graphs: bool) -> Callable:
     """torch.compile for fixed shapes: an epoch has two, of the full and of the last batch.
 
-    On a GPU with CUDA graphs where `graphs`. Raises UserError where there is no compiler.
+    With CUDA graphs where `graphs`. Raises UserError where there is no compiler.
     """
     check_compiler(device)
-    mode = "reduce-overhead" if graphs and device.type == "cuda" else "default"
+    mode = "reduce-overhead" if graphs else "default"
     return torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
 
 
