@@ -11,11 +11,10 @@ from torchvision.transforms.v2 import functional as tv
 from utils.augment import (
     BatchMixer,
     augment_batch,
+    crop_and_flip,
     draw_plan,
-    horizontal_flip,
     mix_seed,
     normalise,
-    random_crop,
     rotate,
 )
 
@@ -25,28 +24,16 @@ def noise(batch: int, height: int = 12, width: int = 10) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("padding", [1, 4])
-def test_crop_at_every_offset_is_torchvisions(padding):
-    offsets = torch.cartesian_prod(*[torch.arange(2 * padding + 1)] * 2)
-    images = noise(len(offsets))
-    cropped = random_crop(images, offsets[:, 0], offsets[:, 1], padding)
-    for image, (dy, dx), result in zip(images, offsets.tolist(), cropped, strict=True):
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_crop_at_every_offset_and_flip_are_torchvisions(padding):
+    draws = torch.cartesian_prod(*[torch.arange(2 * padding + 1)] * 2, torch.arange(2))
+    images = noise(len(draws))
+    dy, dx, flip = draws.unbind(1)
+    results = crop_and_flip(images, dy, dx, flip.bool(), padding)
+    for image, (dy, dx, flip), result in zip(images, draws.tolist(), results, strict=True):
         expected = tv.crop(tv.pad(image, [padding], fill=0), dy, dx, *image.shape[-2:])
-        assert torch.equal(result, expected)
-    assert cropped.is_contiguous()
-
-
-def test_crop_without_padding_keeps_the_images():
-    images = noise(2)
-    zeros = torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(random_crop(images, zeros, zeros, 0), images)
-
-
-def test_flip_mirrors_only_the_chosen():
-    images = noise(4)
-    flip = torch.tensor([True, False, True, False])
-    for image, chosen, result in zip(images, flip, horizontal_flip(images, flip), strict=True):
-        assert torch.equal(result, tv.horizontal_flip(image) if chosen else image)
+        assert torch.equal(result, tv.horizontal_flip(expected) if flip else expected)
+    assert results.is_contiguous()
 
 
 @pytest.mark.parametrize("size", [(32, 32), (9, 14)])

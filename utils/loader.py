@@ -146,8 +146,8 @@ class BatchLoader:
 
     def _prepare(self, images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
         """Augmented and normalised images of the epoch's positions `at`."""
-        images = augment_batch(images, plan, at).contiguous(memory_format=self.memory_format)
-        return normalise(images, self.mean, self.std)
+        images = normalise(augment_batch(images, plan, at), self.mean, self.std)
+        return images.contiguous(memory_format=self.memory_format)
 
     def _mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         if self.mixer is None:
