@@ -31,7 +31,12 @@ def parser() -> Parser:
     add = made.add_argument
     add("--model", type=_model, default="ResNet18", help="(default: ResNet18)")
     add("--img_size", type=_integer(4), default=32, help="side in pixels (default: 32)")
-    add("--num_images", type=_integer(2), default=2048, help="random images (default: 2048)")
+    add(
+        "--num_images",
+        type=_integer(2),
+        default=None,
+        help="random images (default: 50,000 in a GPU's memory, else 2,048)",
+    )
     add("--num_classes", type=_integer(2), default=10, help="of random images (default: 10)")
     add(
         "--stream",
@@ -48,7 +53,12 @@ def parser() -> Parser:
     )
     add("--num_workers", type=_integer(0), default=None, help="(default: the cores, at most 8)")
     add("--batch_size", type=_integer(2), default=128, help="(default: 128)")
-    add("--steps", type=_integer(1), default=4, help="timed steps per turn (default: 4)")
+    add(
+        "--steps",
+        type=_integer(1),
+        default=None,
+        help="timed steps per turn, for (d) whole epochs (default: on a GPU an epoch, else 4)",
+    )
     add("--rounds", type=_integer(1), default=5, help="turns of each loop (default: 5)")
     add("--precision", type=_one_of(PRECISIONS), default="auto", help="of b, c (default: auto)")
     add("--loss", type=_one_of(LOSSES), default="BCE", help="(default: BCE)")
@@ -197,13 +207,16 @@ def complete(args: argparse.Namespace, device: torch.device) -> argparse.Namespa
     args.precision = resolve_precision(args.precision, device, args.model, args.img_size)
     if args.num_workers is None:
         args.num_workers = min(8, os.cpu_count() or 1)
+    on_gpu = device.type == "cuda"
+    if args.num_images is None:
+        args.num_images = EPOCH if on_gpu and not args.stream else 2048
     rest = {"dataset": "folder", "seed": 0, "smoothing": 0.0, "contiguous": False, "graphs": True}
     decays = {"weight_decay": 5e-4, "feature_decay_rate": 5e-4, "weight_decay_bias": 5e-4}
     return argparse.Namespace(**vars(args), **rest, **decays, sep_decay=False)
 
 
 def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) -> None:
-    """Child process: for each message from `pipe` run --steps steps and answer their seconds."""
+    """Child process: at each message from `pipe` run --steps steps and answer their mean time."""
     try:
         # A spawned process would spawn its workers, too, and each import torch anew.
         multiprocessing.set_start_method(start_method, force=True)
@@ -212,7 +225,12 @@ def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) ->
         if loop.keep_memory and device.type == "cpu":
             keep_freed_memory()
         args = argparse.Namespace(**{**vars(args), **loop.settings})
-        steps = LOOPS[loop.kind](args, load(args), device)
+        data = load(args)
+        steps = LOOPS[loop.kind](args, data, device)
+        count = args.steps
+        if loop.kind == "d":  # several batches are prepared at once
+            epoch = len(data.train) // args.batch_size
+            count = -(-count // epoch) * epoch
         # A queue that workers filled before the turn would be taken for their rate. On the CPU the
         # model is slower than they are, so that it is full at the turn's end, too.
         drained = 3 * args.num_workers if loop.kind == "d" or device.type == "cuda" else 0
@@ -226,10 +244,10 @@ def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) ->
                 next(steps)
             synchronise(device)
             begun = time.perf_counter()
-            for _ in range(args.steps):
+            for _ in range(count):
                 next(steps)
             synchronise(device)
-            pipe.send(("seconds", time.perf_counter() - begun))
+            pipe.send(("seconds", (time.perf_counter() - begun) / count))
         pipe.send(("memory", peak_memory(device)))
         steps.close()  # while Python still runs: DataLoader's threads must not outlive it
     except UserError as error:
@@ -256,7 +274,7 @@ def measure(args: argparse.Namespace, loops: list[Loop]) -> dict[str, dict[str, 
         results[loop.name] = {"seconds": [], "first_step_seconds": receive(pipes[loop.name])}
     for _, loop in itertools.product(range(args.rounds), loops):
         pipes[loop.name].send("go")
-        results[loop.name]["seconds"].append(receive(pipes[loop.name]) / args.steps)
+        results[loop.name]["seconds"].append(receive(pipes[loop.name]))
         time.sleep(SETTLE)
     for name, child in children.items():
         pipes[name].send("stop")
@@ -378,6 +396,8 @@ def compare(args: argparse.Namespace, device: torch.device, device_name: str) ->
     if len(data.train) < args.batch_size:
         raise UserError(f"{len(data.train)} images are less than a batch of {args.batch_size}")
     args.num_classes = data.num_classes
+    if args.steps is None:
+        args.steps = len(data.train) // args.batch_size if device.type == "cuda" else 4
     loops = chosen_loops(args, device)
     results = measure(args, loops)
     print(f"{args.model}, {args.img_size}×{args.img_size}, batch {args.batch_size}, {device_name}")
