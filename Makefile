@@ -1,5 +1,5 @@
 # make demo: train ResNet18 on the bundled digits with CE and with BCE, and compare them.
-# make bench: the speed of training on the CPU beside a conventional loop, about two minutes.
+# make bench: the speed of training on the CPU beside a conventional loop, two to three minutes.
 # make test: lint and tests, as continuous integration runs them.
 PYTHON ?= python3
 VENV := .venv
