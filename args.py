@@ -446,14 +446,7 @@ def eval_nc_parser() -> Parser:
     )
 
     add = parser.add_argument_group("how").add_argument
-    _add_gpu_id(add)
-    add(
-        "--batch_size",
-        type=_integer(1),
-        default=256,
-        metavar="N",
-        help="images per forward pass (default: 256)",
-    )
+    _add_evaluation(add)
     add(
         "--precision",
         type=_one_of(PRECISIONS[1:]),
@@ -461,12 +454,6 @@ def eval_nc_parser() -> Parser:
         metavar="NAME",
         help="fp32, tf32 (CUDA), bf16 or fp16 of the network; the measures are computed in "
         "float64 (default: fp32)",
-    )
-    add(
-        "--data_dir",
-        default=None,
-        metavar="DIR",
-        help="where the data set is, if it has moved (default: as in the run's config.json)",
     )
     add(
         "--num_workers",
