@@ -19,8 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from args import PRECISIONS, Parser, _integer, _one_of
 from utils.console import table
 from utils.report import MEASURES, run_values, shown
+from utils.signals import StopSignal
 
 TOLD = ("top1", "uniform", "nc1", "nc2", "nc3", "positive", "negative", "bias")
 TASK = ["--model", "ResNet18", "--dataset", "digits", "--loss", "BCE", "--epochs", "15"]
@@ -28,12 +30,33 @@ TASK += ["--lr", "0.02"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precisions", nargs=2, default=["fp32", "bf16"], metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: 3)")
-    parser.add_argument("--gpu_id", default="0", help="-1: CPU (default: 0)")
-    parser.add_argument("task", nargs="*", default=TASK, help=f"(default: {' '.join(TASK)})")
+    parser = Parser(prog="precision_agreement.py", description=__doc__)
+    parser.add_argument(
+        "--precisions",
+        nargs=2,
+        type=_one_of(PRECISIONS),
+        default=["fp32", "bf16"],
+        metavar="NAME",
+        help="two of train.py's (default: fp32 bf16)",
+    )
+    parser.add_argument("--seeds", type=_integer(2), default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--gpu_id", type=_integer(-1), default=0, help="-1: CPU (default: 0)")
+    parser.add_argument(
+        "task",
+        nargs="*",
+        default=TASK,
+        metavar="-- FLAG",
+        help=f"flags of train.py, after -- (default: {' '.join(TASK)})",
+    )
     args = parser.parse_args()
+    try:
+        with StopSignal("stopped; nothing was written"):
+            compare(args)
+    except subprocess.CalledProcessError as error:  # its own line is above
+        sys.exit(2 if error.returncode == 2 else 1)
+
+
+def compare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         found = {
             precision: [
@@ -47,11 +70,11 @@ def main() -> None:
 
 
 def measured(
-    directory: Path, precision: str, seed: int, task: list[str], gpu_id: str
+    directory: Path, precision: str, seed: int, task: list[str], gpu_id: int
 ) -> dict[str, float]:
     """Train and evaluate one run; its measures by name."""
     name = f"{precision}_{seed}"
-    place = ["--gpu_id", gpu_id]
+    place = ["--gpu_id", str(gpu_id)]
     flags = ["--precision", precision, "--seed", str(seed), "--epoch_save_step", "1000000"]
     flags += ["--save_dir", str(directory), "--run_name", name]
     for script, words in (
@@ -60,6 +83,7 @@ def measured(
     ):
         command = [sys.executable, str(ROOT / script), *words, *place]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print(f"{precision}, seed {seed}: done", file=sys.stderr)
     return run_values(directory / name, TOLD)[0]
 
 

@@ -20,8 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from args import AUGMENTS, LOSSES, OPTIMIZERS, PRECISIONS, Parser, _integer, _model, _one_of
+from utils.signals import StopSignal
 
 NAMES = {"a": "conventional", "b": "train.py", "c": "ceiling", "d": "batches"}
+STOPPED = "stopped; no results"
 # Pause after a turn in seconds, in which workers fill their queue: else they disturb the next loop.
 SETTLE = 0.3
 
@@ -37,7 +39,7 @@ def parser() -> Parser:
         default=None,
         help="random images (default: 50,000 in a GPU's memory, else 2,048)",
     )
-    add("--num_classes", type=_integer(2), default=10, help="of random images (default: 10)")
+    add("--num_classes", type=_integer(2), default=None, help="of random images (default: 10)")
     add(
         "--stream",
         action="store_true",
@@ -63,7 +65,12 @@ def parser() -> Parser:
     add("--precision", type=_one_of(PRECISIONS), default="auto", help="of b, c (default: auto)")
     add("--loss", type=_one_of(LOSSES), default="BCE", help="(default: BCE)")
     add("--optimizer", type=_one_of(OPTIMIZERS), default="SGD", help="(default: SGD)")
-    add("--augment", type=_one_of(AUGMENTS), default="DA1", help="of b, d; a: none, DA1")
+    add(
+        "--augment",
+        type=_one_of(AUGMENTS),
+        default="DA1",
+        help="DA1+DA2 not with (a) (default: DA1)",
+    )
     add("--compile", action="store_true", help="compile (b) and (c) (default: off)")
     add("--gpu_id", type=_integer(-1), default=0, help="-1: CPU (default: 0)")
     chosen = made.add_mutually_exclusive_group()
@@ -81,13 +88,16 @@ def parser() -> Parser:
 
 if __name__ == "__main__":
     parser().parse_args()  # --help and mistakes are answered before torch is imported
+    StopSignal(STOPPED).install()  # Ctrl-C during the imports is one line, too
 
 import argparse
+import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import tempfile
 import time
@@ -106,7 +116,7 @@ from utils.console import table
 from utils.datasets import DataSet, TensorSplit, load_dataset
 from utils.device import keep_freed_memory, pick_device
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import check_target, write_json
 from utils.precision import AUTOCAST, resolve_precision, set_determinism
 from utils.rundir import processor
 from utils.step import check_compiler, synchronise
@@ -210,6 +220,7 @@ def complete(args: argparse.Namespace, device: torch.device) -> argparse.Namespa
     on_gpu = device.type == "cuda"
     if args.num_images is None:
         args.num_images = EPOCH if on_gpu and not args.stream else 2048
+    args.num_classes = args.num_classes or 10
     rest = {"dataset": "folder", "seed": 0, "smoothing": 0.0, "contiguous": False, "graphs": True}
     decays = {"weight_decay": 5e-4, "feature_decay_rate": 5e-4, "weight_decay_bias": 5e-4}
     return argparse.Namespace(**vars(args), **rest, **decays, sep_decay=False)
@@ -217,6 +228,7 @@ def complete(args: argparse.Namespace, device: torch.device) -> argparse.Namespa
 
 def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) -> None:
     """Child process: at each message from `pipe` run --steps steps and answer their mean time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     try:
         # A spawned process would spawn its workers, too, and each import torch anew.
         multiprocessing.set_start_method(start_method, force=True)
@@ -252,6 +264,8 @@ def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) ->
         steps.close()  # while Python still runs: DataLoader's threads must not outlive it
     except UserError as error:
         pipe.send(("error", str(error)))
+    except (BrokenPipeError, EOFError):
+        pass  # the parent is gone
 
 
 def peak_memory(device: torch.device) -> float:
@@ -266,30 +280,39 @@ def measure(args: argparse.Namespace, loops: list[Loop]) -> dict[str, dict[str, 
     start_method = multiprocessing.get_start_method()
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     pipes, children, results = {}, {}, {}
-    for loop in loops:
-        pipes[loop.name], theirs = context.Pipe()
-        children[loop.name] = context.Process(target=serve, args=(loop, args, start_method, theirs))
-        children[loop.name].start()
-        theirs.close()
-        results[loop.name] = {"seconds": [], "first_step_seconds": receive(pipes[loop.name])}
-    for _, loop in itertools.product(range(args.rounds), loops):
-        pipes[loop.name].send("go")
-        results[loop.name]["seconds"].append(receive(pipes[loop.name]))
-        time.sleep(SETTLE)
-    for name, child in children.items():
-        pipes[name].send("stop")
-        results[name]["peak_memory_mib"] = receive(pipes[name])
-        child.join()
+    try:
+        for loop in loops:
+            pipes[loop.name], theirs = context.Pipe()
+            child = context.Process(target=serve, args=(loop, args, start_method, theirs))
+            child.start()
+            children[loop.name] = child
+            theirs.close()
+            results[loop.name] = {"seconds": [], "first_step_seconds": receive(pipes[loop.name])}
+        for _, loop in itertools.product(range(args.rounds), loops):
+            results[loop.name]["seconds"].append(ask(pipes[loop.name], "go"))
+            time.sleep(SETTLE)
+        for name, child in children.items():
+            results[name]["peak_memory_mib"] = ask(pipes[name], "stop")
+            child.join()
+    finally:
+        for child in children.values():
+            child.kill()  # those that still run after a mistake or Ctrl-C; their workers notice
     for result in results.values():
         median = statistics.median(result["seconds"])
         result |= {"ms_per_step": 1000 * median, "images_per_second": args.batch_size / median}
     return results
 
 
+def ask(pipe: Any, message: str) -> float:
+    with contextlib.suppress(BrokenPipeError):  # receive() tells it
+        pipe.send(message)
+    return receive(pipe)
+
+
 def receive(pipe: Any) -> float:
     try:
         kind, value = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise UserError("a measuring process died: its message is above") from None
     if kind == "error":
         raise UserError(value)
@@ -379,7 +402,26 @@ def ratio(base: list[float] | None, seconds: list[float]) -> str:
     return f"{statistics.median(b / s for b, s in zip(base, seconds, strict=True)):.3f}"
 
 
+def refuse_without_effect(args: argparse.Namespace) -> None:
+    """A flag that would do nothing is a mistake. Raises UserError."""
+    given = {
+        "num_images": args.data_dir is not None and args.num_images is not None,
+        "num_classes": args.data_dir is not None and args.num_classes is not None,
+        "precision": args.what_helps and args.precision != "auto",
+        "compile": args.what_helps and args.compile,
+    }
+    for flag, without_effect in given.items():
+        if without_effect:
+            reason = "--data_dir tells it" if flag.startswith("num") else "--what_helps sets it"
+            raise UserError(f"--{flag} has no effect here: {reason}")
+    if args.augment == "DA1+DA2" and "a" in args.loops and not args.what_helps:
+        raise UserError("--augment DA1+DA2: the conventional loop has no Mixup; add --loops b c d")
+
+
 def run(args: argparse.Namespace) -> None:
+    if args.json is not None:
+        check_target("--json", Path(args.json))
+    refuse_without_effect(args)
     device, device_name = pick_device(args.gpu_id)
     args = complete(args, device)
     set_determinism(False)
@@ -419,8 +461,10 @@ def compare(args: argparse.Namespace, device: torch.device, device_name: str) ->
 
 
 def main() -> int:
+    args = parser().parse_args()
     try:
-        run(parser().parse_args())
+        with StopSignal(STOPPED):
+            run(args)
     except UserError as error:
         print(f"train_speed.py: error: {error}", file=sys.stderr)
         return 2
