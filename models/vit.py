@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import SMALL_SIDE
+from models.dropout import Dropout, attention
 from utils.errors import UserError
 
 HEADS, HEAD_WIDTH = 10, 64
@@ -23,13 +23,13 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(width, 3 * HEADS * HEAD_WIDTH, bias=False)
         self.out = nn.Linear(HEADS * HEAD_WIDTH, width)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH))  # [B, N, 3, heads, 64]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, 64]
         dropout = DROPOUT if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        x = attention(q, k, v, dropout)
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
 
 
@@ -44,9 +44,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, width),
             nn.GELU(),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
             nn.Linear(width, width),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.empty(1, 1 + patches, width))
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
-        self.dropout = nn.Dropout(EMBEDDING_DROPOUT)
+        self.dropout = Dropout(EMBEDDING_DROPOUT)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.fc = nn.Identity()
