@@ -360,8 +360,8 @@ def _add_speed(parser: Parser) -> None:
         default="auto",
         metavar="NAME",
         help="fp32, tf32 or fp16 (GPU), bf16 of the layers; classifier, features, loss and metrics "
-        "are float32. auto: bf16 on GPUs that have it, and on CPUs that are fast in it for ResNet "
-        "and DenseNet from 32 pixels on, else fp32 (default: auto)",
+        "are float32. auto: bf16 on GPUs that have it, and on CPUs that are fast in it for ViT, "
+        "Swin, ResNet from 16 pixels and DenseNet from 32 pixels on, else fp32 (default: auto)",
     )
     add(
         "--compile",

@@ -56,7 +56,11 @@ def bfloat16(monkeypatch):
         (True, 2.0, "ResNet18", 32, "bf16"),
         (True, 0.7, "ResNet18", 32, "fp32"),
         (False, 2.0, "ResNet18", 32, "fp32"),
+        (True, 2.0, "ResNet18", 16, "bf16"),
         (True, 2.0, "ResNet18", 8, "fp32"),
+        (True, 2.0, "DenseNet121", 16, "fp32"),
+        (True, 2.0, "Swin", 8, "bf16"),
+        (True, 0.7, "ViT", 32, "fp32"),
         (True, 2.0, "MLP", 32, "fp32"),
     ],
 )
@@ -270,7 +274,7 @@ def one_objective():
     return step.Objective("CE", 0.1, DECAYS)
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ViT", "Swin", "MLP"])
+@pytest.mark.parametrize("name", ["ResNet18", "DenseNet121", "ViT", "Swin", "MLP"])
 def test_the_step_compiles_without_a_graph_break(name):
     assert name in MODELS
     torch._dynamo.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import time
 
@@ -16,15 +17,22 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # bfloat16 has to beat float32 by this factor on the CPU before it is chosen there. Processors with
 # matrix units are at 2 and far above it, those that only know the instructions at 0.7.
 WORTHWHILE = 1.3
-# Below this side of an image the casts cost more than the convolutions gain.
-LEAST_SIDE = 32
+# The side in pixels of images from which on bfloat16 pays on such a processor: on smaller ones the
+# casts cost more than the convolutions gain. The MLP gains in large batches only, and seconds.
+LEAST_SIDES = {
+    "models.resnet": 16,
+    "models.densenet": 32,
+    "models.vit": 1,
+    "models.swin": 1,
+    "models.mlp": math.inf,
+}
 
 
 def resolve_precision(asked: str, device: torch.device, model: str, side: int) -> str:
     """What `--precision` means here: fp32, tf32, bf16 or fp16; `auto` is decided.
 
-    auto is bf16 on GPUs that have it, else fp32. On the CPU it is bf16 for convolutional networks
-    on images of 32 pixels or more where `fast_bfloat16()`, else fp32.
+    auto is bf16 on GPUs that have it, else fp32. On the CPU it is bf16 where `fast_bfloat16()` and
+    the images are of `LEAST_SIDES` or more, else fp32.
 
     Args:
         asked: auto, fp32, tf32, bf16 or fp16.
@@ -41,8 +49,8 @@ def resolve_precision(asked: str, device: torch.device, model: str, side: int) -
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    suited = MODELS[model].convolutional and side >= LEAST_SIDE
-    return "bf16" if suited and fast_bfloat16() else "fp32"
+    pays = side >= LEAST_SIDES[MODELS[model].module]
+    return "bf16" if pays and fast_bfloat16() else "fp32"
 
 
 def memory_format(device: torch.device, model: str, precision: str) -> torch.memory_format:
