@@ -145,30 +145,28 @@ def chosen_loops(args: argparse.Namespace, device: torch.device) -> list[Loop]:
 def means(args: argparse.Namespace, device: torch.device) -> list[Loop]:
     """The step alone with one means after the other, each with all before it.
 
-    On the CPU compilation comes before bf16, which is no gain on every processor.
+    On the CPU bf16 comes last where --precision auto does not choose it, as it is no gain there.
     """
-    plain = {"precision": "fp32", "compile": False, "contiguous": True}
-    last = {"precision": "fp32", "contiguous": not MODELS[args.model].convolutional}
+    bf16 = ("+ bf16", {"precision": "bf16"})
+    channels_last = ("+ channels_last", {"contiguous": False})
+    changes = [("+ kept memory", {}), channels_last, bf16, ("+ compiled", {"compile": True})]
     if device.type == "cuda":
-        last["precision"] = "bf16"
-        found = [
-            Loop("c", "float32", plain),
-            Loop("c", "+ tf32", {**plain, "precision": "tf32"}),
-            Loop("c", "+ bf16", {**plain, "precision": "bf16"}),
-            Loop("c", "+ channels_last", {**last, "compile": False}),
-            Loop("c", "+ compiled", {**last, "compile": True, "graphs": False}),
-            Loop("c", "+ CUDA graphs", {**last, "compile": True}),
+        changes = [
+            ("+ tf32", {"precision": "tf32"}),
+            bf16,
+            channels_last,
+            ("+ compiled", {"compile": True, "graphs": False}),
+            ("+ CUDA graphs", {"graphs": True}),
         ]
-    else:
-        found = [
-            Loop("c", "float32", plain, keep_memory=False),
-            Loop("c", "+ kept memory", plain),
-            Loop("c", "+ channels_last", {**last, "compile": False}),
-            Loop("c", "+ compiled", {**last, "compile": True}),
-            Loop("c", "+ bf16", {**last, "compile": True, "precision": "bf16"}),
-        ]
-    if last["contiguous"]:
-        found = [loop for loop in found if loop.name != "+ channels_last"]
+    elif args.precision != "bf16":
+        changes.append(changes.pop(changes.index(bf16)))
+    if not MODELS[args.model].convolutional:
+        changes.remove(channels_last)
+    settings = {"precision": "fp32", "compile": False, "contiguous": True}
+    found = [Loop("c", "float32", settings, keep_memory=False)]
+    for name, change in changes:
+        settings = {**settings, **change}
+        found.append(Loop("c", name, settings))
     return found
 
 

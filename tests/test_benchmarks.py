@@ -63,6 +63,17 @@ def test_what_helps_adds_one_means_after_the_other():
         changed = {key for key in keys[1] if keys[0].get(key) != keys[1][key]}
         expected = {"compile", "graphs"} if after.name == "+ compiled" else changed
         assert changed == expected and changed
+    for args.precision, order in (
+        ("bf16", ["+ bf16", "+ compiled"]),
+        ("fp32", ["+ compiled", "+ bf16"]),
+    ):
+        found = train_speed.means(args, CPU)
+        names = ["float32", "+ kept memory", "+ channels_last", *order]
+        assert [loop.name for loop in found] == names
+        for before, after in itertools.pairwise(found):
+            changed = {key for key in after.settings if before.settings[key] != after.settings[key]}
+            changed |= {"keep"} if before.keep_memory != after.keep_memory else set()
+            assert len(changed) == 1
     args.model = "ViT"
     assert "+ channels_last" not in [loop.name for loop in train_speed.means(args, CPU)]
 
