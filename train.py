@@ -28,7 +28,7 @@ from utils.augment import mix_seed
 from utils.checkpoint import load, rng_state, save, save_weights, set_rng_state
 from utils.console import Console, Progress
 from utils.datasets import DataSet, load_dataset
-from utils.device import is_out_of_memory, keep_freed_memory, pick_device
+from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
 from utils.files import read_csv, write_csv
 from utils.loader import BatchLoader
@@ -368,8 +368,6 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
     """Choose the run directory, build data and model, train; returns the exit status."""
     set_determinism(args.deterministic)
     device, device_name = pick_device(args.gpu_id)
-    if device.type == "cpu":
-        keep_freed_memory()
     if args.compile:
         check_compiler(device)
     # Kept in config.json as resolved: a resumed run goes on in the same precision anywhere.

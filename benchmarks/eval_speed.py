@@ -1,83 +1,201 @@
-"""Time per checkpoint of eval_nc.py against that of the bare forward passes, in one run.
+"""Time per checkpoint of eval_nc.py beside a conventional pass and the bare network, in one run.
 
-    python benchmarks/eval_speed.py --load_path model_weights/<run> [--repeats 5] [--gpu_id 0]
+    python benchmarks/eval_speed.py --load_path model_weights/<run> [--precision bf16] [--gpu_id 0]
 
-Bare: the model over the run's training and test images, ready as float tensors, outputs dropped.
-Evaluated: loading the checkpoint, batches from uint8, extraction and all measures of both splits.
-The two alternate; medians are reported.
+Each is of the run's last checkpoint over its training and test images:
+
+conventional: PIL images, torchvision transforms, DataLoader workers, float32, features and logits
+    gathered on the CPU batch by batch, as a newcomer would write it; nothing is measured on them
+    (and on the CPU it profits from the memory that this process keeps for the others);
+eval_nc.py: loading the checkpoint, its own batches, extraction and all measures of both splits;
+bare network: the forward passes of eval_nc.py on batches that are ready, outputs dropped.
+
+They take turns, and medians over the rounds are reported.
 """
 
-import argparse
-import statistics
+from __future__ import annotations
+
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import contextlib
+from args import PRECISIONS, Parser, _integer, _one_of, stored_run
+from utils.signals import StopSignal
 
-import torch
-
-from utils.console import table
-from utils.device import pick_device
-from utils.evaluation import (
-    extract,
-    load_weights,
-    measure,
-    rebuild_data,
-    rebuild_model,
-    split_batches,
-)
-from utils.nc_table import checkpoints
-from utils.rundir import read_config
+STOPPED = "stopped; no results"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--load_path", required=True)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--gpu_id", type=int, default=0)
-    args = parser.parse_args()
-
-    device, name = pick_device(args.gpu_id)
-    directory = Path(args.load_path)
-    settings = read_config(directory)["settings"]
-    data = rebuild_data(settings, splits=("train", "test"))
-    model = rebuild_model(settings, data).to(device).eval()
-    options = {"batch_size": args.batch_size, "device": device}
-    loaders = [split_batches(data, split, **options) for split in ("train", "test")]
-    ready = [images for loader in loaders for images, _ in loader.batches(epoch=0)]
-    path = list(checkpoints(directory).values())[-1]
-
-    def bare() -> None:
-        with torch.no_grad():
-            for images in ready:
-                model(images)
-
-    def evaluated() -> None:
-        load_weights(model, path, device)
-        for loader in loaders:
-            extracted = extract(model, loader, contextlib.nullcontext())
-            measure(extracted, model.fc.weight.detach(), model.fc.bias_vector().detach())
-
-    seconds = {"bare forward passes": [], "evaluated": []}
-    for repeat in range(args.repeats + 1):
-        for title, work in zip(seconds, (bare, evaluated), strict=True):
-            begun = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if repeat:  # the first round warms up
-                seconds[title].append(time.perf_counter() - begun)
-    medians = {title: statistics.median(values) for title, values in seconds.items()}
-    base = medians["bare forward passes"]
-    rows = [[title, f"{m:.3f}", f"{m / base:.2f}"] for title, m in medians.items()]
-    count = len(data.train) + len(data.test)
-    print(f"{settings['model']} on {settings['dataset']}, {count} images, {name}")
-    print(table(["per checkpoint", "seconds", "ratio"], rows))
+def parser() -> Parser:
+    made = Parser(prog="eval_speed.py", description=__doc__)
+    add = made.add_argument
+    add("--load_path", required=True, metavar="RUN", help="a run directory of train.py")
+    add(
+        "--precision",
+        type=_one_of(PRECISIONS[1:]),
+        default="fp32",
+        help="of the network in eval_nc.py and the bare one (default: fp32)",
+    )
+    add("--rounds", type=_integer(1), default=5, help="turns of each (default: 5)")
+    add("--batch_size", type=_integer(1), default=256, help="(default: 256)")
+    add("--gpu_id", type=_integer(-1), default=0, help="-1: CPU (default: 0)")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    parser().parse_args()  # --help and mistakes are answered before torch is imported
+    StopSignal(STOPPED).install()  # Ctrl-C during the imports is one line, too
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torchvision import transforms
+
+from benchmarks.loops import Images
+from utils.console import table
+from utils.device import pick_device
+from utils.errors import UserError
+from utils.evaluation import (
+    ChosenRun,
+    Rebuilder,
+    extract,
+    load_weights,
+    measure,
+    rebuild_model,
+)
+from utils.nc_table import select_checkpoints
+from utils.precision import autocast
+from utils.step import synchronise
+
+SPLITS = ("train", "test")
+
+
+def conventional(
+    args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
+) -> Callable[[], None]:
+    data = runs.data(run)
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    )
+    loaders = [
+        torch.utils.data.DataLoader(
+            Images(getattr(data, split), transform),
+            batch_size=args.batch_size,
+            num_workers=run.settings["num_workers"],
+            pin_memory=device.type == "cuda",
+        )
+        for split in SPLITS
+    ]
+    model = rebuild_model(run.settings, data).to(device)
+    checkpoint = last(run)
+
+    def work() -> None:
+        load_weights(model, checkpoint, device)
+        model.eval()
+        for loader in loaders:
+            collected = []
+            with torch.no_grad():
+                for images, labels in loader:
+                    logits, features = model(images.to(device))
+                    collected.append((logits.cpu(), features.cpu(), labels))
+            for parts in zip(*collected, strict=True):
+                torch.cat(parts)
+
+    return work
+
+
+def as_eval_nc_does(
+    args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
+) -> Callable[[], None]:
+    context = autocast(args.precision, device)
+    loaders = [runs.batches(run, split) for split in SPLITS]
+
+    def work() -> None:
+        model = runs.loaded(run, last(run))
+        for loader in loaders:
+            extracted = extract(model, loader, context)
+            measure(extracted, model.fc.weight.detach(), model.fc.bias_vector().detach())
+
+    return work
+
+
+def bare_network(
+    args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
+) -> Callable[[], None]:
+    context = autocast(args.precision, device)
+    ready = [images for split in SPLITS for images, _ in runs.batches(run, split).batches(epoch=0)]
+    model = runs.loaded(run, last(run)).eval()
+
+    @torch.no_grad()
+    def work() -> None:
+        for images in ready:
+            with context:
+                model(images)
+
+    return work
+
+
+def last(run: ChosenRun) -> Path:
+    return next(iter(run.chosen.values()))
+
+
+WAYS = {
+    "conventional": conventional,
+    "eval_nc.py": as_eval_nc_does,
+    "bare network": bare_network,
+}
+
+
+def seconds_of(ways: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict:
+    """The seconds of each round by the way's name; a round before them warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, work in ways.items():
+            begun = time.perf_counter()
+            work()
+            synchronise(device)
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def compare(args: argparse.Namespace) -> None:
+    device, device_name = pick_device(args.gpu_id)
+    directory = Path(args.load_path)
+    run = ChosenRun(directory, *stored_run(directory), select_checkpoints(directory, "last"))
+    runs = Rebuilder(device, SPLITS, batch_size=args.batch_size, precision=args.precision)
+    ways = {name: build(args, run, runs, device) for name, build in WAYS.items()}
+    seconds = seconds_of(ways, args.rounds, device)
+    data = runs.data(run)
+    count = len(data.train) + len(data.test)
+    rows = [
+        [name, f"{statistics.median(values):.3f}", f"{count / statistics.median(values):.0f}"]
+        + [ratio(seconds[base], values) for base in ("conventional", "bare network")]
+        for name, values in seconds.items()
+    ]
+    print(f"{run.settings['model']} on {run.settings['dataset']}, {count} images, {device_name}")
+    print(f"eval_nc.py and bare network in {args.precision}, torch {torch.__version__}")
+    print(table(["per checkpoint", "s", "images/s", "× conventional", "× bare"], rows))
+
+
+def ratio(base: list[float], seconds: list[float]) -> str:
+    """The median over rounds of base/seconds."""
+    return f"{statistics.median(b / s for b, s in zip(base, seconds, strict=True)):.2f}"
+
+
+def main() -> int:
+    args = parser().parse_args()
+    try:
+        with StopSignal(STOPPED):
+            compare(args)
+    except UserError as error:
+        print(f"eval_speed.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -114,7 +114,7 @@ from benchmarks.loops import LOOPS
 from models import MODELS, build_model
 from utils.console import table
 from utils.datasets import DataSet, TensorSplit, load_dataset
-from utils.device import keep_freed_memory, pick_device
+from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import check_target, write_json
 from utils.precision import AUTOCAST, resolve_precision, set_determinism
@@ -231,9 +231,7 @@ def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) ->
         # A spawned process would spawn its workers, too, and each import torch anew.
         multiprocessing.set_start_method(start_method, force=True)
         set_determinism(False)
-        device, _ = pick_device(args.gpu_id)
-        if loop.keep_memory and device.type == "cpu":
-            keep_freed_memory()
+        device, _ = pick_device(args.gpu_id, loop.keep_memory)
         args = argparse.Namespace(**{**vars(args), **loop.settings})
         data = load(args)
         steps = LOOPS[loop.kind](args, data, device)

@@ -3,13 +3,16 @@
 import argparse
 import itertools
 import json
+import re
 
 import pytest
 import torch
 
-from benchmarks import train_speed
+from benchmarks import eval_speed, train_speed
 from benchmarks.loops import LOOPS
 from tests.conftest import assert_mistake, run
+from tests.test_train import SMALL as SMALL_RUN
+from tests.test_train import trained
 
 CPU = torch.device("cpu")
 
@@ -78,5 +81,18 @@ def test_what_helps_adds_one_means_after_the_other():
     assert "+ channels_last" not in [loop.name for loop in train_speed.means(args, CPU)]
 
 
+def test_eval_speed(tmp_path):
+    run_dir = trained(tmp_path, *SMALL_RUN, "--epochs", 1, "--test_sample_size", 5)
+    flags = ["--load_path", run_dir, "--rounds", 1, "--gpu_id", -1]
+    result = run("benchmarks/eval_speed.py", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "MLP on digits, 250 images" in result.stdout
+    for name in eval_speed.WAYS:
+        row = re.search(rf"^{name} +([\d.]+) +(\d+) ", result.stdout, re.MULTILINE)
+        seconds, rate = map(float, row.groups())
+        assert 250 / (seconds + 0.001) < rate < 250 / max(seconds - 0.001, 1e-9)
+
+
 def test_mistakes(tmp_path):
     assert_mistake(run("benchmarks/train_speed.py", "--model", "LeNet"), "LeNet")
+    assert_mistake(run("benchmarks/eval_speed.py", "--load_path", tmp_path), str(tmp_path))

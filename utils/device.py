@@ -7,15 +7,17 @@ import torch
 from utils.errors import UserError
 
 
-def pick_device(gpu_id: int) -> tuple[torch.device, str]:
+def pick_device(gpu_id: int, keep_memory: bool = True) -> tuple[torch.device, str]:
     """The device of `--gpu_id` and its name for people.
 
-    -1, or a machine without CUDA, is the CPU. Raises UserError for a GPU that is not there.
+    -1, or a machine without CUDA, is the CPU, for which the process then keeps the memory it frees
+    unless told not to. Raises UserError for a GPU that is not there.
     """
-    if gpu_id < 0:
-        return torch.device("cpu"), f"CPU ({torch.get_num_threads()} threads)"
-    if not torch.cuda.is_available():
-        return torch.device("cpu"), f"CPU ({torch.get_num_threads()} threads): no CUDA device found"
+    if gpu_id < 0 or not torch.cuda.is_available():
+        if keep_memory:
+            _keep_freed_memory()
+        reason = "" if gpu_id < 0 else ": no CUDA device found"
+        return torch.device("cpu"), f"CPU ({torch.get_num_threads()} threads){reason}"
     count = torch.cuda.device_count()
     if gpu_id >= count:
         raise UserError(
@@ -26,11 +28,11 @@ def pick_device(gpu_id: int) -> tuple[torch.device, str]:
     return device, f"GPU {gpu_id} ({torch.cuda.get_device_name(device)})"
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Let this process reuse the memory it frees instead of giving it back, where libc is glibc.
 
-    On the CPU a step frees and allocates hundreds of megabytes; each time the system would map and
-    clear them page by page anew.
+    On the CPU a step or a forward pass frees and allocates hundreds of megabytes; each time the
+    system would map and clear them page by page anew.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
