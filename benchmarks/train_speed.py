@@ -6,7 +6,8 @@
 
 (a) is a conventional loop, (b) train.py's, (c) its step alone and (d) its batches alone, as
 benchmarks/loops.py describes them. --stream reads the images from files, --what_helps compares the
-step without and with each means instead: memory format, precision, compilation, CUDA graphs.
+step without and with each means instead: on the CPU memory (freed memory is kept), channels_last,
+bf16 and compile; on a GPU tf32, bf16, channels_last, compile and graphs (CUDA graphs).
 
 Each loop runs in a process of its own, so that memory peaks are its own. They take turns (a, b, c,
 a, …) of --steps steps, and medians over the rounds are reported.
@@ -23,6 +24,20 @@ from args import AUGMENTS, LOSSES, OPTIMIZERS, PRECISIONS, Parser, _integer, _mo
 from utils.signals import StopSignal
 
 NAMES = {"a": "conventional", "b": "train.py", "c": "ceiling", "d": "batches"}
+# What --what_helps adds to a float32, contiguous, eager step, in this order: changed settings.
+CPU_MEANS = {
+    "memory": {},  # a property of the process
+    "channels_last": {"contiguous": False},
+    "bf16": {"precision": "bf16"},
+    "compile": {"compile": True},
+}
+GPU_MEANS = {
+    "tf32": {"precision": "tf32"},
+    "bf16": {"precision": "bf16"},
+    "channels_last": {"contiguous": False},
+    "compile": {"compile": True, "graphs": False},
+    "graphs": {"graphs": True},
+}
 STOPPED = "stopped; no results"
 # Pause after a turn in seconds, in which workers fill their queue: else they disturb the next loop.
 SETTLE = 0.3
@@ -79,8 +94,12 @@ def parser() -> Parser:
     )
     chosen.add_argument(
         "--what_helps",
-        action="store_true",
-        help="the step alone without and with each means, one added to the other",
+        nargs="*",
+        choices=list(CPU_MEANS | GPU_MEANS),
+        default=None,
+        metavar="MEANS",
+        help="the step alone without and with each means, one added to the other: those named, or "
+        "all that there are here (default: off)",
     )
     add("--json", default=None, metavar="FILE", help="also write the results (default: none)")
     return made
@@ -137,36 +156,35 @@ class Loop:
 
 
 def chosen_loops(args: argparse.Namespace, device: torch.device) -> list[Loop]:
-    if args.what_helps:
+    if args.what_helps is not None:
         return means(args, device)
     return [Loop(k, f"({k}) {NAMES[k]}", keep_memory=k != "a") for k in args.loops]
 
 
 def means(args: argparse.Namespace, device: torch.device) -> list[Loop]:
-    """The step alone with one means after the other, each with all before it.
+    """The step alone with one of the means asked for after the other, each with all before it.
 
     On the CPU bf16 comes last where --precision auto does not choose it, as it is no gain there.
+    Raises UserError for a means that has no effect.
     """
-    bf16 = ("+ bf16", {"precision": "bf16"})
-    channels_last = ("+ channels_last", {"contiguous": False})
-    changes = [("+ kept memory", {}), channels_last, bf16, ("+ compiled", {"compile": True})]
-    if device.type == "cuda":
-        changes = [
-            ("+ tf32", {"precision": "tf32"}),
-            bf16,
-            channels_last,
-            ("+ compiled", {"compile": True, "graphs": False}),
-            ("+ CUDA graphs", {"graphs": True}),
-        ]
-    elif args.precision != "bf16":
-        changes.append(changes.pop(changes.index(bf16)))
+    changes = dict(GPU_MEANS if device.type == "cuda" else CPU_MEANS)
+    if device.type == "cpu" and args.precision != "bf16":
+        changes["bf16"] = changes.pop("bf16")
     if not MODELS[args.model].convolutional:
-        changes.remove(channels_last)
+        del changes["channels_last"]
+    asked = args.what_helps or list(changes)
+    without_effect = [name for name in asked if name not in changes]
+    if "graphs" in asked and "compile" not in asked:
+        without_effect.append("graphs without compile")
+    if without_effect:
+        known = ", ".join(changes)
+        raise UserError(f"--what_helps {without_effect[0]} has no effect here: use some of {known}")
     settings = {"precision": "fp32", "compile": False, "contiguous": True}
     found = [Loop("c", "float32", settings, keep_memory=False)]
-    for name, change in changes:
-        settings = {**settings, **change}
-        found.append(Loop("c", name, settings))
+    for name in (name for name in changes if name in asked):
+        settings = {**settings, **changes[name]}
+        kept = found[-1].keep_memory or name == "memory"
+        found.append(Loop("c", f"+ {name}", settings, kept))
     return found
 
 
@@ -210,7 +228,7 @@ def load(args: argparse.Namespace) -> DataSet:
 
 def complete(args: argparse.Namespace, device: torch.device) -> argparse.Namespace:
     """Add what train.py's functions read besides; resolve the defaults. Raises UserError."""
-    if args.compile or args.what_helps:
+    if args.compile or args.what_helps == [] or "compile" in (args.what_helps or []):
         check_compiler(device)
     args.precision = resolve_precision(args.precision, device, args.model, args.img_size)
     if args.num_workers is None:
@@ -403,14 +421,14 @@ def refuse_without_effect(args: argparse.Namespace) -> None:
     given = {
         "num_images": args.data_dir is not None and args.num_images is not None,
         "num_classes": args.data_dir is not None and args.num_classes is not None,
-        "precision": args.what_helps and args.precision != "auto",
-        "compile": args.what_helps and args.compile,
+        "precision": args.what_helps is not None and args.precision != "auto",
+        "compile": args.what_helps is not None and args.compile,
     }
     for flag, without_effect in given.items():
         if without_effect:
             reason = "--data_dir tells it" if flag.startswith("num") else "--what_helps sets it"
             raise UserError(f"--{flag} has no effect here: {reason}")
-    if args.augment == "DA1+DA2" and "a" in args.loops and not args.what_helps:
+    if args.augment == "DA1+DA2" and "a" in args.loops and args.what_helps is None:
         raise UserError("--augment DA1+DA2: the conventional loop has no Mixup; add --loops b c d")
 
 
@@ -441,7 +459,7 @@ def compare(args: argparse.Namespace, device: torch.device, device_name: str) ->
     print(f"{args.model}, {args.img_size}×{args.img_size}, batch {args.batch_size}, {device_name}")
     where = "read from files" if not isinstance(data.train, TensorSplit) else "in memory"
     print(f"{len(data.train)} images {where}, torch {torch.__version__}")
-    if not args.what_helps:
+    if args.what_helps is None:
         print(f"(b) and (c) in {args.precision}{', compiled' * args.compile}")
     print(report(results, references(loops, results)))
     shares = matrix_shares(args, loops, results, device)

@@ -13,6 +13,7 @@ from benchmarks.loops import LOOPS
 from tests.conftest import assert_mistake, run
 from tests.test_train import SMALL as SMALL_RUN
 from tests.test_train import trained
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -55,30 +56,42 @@ def test_floating_point_operations_by_hand(settings):
     assert train_speed.flops_per_step(settings) == 16 * 2 * (3 * products - 192 * 1024)
 
 
-def test_what_helps_adds_one_means_after_the_other():
-    args = argparse.Namespace(model="ResNet18")
-    found = train_speed.means(args, torch.device("cuda"))
-    assert [loop.name for loop in found] == [
-        "float32", "+ tf32", "+ bf16", "+ channels_last", "+ compiled", "+ CUDA graphs"
-    ]  # fmt: skip
+def what_helps(model, precision, device, *named):
+    args = argparse.Namespace(model=model, precision=precision, what_helps=list(named))
+    return train_speed.means(args, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cuda", "bf16", ["tf32", "bf16", "channels_last", "compile", "graphs"]),
+        ("cpu", "bf16", ["memory", "channels_last", "bf16", "compile"]),
+        ("cpu", "fp32", ["memory", "channels_last", "compile", "bf16"]),
+    ],
+)
+def test_what_helps_adds_one_means_after_the_other(device, precision, expected):
+    found = what_helps("ResNet18", precision, device)
+    assert [loop.name for loop in found] == ["float32", *[f"+ {name}" for name in expected]]
     for before, after in itertools.pairwise(found):
         keys = {"graphs": True, **before.settings}, {"graphs": True, **after.settings}
-        changed = {key for key in keys[1] if keys[0].get(key) != keys[1][key]}
-        expected = {"compile", "graphs"} if after.name == "+ compiled" else changed
-        assert changed == expected and changed
-    for args.precision, order in (
-        ("bf16", ["+ bf16", "+ compiled"]),
-        ("fp32", ["+ compiled", "+ bf16"]),
+        changed = {key for key in keys[1] if keys[0][key] != keys[1][key]}
+        changed |= {"memory"} if before.keep_memory != after.keep_memory else set()
+        # compile is without CUDA graphs, which are on by default.
+        assert len(changed) == 1 or changed == {"compile", "graphs"}
+
+
+def test_what_helps_takes_the_means_that_are_named():
+    names = [loop.name for loop in what_helps("ResNet18", "bf16", "cpu", "bf16", "memory")]
+    assert names == ["float32", "+ memory", "+ bf16"]
+    assert "+ channels_last" not in [loop.name for loop in what_helps("ViT", "bf16", "cpu")]
+    for model, device, name in (
+        ("ViT", "cpu", "channels_last"),
+        ("ResNet18", "cpu", "tf32"),
+        ("ResNet18", "cuda", "memory"),
+        ("ResNet18", "cuda", "graphs"),
     ):
-        found = train_speed.means(args, CPU)
-        names = ["float32", "+ kept memory", "+ channels_last", *order]
-        assert [loop.name for loop in found] == names
-        for before, after in itertools.pairwise(found):
-            changed = {key for key in after.settings if before.settings[key] != after.settings[key]}
-            changed |= {"keep"} if before.keep_memory != after.keep_memory else set()
-            assert len(changed) == 1
-    args.model = "ViT"
-    assert "+ channels_last" not in [loop.name for loop in train_speed.means(args, CPU)]
+        with pytest.raises(UserError, match=f"--what_helps {name} "):
+            what_helps(model, "bf16", device, name)
 
 
 def test_eval_speed(tmp_path):
