@@ -1,12 +1,14 @@
 """Precision, memory format, compilation, and that a training step never waits for the device."""
 
+import itertools
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from models import MODELS, build_model
+from models import build_model
 from tests.test_train import SMALL, trained
 from utils import precision, step
 from utils.augment import BatchMixer
@@ -14,6 +16,7 @@ from utils.checkpoint import load
 from utils.datasets import TensorSplit
 from utils.errors import UserError
 from utils.loader import BatchLoader
+from utils.losses import LOSSES
 from utils.meter import Meter
 from utils.optim import build_optimizer
 from utils.rundir import read_config
@@ -204,7 +207,8 @@ class Waits(TorchDispatchMode):
 def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
     """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
 
-    Autograd needs a real one, so the gradients are put in place.
+    Each of the epoch's three batches has another loss. Autograd needs a real one, so the gradients
+    are put in place.
     """
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -220,11 +224,12 @@ def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
             shuffle=True, augment="DA1", rotation=15.0,
         )  # fmt: skip
         batches.mixer = mixer if augment == "DA1+DA2" else None
-        one = step.Step(model, optimizer, one_objective(), "bf16", gpu)
+        objectives = [step.Objective(loss, 0.1, DECAYS) for loss in LOSSES]
+        steps = [step.Step(model, optimizer, each, "bf16", gpu) for each in objectives]
         meter = Meter(len(batches), gpu)
         monkeypatch.setattr(torch.Tensor, "backward", lambda _: with_gradients(model))
         waits.found.clear()  # what drawing the weights read
-        for images, targets in batches.batches(1):
+        for one, (images, targets) in zip(steps, batches.batches(1), strict=True):
             results = one(images, targets)
             meter.add(*results, targets)
             for value in (images, targets, *results):
@@ -274,12 +279,17 @@ def one_objective():
     return step.Objective("CE", 0.1, DECAYS)
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "DenseNet121", "ViT", "Swin", "MLP"])
-def test_the_step_compiles_without_a_graph_break(name):
-    assert name in MODELS
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        *itertools.product(["ResNet18", "DenseNet121", "ViT", "Swin"], ["BCE"]),
+        *itertools.product(["MLP"], LOSSES),
+    ],
+)
+def test_the_step_compiles_without_a_graph_break(name, loss):
     torch._dynamo.reset()
     model, _ = small_step(name=name)
-    forward = step.forward_function(model, one_objective(), "bf16", CPU)
+    forward = step.forward_function(model, step.Objective(loss, 0.1, DECAYS), "bf16", CPU)
     found = torch.compile(forward, fullgraph=True, backend="eager", dynamic=False)(*batch())
     assert all(value.dtype == torch.float32 for value in found)
 
