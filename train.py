@@ -241,7 +241,7 @@ def build_loaders(
         "std": data.std,
         "num_classes": data.num_classes,
         "num_workers": args.num_workers,
-        "memory_format": memory_format(device, args.model, args.precision),
+        "memory_format": memory_format(device, args.model, args.precision, data.side),
     }
     train_batches = BatchLoader(
         data.train,
@@ -392,7 +392,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
         **{option: getattr(args, option) for option in ("patch_size", "width", "depth")},
         **{key: getattr(args, key) for key in ("bias_mode", "bias_init_mode", "bias_init_mean")},
         fixed_etf=args.fixed_etf,
-    ).to(device, memory_format=memory_format(device, args.model, args.precision))
+    ).to(device, memory_format=memory_format(device, args.model, args.precision, data.side))
 
     run.open()
     if run.resumed:

@@ -162,7 +162,7 @@ def prepared(
     args: argparse.Namespace, data: DataSet, device: torch.device
 ) -> tuple[nn.Module, Step]:
     """Network and step as train.py makes them; contiguous with `args.contiguous`."""
-    format_ = memory_format(device, args.model, args.precision)
+    format_ = memory_format(device, args.model, args.precision, data.side)
     if args.contiguous:
         format_ = torch.contiguous_format
     model = network(args, data).to(device, memory_format=format_)

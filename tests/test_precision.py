@@ -103,14 +103,47 @@ def test_features_logits_and_objective_are_float32(name):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_batches_have_the_networks_memory_format():
+@pytest.mark.parametrize(
+    ("device", "model", "kind", "side", "channels_last"),
+    [
+        ("cpu", "ResNet18", "fp32", 32, True),
+        ("cpu", "ResNet18", "fp32", 16, False),
+        ("cpu", "ResNet18", "bf16", 16, True),
+        ("cpu", "DenseNet121", "fp32", 8, True),
+        ("cpu", "ViT", "bf16", 32, False),
+        ("cuda", "ResNet18", "fp32", 32, False),
+        ("cuda", "ResNet18", "bf16", 8, True),
+    ],
+)
+def test_memory_format(device, model, kind, side, channels_last):
+    found = precision.memory_format(torch.device(device), model, kind, side)
+    assert found == (torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def test_the_network_and_its_batches_have_one_memory_format(tmp_path, monkeypatch):
+    """ResNet18 on 32×32 and on 8×8 images, as train.py hands them to the step."""
+    seen = []
+
+    class Recorder(train.Step):
+        def __init__(self, model, *rest):
+            self.weight = model.layer1[0].conv1.weight
+            super().__init__(model, *rest)
+
+        def __call__(self, images, targets):
+            form = torch.channels_last
+            seen.append([x.is_contiguous(memory_format=form) for x in (images, self.weight)])
+            return super().__call__(images, targets)
+
+    monkeypatch.setattr(train, "Step", Recorder)
+    flags = ["--sample_size", 1, "--test_sample_size", 1, "--epochs", 1, "--precision", "fp32"]
+    for side in (32, 8):
+        trained(tmp_path / str(side), *flags, "--img_size", side)
+    assert seen == [[True, True], [False, False]]
+
+
+def test_batches_are_laid_out_as_asked():
     data = train.load_dataset("digits", ".", sample_size=4)
-    form = precision.memory_format(CPU, "ResNet18", "fp32")
-    assert form == torch.channels_last
-    assert precision.memory_format(CPU, "ViT", "fp32") == torch.contiguous_format
-    gpu = torch.device("cuda")
-    assert precision.memory_format(gpu, "ResNet18", "fp32") == torch.contiguous_format
-    assert precision.memory_format(gpu, "ResNet18", "bf16") == torch.channels_last
+    form = torch.channels_last
     for augment in ("none", "DA1", "DA1+DA2"):
         options = {"batch_size": 8, "device": CPU, "mean": data.mean, "std": data.std}
         options |= {"num_classes": 10, "augment": augment}

@@ -193,6 +193,11 @@ class DataSet:
         return len(self.classes)
 
     @property
+    def side(self) -> int:
+        """The shorter side of the images in pixels."""
+        return min(self.image_shape[1:])
+
+    @property
     def class_sizes(self) -> list[int] | None:
         """Training images of each class; None where that split was not asked for."""
         if self.train is None:

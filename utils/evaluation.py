@@ -243,7 +243,8 @@ class Rebuilder:
         )
 
     def _memory_format(self, run: TrainedRun) -> torch.memory_format:
-        return memory_format(self._device, run.settings["model"], self._precision)
+        side = self.data(run).side
+        return memory_format(self._device, run.settings["model"], self._precision, side)
 
     def loaded(self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False) -> nn.Module:
         """`model` with the weights of a checkpoint. Raises UserError as `load_weights`."""
