@@ -109,8 +109,7 @@ def ceiling(args: argparse.Namespace, data: DataSet, device: torch.device) -> It
     """Loop (c): the step of (b) on its first batch again and again."""
     model, step = prepared(args, data, device)
     images, targets = first_batch(args, data, device)
-    if args.contiguous:
-        images = images.contiguous()
+    images = images.contiguous(memory_format=layout(args, data, device))
     model.train()
     while True:
         step(images, targets)
@@ -161,12 +160,16 @@ def network(args: argparse.Namespace, data: DataSet) -> nn.Module:
 def prepared(
     args: argparse.Namespace, data: DataSet, device: torch.device
 ) -> tuple[nn.Module, Step]:
-    """Network and step as train.py makes them; contiguous with `args.contiguous`."""
-    format_ = memory_format(device, args.model, args.precision, data.side)
-    if args.contiguous:
-        format_ = torch.contiguous_format
-    model = network(args, data).to(device, memory_format=format_)
+    """Network and step as train.py makes them, in the memory format of `layout`."""
+    model = network(args, data).to(device, memory_format=layout(args, data, device))
     optimizer = build_optimizer(args.optimizer, model, RATE, weight_decay=DECAY, bias_decay=DECAY)
     objective = train.build_objective(args)
     step = Step(model, optimizer, objective, args.precision, device, args.compile, args.graphs)
     return model, step
+
+
+def layout(args: argparse.Namespace, data: DataSet, device: torch.device) -> torch.memory_format:
+    """The memory format that `args.layout` names; where it is None, train.py's."""
+    if args.layout is not None:
+        return getattr(torch, args.layout)
+    return memory_format(device, args.model, args.precision, data.side)

@@ -27,14 +27,14 @@ NAMES = {"a": "conventional", "b": "train.py", "c": "ceiling", "d": "batches"}
 # What --what_helps adds to a float32, contiguous, eager step, in this order: changed settings.
 CPU_MEANS = {
     "memory": {},  # a property of the process
-    "channels_last": {"contiguous": False},
+    "channels_last": {"layout": "channels_last"},
     "bf16": {"precision": "bf16"},
     "compile": {"compile": True},
 }
 GPU_MEANS = {
     "tf32": {"precision": "tf32"},
     "bf16": {"precision": "bf16"},
-    "channels_last": {"contiguous": False},
+    "channels_last": {"layout": "channels_last"},
     "compile": {"compile": True, "graphs": False},
     "graphs": {"graphs": True},
 }
@@ -179,7 +179,7 @@ def means(args: argparse.Namespace, device: torch.device) -> list[Loop]:
     if without_effect:
         known = ", ".join(changes)
         raise UserError(f"--what_helps {without_effect[0]} has no effect here: use some of {known}")
-    settings = {"precision": "fp32", "compile": False, "contiguous": True}
+    settings = {"precision": "fp32", "compile": False, "layout": "contiguous_format"}
     found = [Loop("c", "float32", settings, keep_memory=False)]
     for name in (name for name in changes if name in asked):
         settings = {**settings, **changes[name]}
@@ -237,7 +237,7 @@ def complete(args: argparse.Namespace, device: torch.device) -> argparse.Namespa
     if args.num_images is None:
         args.num_images = EPOCH if on_gpu and not args.stream else 2048
     args.num_classes = args.num_classes or 10
-    rest = {"dataset": "folder", "seed": 0, "smoothing": 0.0, "contiguous": False, "graphs": True}
+    rest = {"dataset": "folder", "seed": 0, "smoothing": 0.0, "layout": None, "graphs": True}
     decays = {"weight_decay": 5e-4, "feature_decay_rate": 5e-4, "weight_decay_bias": 5e-4}
     return argparse.Namespace(**vars(args), **rest, **decays, sep_decay=False)
 
