@@ -52,9 +52,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from torchvision import transforms
 
-from benchmarks.loops import Images
+from benchmarks.loops import Images, conventional_transform
 from utils.console import table
 from utils.device import pick_device
 from utils.errors import UserError
@@ -77,9 +76,7 @@ def conventional(
     args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
 ) -> Callable[[], None]:
     data = runs.data(run)
-    transform = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-    )
+    transform = conventional_transform(data, augmented=False)
     loaders = [
         torch.utils.data.DataLoader(
             Images(getattr(data, split), transform),

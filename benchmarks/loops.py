@@ -53,17 +53,22 @@ class Images(torch.utils.data.Dataset):
         return self.transform(image), self.labels[index]
 
 
-def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
-    """Loop (a)."""
-    side = args.img_size
+def conventional_transform(data: DataSet, augmented: bool) -> Callable:
+    """torchvision's transforms of a PIL image, with DA1 where `augmented`."""
+    side = data.side
     steps: list[Any] = []
     if isinstance(data.train, FileSplit):
         steps += [transforms.Resize(side), transforms.CenterCrop(side)]
-    if args.augment != "none":
+    if augmented:
         steps += [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
     steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    return transforms.Compose(steps)
+
+
+def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+    """Loop (a)."""
     loader = torch.utils.data.DataLoader(
-        Images(data.train, transforms.Compose(steps)),
+        Images(data.train, conventional_transform(data, augmented=args.augment != "none")),
         batch_size=args.batch_size,
         shuffle=True,
         drop_last=True,
