@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python demo.py
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/python benchmarks/train_speed.py --gpu_id -1 --steps 2 --rounds 3
+	$(VENV)/bin/python benchmarks/train_speed.py --gpu_id -1 --steps 2 --rounds 7
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

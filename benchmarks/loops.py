@@ -1,4 +1,4 @@
-"""The loops that train_speed.py times; each yields after every step.
+"""The loops that train_speed.py times; each yields after every step the seconds that it compiled.
 
 (a) conventional: PIL images, torchvision transforms, DataLoader workers, float32, contiguous, and
     an .item() of loss and accuracy in every step, as a newcomer would write it;
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def conventional_transform(data: DataSet, augmented: bool) -> Callable:
     return transforms.Compose(steps)
 
 
-def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[float]:
     """Loop (a)."""
     loader = torch.utils.data.DataLoader(
         Images(data.train, conventional_transform(data, augmented=args.augment != "none")),
@@ -95,22 +96,32 @@ def conventional(args: argparse.Namespace, data: DataSet, device: torch.device) 
             total_loss += loss.item() * len(targets)
             total_correct += (logits.argmax(1) == targets).sum().item()
             seen += len(targets)
-            yield
+            yield 0.0
 
 
-def as_train_does(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
-    """Loop (b)."""
+def as_train_does(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[float]:
+    """Loop (b).
+
+    Of images in memory an epoch has --steps batches, so that each turn has its share of what is
+    done for many steps at once: order, augmentation, counting.
+    """
+    if isinstance(data.train, TensorSplit):
+        count = min(len(data.train), args.steps * args.batch_size)
+        data = replace(data, train=data.train.select(torch.arange(count)))
     model, step = prepared(args, data, device)
-    meter = Meter(len(data.train) // args.batch_size, device)
+    last = len(data.train) // args.batch_size - 1
+    meter = Meter(last + 1, device)
     model.train()
     for number, (images, targets) in full_batches(args, data, device):
-        if number == 0:
-            meter.reset()
         meter.add(*step(images, targets), targets)
-        yield
+        if number == last:
+            meter.check_finite(1, RATE)
+            meter.summary()
+            meter.reset()
+        yield step.take_compile_time().seconds
 
 
-def ceiling(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+def ceiling(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[float]:
     """Loop (c): the step of (b) on its first batch again and again."""
     model, step = prepared(args, data, device)
     images, targets = first_batch(args, data, device)
@@ -118,16 +129,16 @@ def ceiling(args: argparse.Namespace, data: DataSet, device: torch.device) -> It
     model.train()
     while True:
         step(images, targets)
-        yield
+        yield step.take_compile_time().seconds
 
 
-def batches_alone(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[None]:
+def batches_alone(args: argparse.Namespace, data: DataSet, device: torch.device) -> Iterator[float]:
     """Loop (d)."""
     for _ in full_batches(args, data, device):
-        yield
+        yield 0.0
 
 
-LOOPS: dict[str, Callable[..., Iterator[None]]] = {
+LOOPS: dict[str, Callable[..., Iterator[float]]] = {
     "a": conventional,
     "b": as_train_does,
     "c": ceiling,

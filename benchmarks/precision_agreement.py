@@ -10,6 +10,7 @@ the larger standard deviation over seeds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from utils.signals import StopSignal
 TOLD = ("top1", "uniform", "nc1", "nc2", "nc3", "positive", "negative", "bias")
 TASK = ["--model", "ResNet18", "--dataset", "digits", "--loss", "BCE", "--epochs", "15"]
 TASK += ["--lr", "0.02"]
+# What a run gets from this command, not from the task.
+OWN = ("--precision", "--seed", "--gpu_id", "--epoch_save_step", "--save_dir", "--run_name")
 
 
 def main() -> None:
@@ -49,6 +52,11 @@ def main() -> None:
         help=f"flags of train.py, after -- (default: {' '.join(TASK)})",
     )
     args = parser.parse_args()
+    if len(set(args.precisions)) < 2:
+        parser.error(f"--precisions {' '.join(args.precisions)}: there is nothing to compare")
+    for word in args.task:
+        if word.split("=")[0] in OWN:
+            parser.error(f"{word} is this command's to set: leave it out after --")
     try:
         with StopSignal("stopped; nothing was written"):
             compare(args)
@@ -58,13 +66,10 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        found = {
-            precision: [
-                measured(Path(directory), precision, seed, args.task, args.gpu_id)
-                for seed in range(args.seeds)
-            ]
-            for precision in args.precisions
-        }
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in args.precisions}
+        # Seed by seed: a precision that is refused here is so after the first run.
+        for seed, name in itertools.product(range(args.seeds), args.precisions):
+            found[name].append(measured(Path(directory), name, seed, args.task, args.gpu_id))
     print(" ".join(args.task))
     print(table(["measure", *args.precisions, "difference / std"], compared(found)))
 

@@ -261,9 +261,9 @@ def serve(loop: Loop, args: argparse.Namespace, start_method: str, pipe: Any) ->
         # model is slower than they are, so that it is full at the turn's end, too.
         drained = 3 * args.num_workers if loop.kind == "d" or device.type == "cuda" else 0
         begun = time.perf_counter()
-        next(steps)
+        compiling = next(steps)
         synchronise(device)
-        pipe.send(("ready", time.perf_counter() - begun))
+        pipe.send(("ready", (time.perf_counter() - begun, compiling)))
         next(steps)  # cuDNN's trials, allocator
         while pipe.recv() == "go":
             for _ in range(drained):
@@ -301,7 +301,12 @@ def measure(args: argparse.Namespace, loops: list[Loop]) -> dict[str, dict[str, 
             child.start()
             children[loop.name] = child
             theirs.close()
-            results[loop.name] = {"seconds": [], "first_step_seconds": receive(pipes[loop.name])}
+            first_step, compiling = receive(pipes[loop.name])
+            results[loop.name] = {
+                "seconds": [],
+                "first_step_seconds": first_step,
+                "compile_seconds": compiling,
+            }
         for _, loop in itertools.product(range(args.rounds), loops):
             results[loop.name]["seconds"].append(ask(pipes[loop.name], "go"))
             time.sleep(SETTLE)
@@ -323,7 +328,7 @@ def ask(pipe: Any, message: str) -> float:
     return receive(pipe)
 
 
-def receive(pipe: Any) -> float:
+def receive(pipe: Any) -> Any:
     try:
         kind, value = pipe.recv()
     except (EOFError, ConnectionError):
@@ -380,6 +385,7 @@ def report(
 ) -> str:
     """The table; `against` names columns of ratios and gives the seconds that they compare to."""
     header = ["loop", "images/s", "ms/step", f"{EPOCH:,} in s", *[name for name, _ in against]]
+    header += ["peak MiB", "first step s", "of it compiling"]
     rows = [
         [
             name,
@@ -389,10 +395,11 @@ def report(
             *[ratio(base[number], result["seconds"]) for _, base in against],
             f"{result['peak_memory_mib']:.0f}",
             f"{result['first_step_seconds']:.1f}",
+            f"{result['compile_seconds']:.1f}",
         ]
         for number, (name, result) in enumerate(results.items())
     ]
-    return table([*header, "peak MiB", "first step s"], rows)
+    return table(header, rows)
 
 
 def references(
@@ -424,6 +431,10 @@ def refuse_without_effect(args: argparse.Namespace) -> None:
         "precision": args.what_helps is not None and args.precision != "auto",
         "compile": args.what_helps is not None and args.compile,
     }
+    if len(set(args.loops)) < len(args.loops):
+        raise UserError("--loops names a loop twice")
+    if args.compile and not {"b", "c"} & set(args.loops):
+        raise UserError("--compile has no effect here: it is of (b) and (c)")
     for flag, without_effect in given.items():
         if without_effect:
             reason = "--data_dir tells it" if flag.startswith("num") else "--what_helps sets it"
@@ -459,7 +470,7 @@ def compare(args: argparse.Namespace, device: torch.device, device_name: str) ->
     print(f"{args.model}, {args.img_size}×{args.img_size}, batch {args.batch_size}, {device_name}")
     where = "read from files" if not isinstance(data.train, TensorSplit) else "in memory"
     print(f"{len(data.train)} images {where}, torch {torch.__version__}")
-    if args.what_helps is None:
+    if args.what_helps is None and {"b", "c"} & set(args.loops):
         print(f"(b) and (c) in {args.precision}{', compiled' * args.compile}")
     print(report(results, references(loops, results)))
     shares = matrix_shares(args, loops, results, device)

@@ -14,6 +14,8 @@ from tests.conftest import assert_mistake, run
 from tests.test_train import SMALL as SMALL_RUN
 from tests.test_train import trained
 from utils.errors import UserError
+from utils.loader import BatchLoader
+from utils.meter import Meter
 
 CPU = torch.device("cpu")
 
@@ -48,6 +50,23 @@ def test_every_loop_goes_on_epoch_after_epoch(settings, kind, optimizer):
     loop = LOOPS[kind](settings, train_speed.load(settings), CPU)
     for _ in range(9):  # an epoch has four steps
         next(loop)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_every_turn_of_loop_b_has_its_share_of_the_batches_work(settings, monkeypatch, steps):
+    settings.steps, settings.num_images, settings.num_workers = steps, 64 * 16, 0
+    settings.batch_size = 16
+    done = []
+    prepare, count = BatchLoader._prepare, Meter._count
+    monkeypatch.setattr(BatchLoader, "_prepare", lambda *a: done.append("prepared") or prepare(*a))
+    monkeypatch.setattr(Meter, "_count", lambda *a: done.append("counted") or count(*a))
+    loop = LOOPS["b"](settings, train_speed.load(settings), CPU)
+    next(loop), next(loop)  # as before the first turn
+    for _ in range(3):
+        done.clear()
+        for _ in range(steps):
+            next(loop)
+        assert done.count("prepared") == 1 and "counted" in done
 
 
 def test_floating_point_operations_by_hand(settings):
@@ -108,4 +127,12 @@ def test_eval_speed(tmp_path):
 
 def test_mistakes(tmp_path):
     assert_mistake(run("benchmarks/train_speed.py", "--model", "LeNet"), "LeNet")
+    assert_mistake(run("benchmarks/train_speed.py", "--loops", "d", "d"), "twice")
+    assert_mistake(run("benchmarks/train_speed.py", "--loops", "d", "--compile"), "--compile")
+    for flags, word in (
+        (["--precisions", "fp32", "fp32"], "fp32"),
+        (["--", "--seed", 3], "--seed"),
+        (["--", "--precision=bf16"], "--precision"),
+    ):
+        assert_mistake(run("benchmarks/precision_agreement.py", *flags), word)
     assert_mistake(run("benchmarks/eval_speed.py", "--load_path", tmp_path), str(tmp_path))
