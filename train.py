@@ -27,7 +27,7 @@ from models import build_model
 from utils.augment import mix_seed
 from utils.checkpoint import load, rng_state, save, save_weights, set_rng_state
 from utils.console import Console, Progress
-from utils.datasets import DataSet, load_dataset
+from utils.datasets import DataSet, image_side, load_dataset
 from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
 from utils.files import read_csv, write_csv
@@ -158,7 +158,9 @@ def train(
 
         compiling = train_step.take_compile_time()
         if compiling.seconds:
-            console.say(f"compiled in {compiling.seconds:.1f} s, not counted in images/s")
+            console.say(
+                f"compiled in {compiling.seconds:.1f} s, {compiling.place(meter.seen - seen)}"
+            )
         tested = evaluate(model, test_batches, args.loss, args.precision, stop)
         if tested is None:
             position.epoch, position.step = epoch - 1, len(train_batches)
@@ -371,7 +373,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
     if args.compile:
         check_compiler(device)
     # Kept in config.json as resolved: a resumed run goes on in the same precision anywhere.
-    side = args.img_size or (8 if args.dataset == "digits" else 32)
+    side = image_side(args.dataset, args.data_dir, args.img_size)
     args.precision = resolve_precision(args.precision, device, args.model, side)
     settings = {key: value for key, value in vars(args).items() if key != "distinct"}
     run = choose_run(settings, args.distinct)

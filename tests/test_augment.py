@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -42,6 +43,18 @@ def test_rotation_is_torchvisions(size):
     images = noise(len(degrees), *size)
     for image, angle, result in zip(images, degrees, rotate(images, degrees), strict=True):
         assert torch.equal(result, tv.rotate(image, float(angle))), float(angle)
+
+
+def test_rotation_is_pillows_but_for_rounding():
+    """Where a source falls between two pixels, Pillow may take the other one."""
+    generator = torch.Generator().manual_seed(1)
+    degrees = torch.empty(200).uniform_(-15, 15, generator=generator)
+    images = noise(len(degrees), 32, 32)
+    differing = 0
+    for image, angle, result in zip(images, degrees, rotate(images, degrees), strict=True):
+        expected = tv.pil_to_tensor(tv.rotate(tv.to_pil_image(image), float(angle)))
+        differing += (expected != result).any(0).sum().item()
+    assert differing < len(degrees) * 32 * 32 / 2000
 
 
 def test_normalise_is_torchvisions():
@@ -149,6 +162,18 @@ def test_mix_follows_from_seed_epoch_and_step_and_leaves_the_generator(mixed):
     assert torch.equal(again[0], results[17][0]) and torch.equal(again[1], results[17][1])
     other_epoch = BatchMixer(num_classes=4, seed=5)(images, labels, 1, 17)
     assert not torch.equal(other_epoch[0], again[0])
+
+
+def test_shares_of_mixup_have_the_papers_distribution():
+    """Beta(0.8, 0.8), by Kolmogorov and Smirnov: read off the targets of two classes."""
+    images, labels = torch.arange(2.0)[:, None, None, None].expand(-1, 3, 2, 2), torch.arange(2)
+    mixer = BatchMixer(num_classes=2, seed=0)
+    mixer.cutmix = lambda images, labels: (images, None)
+    drawn = [mixer(images, labels, 0, step)[1] for step in range(6000)]
+    shares = [targets[0, 0].item() for targets in drawn if targets is not None]
+    assert 2800 < len(shares) < 3200
+    assert stats.kstest(shares, stats.beta(0.8, 0.8).cdf).pvalue > 0.01
+    assert stats.kstest(shares, stats.uniform.cdf).pvalue < 0.01  # it can tell them apart
 
 
 def test_mixing_strengths_are_the_papers():

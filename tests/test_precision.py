@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,6 +72,19 @@ def test_auto_on_the_cpu(bfloat16, known, speedup, model, side, expected):
     bfloat16(known, speedup)
     assert precision.resolve_precision("auto", CPU, model, side) == expected
     assert precision.resolve_precision("fp32", CPU, model, side) == "fp32"
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, "fp32"), (16, "bf16")])
+def test_auto_looks_at_the_images_of_a_folder(tmp_path, bfloat16, side, expected):
+    bfloat16(True, 2.0)
+    for number, name in enumerate(["train/a", "train/b", "test/a", "test/b"]):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for which in range(2):
+            image = Image.new("RGB", (side, side), (40 * number, 20 * which, 0))
+            image.save(tmp_path / "data" / name / f"{which}.png")
+    flags = ["--dataset", "folder", "--data_dir", tmp_path / "data", "--num_workers", 0]
+    run_dir = trained(tmp_path, *flags, "--batch_size", 4, "--epochs", 1)
+    assert read_config(run_dir)["settings"]["precision"] == expected
 
 
 @pytest.mark.parametrize("name", ["tf32", "fp16"])
@@ -367,3 +381,5 @@ def test_compiled_steps_are_the_eager_ones(monkeypatch):
 def test_the_rate_leaves_compiling_out():
     assert step.Compiling(10.0, 100).rate_without(300, 12.0) == 100
     assert step.Compiling(10.0, 100).rate_without(100, 10.0) == 10
+    assert step.Compiling(10.0, 100).place(300).startswith("not counted")
+    assert step.Compiling(10.0, 100).place(100).startswith("counted")

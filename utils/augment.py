@@ -147,8 +147,9 @@ def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding:
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Rotate each image about its centre by its own angle.
 
-    The result is that of torchvision.transforms.v2.functional.rotate called sample by sample:
-    nearest neighbour, size kept, zeros outside.
+    The result is that of torchvision.transforms.v2.functional.rotate called on tensors sample by
+    sample: nearest neighbour, size kept, zeros outside. Of PIL images Pillow computes it, and takes
+    another neighbour at one pixel in some thousands.
 
     Args:
         images: uint8 [B, C, H, W].

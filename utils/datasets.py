@@ -49,6 +49,7 @@ _STATS = {
     "cifar100": _CIFAR_STATS,
 }
 _MNIST_SIZE = 32  # pixels; the paper resizes 28×28 to its models' input
+_CIFAR_SIZE, _DIGITS_SIZE = 32, 8
 
 IN_MEMORY_BYTES = 2 * 1024**3  # a folder whose decoded images take more is streamed
 _STATS_IMAGES = 10_000  # at most so many images of a streamed set are measured
@@ -269,6 +270,21 @@ def load_dataset(
             Path(data_dir), img_size, selections, num_workers, splits, in_memory_bytes
         )
     return _load_known(name, Path(data_dir), img_size, selections, splits)
+
+
+def image_side(name: str, data_dir: str | Path, img_size: int | None) -> int:
+    """The shorter side in pixels of the images that `load_dataset` will give, without loading them.
+
+    Of a folder that keeps its images' size, that of the first training image. Raises UserError as
+    `load_dataset` does for a folder without images.
+    """
+    if img_size is not None:
+        return img_size
+    if name != "folder":
+        return {"mnist": _MNIST_SIZE, "digits": _DIGITS_SIZE}.get(name, _CIFAR_SIZE)
+    folders = _split_folders(Path(data_dir))
+    paths, _ = _list_files(folders["train"], _common_classes(folders)[:1])
+    return min(_size_of(paths[0]))
 
 
 @dataclass(frozen=True)
