@@ -249,9 +249,16 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **options)
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "DenseNet121", "ViT", "Swin", "MLP"])
-@pytest.mark.parametrize("augment", ["DA1", "DA1+DA2"])
-def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
+@pytest.mark.parametrize(
+    ("name", "augment", "kind"),
+    [
+        *itertools.product(
+            ["ResNet18", "DenseNet121", "ViT", "Swin", "MLP"], ["DA1", "DA1+DA2"], ["bf16"]
+        ),
+        ("MLP", "DA1", "fp16"),
+    ],
+)
+def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment, kind):
     """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
 
     Each of the epoch's three batches has another loss. Autograd needs a real one, so the gradients
@@ -272,7 +279,8 @@ def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
         )  # fmt: skip
         batches.mixer = mixer if augment == "DA1+DA2" else None
         objectives = [step.Objective(loss, 0.1, DECAYS) for loss in LOSSES]
-        steps = [step.Step(model, optimizer, each, "bf16", gpu) for each in objectives]
+        steps = [step.Step(model, optimizer, each, kind, gpu) for each in objectives]
+        assert steps[0].scaler.is_enabled() == (kind == "fp16")
         meter = Meter(len(batches), gpu)
         monkeypatch.setattr(torch.Tensor, "backward", lambda _: with_gradients(model))
         waits.found.clear()  # what drawing the weights read
@@ -283,7 +291,7 @@ def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment):
                 assert value.device == gpu
             assert {value.dtype for value in results} == {torch.float32}
         assert waits.found == []
-        assert torch.bfloat16 in waits.multiplied
+        assert precision.AUTOCAST[kind] in waits.multiplied
         results[1].item()
         assert waits.found == ["_local_scalar_dense"]  # the recorder does see one
 
