@@ -121,14 +121,15 @@ def test_epoch_save_step_keeps_the_last_epoch(tmp_path):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns_with_every_loss(tmp_path, model, loss):
     few = 4 if model in ("ResNet101", "DenseNet161") else 8
+    epochs = 4 if model == "ResNet101" else 2  # after two, one seed in five has not learned yet
     flags = ["--sample_size", few, "--test_sample_size", 2, "--batch_size", 2 * few]
-    flags += ["--model", model, "--loss", loss, "--epochs", 2, "--epoch_save_step", 2]
+    flags += ["--model", model, "--loss", loss, "--epochs", epochs, "--epoch_save_step", epochs]
     rated_high = model == "ResNet101" or model.startswith("DenseNet")
     lr = 0.005 if rated_high else 0.0008  # far from where one stalls or diverges
     flags += ["--optimizer", "AdamW", "--lr", lr, "--schedule", "constant"]
     rows = read_csv(trained(tmp_path, *flags) / "metrics.csv")
-    first, second = (float(row["train_loss"]) for row in rows)
-    assert second < 0.98 * first
+    losses = [float(row["train_loss"]) for row in rows]
+    assert losses[-1] < 0.98 * losses[0]
 
 
 def test_the_fixed_etf_stays_fixed_while_the_bias_learns(tmp_path):
