@@ -54,6 +54,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.loops import Images, conventional_transform
+from benchmarks.train_speed import ratio
 from utils.console import table
 from utils.device import pick_device
 from utils.errors import UserError
@@ -176,11 +177,6 @@ def compare(args: argparse.Namespace) -> None:
     print(f"{run.settings['model']} on {run.settings['dataset']}, {count} images, {device_name}")
     print(f"eval_nc.py and bare network in {args.precision}, torch {torch.__version__}")
     print(table(["per checkpoint", "s", "images/s", "× conventional", "× bare"], rows))
-
-
-def ratio(base: list[float], seconds: list[float]) -> str:
-    """The median over rounds of base/seconds."""
-    return f"{statistics.median(b / s for b, s in zip(base, seconds, strict=True)):.2f}"
 
 
 def main() -> int:
