@@ -6,6 +6,8 @@ make demo
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from args import demo_parser
@@ -15,6 +17,7 @@ from utils.files import read_csv
 from utils.rundir import METRICS
 
 LOSSES = ("CE", "BCE")
+EVALUATED = "nc_metrics.csv"
 TRAINING_MEASURES = {
     "nc1": "NC1 (training set)",
     "nc2": "NC2, classifier",
@@ -106,22 +109,39 @@ def comparison(runs: dict[str, Path]) -> str:
 
 
 def column_of(directory: Path) -> dict[str, str]:
+    """One run's cells by title. Raises UserError where a file, a row or a number is missing."""
     history = read_csv(directory / METRICS)
-    evaluated = read_csv(directory / "nc_metrics.csv")
+    evaluated = read_csv(directory / EVALUATED)
     if not history or not evaluated:
         raise UserError(f"{directory} holds no evaluated epoch")
-    last = evaluated[-1]["epoch"]
-    split = {row["split"]: row for row in evaluated if row["epoch"] == last}
+    trained = partial(read_number, path=directory / METRICS)
+    measured = partial(read_number, path=directory / EVALUATED)
+    last = evaluated[-1].get("epoch")
+    split = {row.get("split"): row for row in evaluated if row.get("epoch") == last}
+    absent = {name: {"epoch": str(last), "split": name} for name in ("train", "test")}
+    train, test = (split.get(name, row) for name, row in absent.items())
     values = {
-        "training top-1 %": f"{float(history[-1]['train_top1']):.2f}",
-        "test top-1 %": f"{float(split['test']['top1']):.2f}",
-        "test uniform accuracy %": f"{float(split['test']['uniform_accuracy']):.2f}",
+        "training top-1 %": f"{trained(history[-1], 'train_top1'):.2f}",
+        "test top-1 %": f"{measured(test, 'top1'):.2f}",
+        "test uniform accuracy %": f"{measured(test, 'uniform_accuracy'):.2f}",
     }
     for key, title in TRAINING_MEASURES.items():
-        values[title] = f"{float(split['train'][key]):.4g}"
-    values["seconds"] = f"{sum(float(row['seconds']) for row in history):.1f}"
+        values[title] = f"{measured(train, key):.4g}"
+    values["seconds"] = f"{sum(trained(row, 'seconds') for row in history):.1f}"
     values["run directory"] = str(directory)
     return values
+
+
+def read_number(row: Mapping[str, str], column: str, path: Path) -> float:
+    """Raises UserError where the cell is missing, empty or not a number."""
+    text = row.get(column) or ""
+    try:
+        return float(text)
+    except ValueError as error:
+        where = ", ".join(row[key] for key in ("epoch", "split") if row.get(key))
+        raise UserError(
+            f"{path} has no {column} of epoch {where} (the cell is {text!r})"
+        ) from error
 
 
 def draw(runs: dict[str, Path], args: argparse.Namespace, picture: Path) -> None:

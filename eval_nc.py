@@ -195,6 +195,8 @@ class Evaluator:
     def evaluate(self, job: ChosenRun) -> tuple[MetricsTable, int]:
         """The run's table with the chosen rows computed, and how many checkpoints failed."""
         rows = MetricsTable(job.directory, COLUMNS, optional=(*PREDICTED, *GROUPED))
+        for note in rows.notes:
+            print(f"eval_nc.py: warning: {note}", file=sys.stderr)
         todo, prints = self._missing(job, rows)
         total = sum(len(splits) for splits in todo.values())
         kept = len(job.chosen) * len(self._splits) - total
@@ -237,7 +239,7 @@ class Evaluator:
         }
         for epoch, splits in unheld.items():
             for split in splits:
-                rows.drop((epoch, split))
+                rows.drop_changed((epoch, split), prints[epoch])
         if self._args.force:
             return {epoch: list(self._splits) for epoch in job.chosen}, prints
         return {epoch: splits for epoch, splits in unheld.items() if splits}, prints

@@ -40,6 +40,18 @@ def test_a_run_without_an_epoch_is_named(tmp_path):
         demo.comparison({"CE": tmp_path / "a"})
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [(",29\n", ",\n", "has no uniform_accuracy of epoch 1, test"), ("test", "tset", "1, test")],
+)
+def test_a_cell_or_a_row_that_is_not_there_is_named(tmp_path, old, new, named):
+    write_run(tmp_path / "a", ["1,50,1.5"], [("1", "train", 50), ("1", "test", 18)])
+    path = tmp_path / "a" / "nc_metrics.csv"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=named):
+        demo.comparison({"CE": tmp_path / "a"})
+
+
 def test_columns_are_aligned():
     lines = table(["name", "x"], [["a", "1.00"], ["long name", "10.00"]]).splitlines()
     assert lines == ["name           x", "---------  -----", "a           1.00", "long name  10.00"]

@@ -16,7 +16,8 @@ from utils import evaluation
 from utils.checkpoint import load
 from utils.datasets import load_dataset
 from utils.errors import UserError
-from utils.files import read_csv
+from utils.figures import Curve, nc_figure, save_figure
+from utils.files import read_csv, write_csv
 from utils.metrics import decision_scores, uniform_accuracy
 from utils.nc_table import parse_epochs, select_checkpoints
 from utils.neural_collapse import feature_properties, neural_collapse
@@ -159,10 +160,55 @@ def test_a_table_of_before_later_columns_is_kept(run_dir, capsys, later):
     assert len(table(run_dir)) == 6
 
 
-def test_a_damaged_table_is_computed_again(run_dir, capsys):
+def test_a_damaged_row_is_computed_again_when_its_checkpoint_is_chosen(run_dir, capsys):
     evaluate(capsys, run_dir)
-    (run_dir / "nc_metrics.csv").write_text("epoch,split\n1,train\n")
-    assert "6 evaluated" in evaluate(capsys, run_dir).out
+    path = run_dir / "nc_metrics.csv"
+    whole, rows = path.read_bytes(), table(run_dir)
+    path.write_text(path.read_text().replace(rows[2, "test"]["nc1"], "x") + "x,test\n")
+    said = evaluate(capsys, run_dir, "--checkpoints", "3")
+    assert "0 evaluated, 2 unchanged" in said.out
+    assert said.err.count("\n") == 1
+    assert "nc1 is 'x'" in said.err and "epoch 'x', 'test'" in said.err
+    assert table(run_dir) == {**rows, (2, "test"): {**rows[2, "test"], "nc1": ""}}
+    said = evaluate(capsys, run_dir)
+    assert "1 evaluated, 5 unchanged" in said.out
+    assert said.err == ""
+    assert path.read_bytes() == whole
+
+
+def test_a_measure_that_a_table_lacks_is_computed_where_the_checkpoint_is_there(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    path, rows = run_dir / "nc_metrics.csv", table(run_dir)
+    names = [name for name in HEADER.split(",") if name != "nc3"]
+    write_csv(path, names, [{name: row[name] for name in names} for row in rows.values()])
+    (run_dir / "epoch_001.pth").unlink()
+    said = evaluate(capsys, run_dir)
+    assert "4 evaluated, 0 unchanged" in said.out
+    assert said.err == ""
+    gone = {key: {**rows[key], "nc3": ""} for key in ((1, "train"), (1, "test"))}
+    assert table(run_dir) == {**rows, **gone}
+    assert "0 evaluated, 4 unchanged" in evaluate(capsys, run_dir).out
+    Image.open(run_dir / "nc_curves.png").verify()
+
+
+def test_a_file_that_is_no_table_is_not_overwritten(run_dir, capsys):
+    (run_dir / "nc_metrics.csv").write_bytes(b"\xff\xfe")
+    said = evaluate(capsys, run_dir)
+    assert "6 evaluated" in said.out
+    assert "moved to nc_metrics.csv.bad" in said.err
+    assert said.err.count("\n") == 1
+    assert (run_dir / "nc_metrics.csv.bad").read_bytes() == b"\xff\xfe"
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_empty_cells_are_gaps_in_the_picture(tmp_path, runs):
+    names = HEADER.split(",")[2:]
+    empty = [{"epoch": i, "split": "train", **dict.fromkeys(names)} for i in range(30)]
+    full = [row | dict.fromkeys(names, 1.0) for row in empty]
+    for rows in (empty, [*full[:9], *empty[9:20], *full[20:]], [*full[:20], *empty[20:]]):
+        curves = [Curve("r", "BCE", "SGD", rows)] * runs
+        save_figure(nc_figure(curves), tmp_path / "a.png")
+        Image.open(tmp_path / "a.png").verify()
 
 
 @pytest.mark.parametrize(

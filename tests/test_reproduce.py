@@ -16,7 +16,14 @@ from utils import published
 from utils.experiments import EXPERIMENTS, SCALES, drawn_epochs, grid
 from utils.files import read_csv, write_csv
 from utils.launch import Command, Outcome, run_here, run_submitted
-from utils.report import Result, collect, losses_compared, report_table, report_tables
+from utils.report import (
+    Result,
+    collect,
+    losses_compared,
+    report_table,
+    report_tables,
+    run_values,
+)
 from utils.report_figure import accuracy_figure
 from utils.theory import predict
 
@@ -95,6 +102,15 @@ def test_seeds_are_averaged_and_held_against_the_paper(tmp_path):
     figure = accuracy_figure(results)
     assert len(figure.axes) == 2
     assert len(figure.axes[0].get_yticks()) == 4
+
+
+def test_empty_cells_have_no_value(tmp_path):
+    fake_run(tmp_path, "r", 90, 80)
+    rows = [{"epoch": i, "split": "train", "nc1": i, "nc2": None} for i in (1, 2)]
+    rows[-1]["nc1"] = None
+    write_csv(tmp_path / "r" / "nc_metrics.csv", list(rows[0]), rows)
+    measures = ["nc1", "nc2", "nc2_mean", "nc3", "positive"]
+    assert run_values(tmp_path / "r", measures) == ({}, {})
 
 
 def test_wide_reports_are_split():

@@ -107,8 +107,10 @@ class Curve:
     rows: Sequence[dict[str, Any]]
 
     def points(self, column: str, split: str) -> tuple[list[int], list[float]]:
+        """Epochs and values; an empty cell is nan, which leaves a gap in the line."""
         rows = [row for row in self.rows if row["split"] == split]
-        return [row["epoch"] for row in rows], [row[column] for row in rows]
+        values = [math.nan if row[column] is None else row[column] for row in rows]
+        return [row["epoch"] for row in rows], values
 
     @property
     def splits(self) -> list[str]:
@@ -168,25 +170,29 @@ def nc_figure(curves: Sequence[Curve]) -> plt.Figure:
 def _draw_curve(axes: Sequence[plt.Axes], curve: Curve, marker: str) -> None:
     nc1, nc2, nc3, accuracy = axes
     measured, tested = curve.splits[0], curve.splits[-1]
-    few = len(curve.points("nc1", measured)[0]) <= 25
     style = {
         "color": LOSS_COLOURS.get(curve.loss, "black"),
         "linestyle": OPTIMIZER_LINES.get(curve.optimizer, ":"),
         "marker": marker,
         "markersize": 4,
-        "markevery": 1 if few else 0.1,
         "linewidth": 1.4,
     }
     pale = {**style, "alpha": PALE, "markerfacecolor": "white"}
     epochs, values = curve.points("nc1", measured)
     shown = [value if 0 < value < float("inf") else float("nan") for value in values]
     label = f"{curve.name} ({curve.loss}, {curve.optimizer})" if curve.loss else curve.name
-    nc1.plot(epochs, shown, label=label, **style)
-    nc2.plot(*curve.points("nc2", measured), **style)
-    nc2.plot(*curve.points("nc2_h", measured), **pale)
-    nc3.plot(*curve.points("nc3", measured), **style)
-    accuracy.plot(*curve.points("top1", tested), **style)
-    accuracy.plot(*curve.points("uniform_accuracy", tested), **pale)
+    _plot(nc1, epochs, shown, label=label, **style)
+    _plot(nc2, *curve.points("nc2", measured), **style)
+    _plot(nc2, *curve.points("nc2_h", measured), **pale)
+    _plot(nc3, *curve.points("nc3", measured), **style)
+    _plot(accuracy, *curve.points("top1", tested), **style)
+    _plot(accuracy, *curve.points("uniform_accuracy", tested), **pale)
+
+
+def _plot(axis: plt.Axes, epochs: list[int], values: list[float], **style: Any) -> None:
+    """A line with a mark at each value, or at ten where they are many. nan leaves a gap."""
+    few = sum(map(math.isfinite, values)) <= 25  # matplotlib cannot space the marks of no value
+    axis.plot(epochs, values, markevery=1 if few else 0.1, **style)
 
 
 def _draw_scores(axis: plt.Axes, curve: Curve) -> None:
@@ -210,7 +216,7 @@ def _draw_scores(axis: plt.Axes, curve: Curve) -> None:
             label=f"{title}, mean",
         )
         level = curve.points(exact, split)[1][-1]
-        if level is not None:
+        if not math.isnan(level):
             axis.axhline(level, color=colour, linestyle="--", linewidth=1.2)
             claimed = True
     if claimed:
@@ -241,7 +247,11 @@ def _scale_accuracy(axis: plt.Axes) -> None:
     """Leave the first epochs' rise out of the frame: what differs comes after it."""
     drawn = [np.asarray(line.get_ydata()) for line in axis.lines]
     tails = [values[len(values) // 4 if len(values) >= LONG else 0 :] for values in drawn]
-    low, high = min(tail.min() for tail in tails), max(tail.max() for tail in tails)
+    values = np.concatenate(tails)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return
+    low, high = values.min(), values.max()
     low = min(low, high - 1.0)
     margin = 0.08 * (high - low)
     axis.set_ylim(max(low - margin, 0.0), min(high + margin, 101.0))

@@ -91,12 +91,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Write `rows` in full precision: repr of a float reads back as the same float."""
+    content = format_csv(columns, rows).encode()
+    write_whole(path, lambda file: file.write(content))
+
+
+def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """`rows` in full precision: repr of a float reads back as the same float."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+    return text.getvalue()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -126,13 +126,14 @@ def run_values(
     values, predicted = {}, {}
     for name in measures:
         measure = MEASURES[name]
-        rows = [row for row in evaluated if row["split"] == measure.split]
+        rows = [row for row in evaluated if row.get("split") == measure.split]
         # In metrics.csv is the last epoch, whichever were evaluated.
         if measure.history:
             number = _number(history[-1], measure.history, directory / METRICS)
         elif measure.over_epochs:
-            numbers = [_number(row, measure.column, directory / EVALUATED) for row in rows]
-            number = statistics.fmean(n for n in numbers if n is not None) if numbers else None
+            cells = [_number(row, measure.column, directory / EVALUATED) for row in rows]
+            numbers = [number for number in cells if number is not None]
+            number = statistics.fmean(numbers) if numbers else None
         else:
             number = _number(rows[-1], measure.column, directory / EVALUATED) if rows else None
         if number is not None:
