@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from models import MODELS, canonical_name
+from reproduction.experiments import EXPERIMENTS, SCALES
+from rundir.config import check_resumable, read_config
 from utils.errors import UserError
-from utils.experiments import EXPERIMENTS, SCALES
-from utils.rundir import check_resumable, read_config
 
 DATASETS = ("mnist", "cifar10", "cifar100", "digits", "folder")
 OPTIMIZERS = ("SGD", "AdamW")

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from args import demo_parser
+from rundir.names import METRICS
 from utils.console import table
 from utils.errors import UserError
 from utils.files import read_csv
-from utils.rundir import METRICS
 
 LOSSES = ("CE", "BCE")
 EVALUATED = "nc_metrics.csv"
@@ -146,9 +146,10 @@ def read_number(row: Mapping[str, str], column: str, path: Path) -> float:
 
 def draw(runs: dict[str, Path], args: argparse.Namespace, picture: Path) -> None:
     """Draw the test logits of both runs after the last epoch, with their best threshold."""
+    from figures.style import save_figure
+    from figures.thresholds import threshold_figure
+    from rundir.rebuild import extract_run
     from utils.device import pick_device
-    from utils.evaluation import extract_run
-    from utils.figures import save_figure, threshold_figure
 
     device, _ = pick_device(args.gpu_id)
     panels = [

@@ -20,25 +20,20 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import load
+from figures.nc_curves import Curve, nc_figure
+from figures.style import save_figure
+from metrics.accuracy import group_accuracies
+from metrics.extraction import Extracted, extract
+from metrics.measures import MEASURES, measure
+from metrics.table import MetricsTable, fingerprint
+from rundir.checkpoints import checkpoints, select_checkpoints
+from rundir.names import CONFIG
+from rundir.rebuild import DATA_SETTINGS, MODEL_SETTINGS, ChosenRun, Rebuilder
+from rundir.weights import load
 from utils.console import Console, Progress, table
 from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
-from utils.evaluation import (
-    DATA_SETTINGS,
-    MEASURES,
-    MODEL_SETTINGS,
-    ChosenRun,
-    Extracted,
-    Rebuilder,
-    extract,
-    measure,
-)
-from utils.figures import Curve, nc_figure, save_figure
-from utils.metrics import group_accuracies
-from utils.nc_table import MetricsTable, checkpoints, fingerprint, select_checkpoints
 from utils.precision import autocast
-from utils.rundir import CONFIG
 
 PREDICTED = ("predicted_positive", "predicted_negative", "predicted_bias")
 GROUPED = ("top1_many", "top1_medium", "top1_few")

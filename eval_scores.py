@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from args import SWEPT
+from figures.scores import Violins, outline_rows, score_figure, summary_rows
+from figures.style import save_figure
+from metrics.distributions import distribution, score_distributions
+from rundir.checkpoints import select_checkpoints
+from rundir.rebuild import Rebuilder, TrainedRun
 from utils.console import Console, Progress, table
 from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
-from utils.evaluation import Rebuilder, TrainedRun
-from utils.figures import save_figure
 from utils.files import check_picture, write_csv
-from utils.nc_table import select_checkpoints
-from utils.score_figure import Violins, outline_rows, score_figure, summary_rows
-from utils.scores import distribution, score_distributions
 
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",

@@ -26,27 +26,22 @@ import torch
 from PIL import Image
 from torch import nn
 
+from figures.style import save_figure
+from figures.tsne import Panel, image_of, titles, tsne_figure, write_gif
+from input_pipeline.loader import BatchLoader
+from input_pipeline.selection import first_per_class
+from input_pipeline.splits import DataSet
+from metrics.extraction import extract, split_batches
+from metrics.tsne import check_perplexity, embed, library, unit_square
+from rundir.checkpoints import select_checkpoints
+from rundir.config import check_data
+from rundir.names import CONFIG
+from rundir.rebuild import DATA_SETTINGS, MODEL_SETTINGS, ChosenRun, rebuild_data, rebuild_model
+from rundir.weights import load_weights
 from utils.console import Console, Progress
-from utils.datasets import DataSet, first_per_class
 from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
-from utils.evaluation import (
-    DATA_SETTINGS,
-    MODEL_SETTINGS,
-    ChosenRun,
-    extract,
-    load_weights,
-    rebuild_data,
-    rebuild_model,
-    split_batches,
-)
-from utils.figures import save_figure
 from utils.files import write_csv
-from utils.loader import BatchLoader
-from utils.nc_table import select_checkpoints
-from utils.rundir import CONFIG, check_data
-from utils.tsne import check_perplexity, embed, library, unit_square
-from utils.tsne_figure import Panel, image_of, titles, tsne_figure, write_gif
 
 TABLE, ANIMATION = "tsne.csv", "tsne.gif"
 COLUMNS = ("epoch", "run", "sample", "label", "x", "y")

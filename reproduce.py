@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from args import REPRODUCED, parse_train_args, reproduce_parser
+from reproduction.experiments import EXPERIMENTS, Experiment
+from reproduction.grid import GridRun, drawn_epochs, grid
+from reproduction.launch import Outcome, run_here, run_submitted
+from reproduction.report import Report, paper_name, render
+from reproduction.results import collect
+from rundir.config import read_config
+from rundir.names import CONFIG, METRICS
 from utils.console import Console, Progress
 from utils.errors import UserError
-from utils.experiments import EXPERIMENTS, Experiment, GridRun, drawn_epochs, grid
 from utils.files import read_csv, read_json, remove_temporaries, write_csv, write_json, write_whole
-from utils.launch import Outcome, run_here, run_submitted
-from utils.report import collect
-from utils.report_text import Report, paper_name, render
-from utils.rundir import CONFIG, METRICS, read_config
 from utils.signals import StopSignal
 
 ROOT = Path(__file__).resolve().parent
@@ -290,8 +292,8 @@ def draw_tsne(experiment, runs, save_dir, out, common) -> list[Path]:
 
 
 def draw_accuracies(experiment, runs, save_dir, out, common) -> list[Path]:
-    from utils.figures import save_figure
-    from utils.report_figure import accuracy_figure
+    from figures.accuracy import accuracy_figure
+    from figures.style import save_figure
 
     published = {run.name: run.published(experiment) for run in runs}
     results = collect(runs, save_dir, experiment.measures, published, {})
@@ -320,7 +322,7 @@ def theory_commands(args: argparse.Namespace, out: Path) -> list[list[str]]:
 def reproduce_theory(args: argparse.Namespace, out: Path, console: Console) -> int:
     """The sweeps of verify_theory.py, and the table of predicted, found and published scores."""
     import verify_theory
-    from utils.report_theory import theory_results
+    from reproduction.theory import theory_results
 
     begun = time.monotonic()
     disagree = False

@@ -23,19 +23,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from input_pipeline.load import image_side, load_dataset
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import DataSet
+from metrics.accuracy import correct_counts, uniform_accuracy
 from models import build_model
-from utils.augment import mix_seed
-from utils.checkpoint import load, rng_state, save, save_weights, set_rng_state
+from objective.losses import LOSSES
+from objective.objective import Objective
+from objective.optimizers import build_optimizer, set_learning_rate
+from objective.schedules import learning_rate
+from rundir.config import (
+    check_data,
+    completed,
+    extend_config,
+    read_config,
+    shaping_settings,
+    write_config,
+)
+from rundir.directory import Run, choose_run
+from rundir.names import BEST, LAST, METRICS
+from rundir.weights import load, rng_state, save, save_weights, set_rng_state
+from training.meter import Meter, NonFiniteLoss
+from training.step import Step, check_compiler, is_compile_error
 from utils.console import Console, Progress
-from utils.datasets import DataSet, image_side, load_dataset
-from utils.device import is_out_of_memory, pick_device
+from utils.device import is_out_of_memory, pick_device, synchronise
 from utils.errors import UserError
 from utils.files import read_csv, write_csv
-from utils.loader import BatchLoader
-from utils.losses import LOSSES
-from utils.meter import Meter, NonFiniteLoss
-from utils.metrics import correct_counts, uniform_accuracy
-from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import (
     autocast,
     is_nondeterministic,
@@ -43,20 +56,7 @@ from utils.precision import (
     resolve_precision,
     set_determinism,
 )
-from utils.rundir import (
-    BEST,
-    LAST,
-    METRICS,
-    Run,
-    check_data,
-    choose_run,
-    completed,
-    extend_config,
-    read_config,
-    shaping_settings,
-    write_config,
-)
-from utils.step import Objective, Step, check_compiler, is_compile_error, synchronise
+from utils.seeds import mix_seed
 
 COLUMNS = (
     "epoch",

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from figures.style import save_figure
+from figures.sweep import SweepPoint, sweep_figure
+from input_pipeline.longtail import long_tailed_sizes
+from metrics.neural_collapse import neural_collapse
+from theory.minimiser import Found, Problem, minimise
+from theory.minimum import Prediction, predict
 from utils.console import table
 from utils.errors import UserError
-from utils.figures import SweepPoint, save_figure, sweep_figure
 from utils.files import check_picture, check_target, write_json
-from utils.longtail import long_tailed_sizes
-from utils.neural_collapse import neural_collapse
-from utils.theory import Prediction, predict
-from utils.unconstrained import Found, Problem, minimise
 
 FLAT = 1e-6  # a loss this near, relatively, is that of the minimum for all L-BFGS can see
 AGREES, DISAGREES, MISTAKE, DOES_NOT_APPLY = 0, 1, 2, 4

@@ -55,20 +55,15 @@ import torch
 
 from benchmarks.loops import Images, conventional_transform
 from benchmarks.train_speed import ratio
+from metrics.extraction import extract
+from metrics.measures import measure
+from rundir.checkpoints import select_checkpoints
+from rundir.rebuild import ChosenRun, Rebuilder, rebuild_model
+from rundir.weights import load_weights
 from utils.console import table
-from utils.device import pick_device
+from utils.device import pick_device, synchronise
 from utils.errors import UserError
-from utils.evaluation import (
-    ChosenRun,
-    Rebuilder,
-    extract,
-    load_weights,
-    measure,
-    rebuild_model,
-)
-from utils.nc_table import select_checkpoints
 from utils.precision import autocast
-from utils.step import synchronise
 
 SPLITS = ("train", "test")
 

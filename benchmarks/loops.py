@@ -21,13 +21,13 @@ from torch import nn
 from torchvision import transforms
 
 import train
+from input_pipeline.splits import DataSet, FileSplit, TensorSplit
 from models import build_model
-from utils.datasets import DataSet, FileSplit, TensorSplit
-from utils.losses import LOSSES
-from utils.meter import Meter
-from utils.optim import build_optimizer
+from objective.losses import LOSSES
+from objective.optimizers import build_optimizer
+from training.meter import Meter
+from training.step import Step
 from utils.precision import memory_format
-from utils.step import Step
 
 RATE, DECAY = 1e-3, 5e-4  # too small a step to end in an overflow
 

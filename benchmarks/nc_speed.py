@@ -23,8 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.metrics import score_statistics, uniform_accuracy
-from utils.neural_collapse import feature_properties, neural_collapse
+from metrics.accuracy import uniform_accuracy
+from metrics.neural_collapse import feature_properties, neural_collapse
+from metrics.scores import score_statistics
 
 LOOPED = 2000  # samples of the per-sample loop; its time is proportional to their number
 IMAGENET = 1_281_167

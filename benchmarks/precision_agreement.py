@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from args import PRECISIONS, Parser, _integer, _one_of
+from reproduction.results import MEASURES, run_values, shown
 from utils.console import table
-from utils.report import MEASURES, run_values, shown
 from utils.signals import StopSignal
 
 TOLD = ("top1", "uniform", "nc1", "nc2", "nc3", "positive", "negative", "bias")

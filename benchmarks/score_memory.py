@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.nc_speed import forget_peak, memory
-from utils.scores import score_distributions
+from metrics.distributions import score_distributions
 
 
 def main() -> None:

@@ -130,15 +130,16 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.loops import LOOPS
+from input_pipeline.load import load_dataset
+from input_pipeline.splits import DataSet, TensorSplit
 from models import MODELS, build_model
+from training.step import check_compiler
 from utils.console import table
-from utils.datasets import DataSet, TensorSplit, load_dataset
-from utils.device import pick_device
+from utils.device import pick_device, synchronise
+from utils.environment import processor
 from utils.errors import UserError
 from utils.files import check_target, write_json
 from utils.precision import AUTOCAST, resolve_precision, set_determinism
-from utils.rundir import processor
-from utils.step import check_compiler, synchronise
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 EPOCH = 50_000  # images of CIFAR's training sets

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models import SMALL_SIDE
-from models.dropout import Dropout, attention
+from models.layers import Dropout, attention
 from utils.errors import UserError
 
 HEADS, HEAD_WIDTH = 10, 64

@@ -8,7 +8,7 @@ import pytest
 
 import args as arguments
 from args import DATASETS, LOSSES, parse_train_args
-from tests.conftest import ROOT, assert_mistake, run
+from tests.helpers import ROOT, assert_mistake, run
 
 
 def refused(capsys, *flags: str) -> str:
@@ -148,8 +148,10 @@ def test_every_flag_tells_its_default():
 
 
 def test_names_agree_with_the_modules_that_implement_them():
+    from input_pipeline import augmentation as augment
+    from input_pipeline import load as datasets
     from models.linear import BIAS_MODES
-    from utils import augment, datasets, losses
+    from objective import losses
 
     assert datasets.DATASETS == DATASETS
     assert tuple(losses.LOSSES) == LOSSES

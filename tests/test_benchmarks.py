@@ -10,12 +10,12 @@ import torch
 
 from benchmarks import eval_speed, train_speed
 from benchmarks.loops import LOOPS
-from tests.conftest import assert_mistake, run
+from input_pipeline.loader import BatchLoader
+from tests.helpers import assert_mistake, run
 from tests.test_train import SMALL as SMALL_RUN
 from tests.test_train import trained
+from training.meter import Meter
 from utils.errors import UserError
-from utils.loader import BatchLoader
-from utils.meter import Meter
 
 CPU = torch.device("cpu")
 

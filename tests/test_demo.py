@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 import demo
-from tests.conftest import assert_mistake, run
+from tests.helpers import assert_mistake, run
 from utils.console import table
 from utils.errors import UserError
 

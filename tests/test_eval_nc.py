@@ -10,17 +10,19 @@ from PIL import Image
 
 import eval_nc
 import train
+from figures.nc_curves import Curve, nc_figure
+from figures.style import save_figure
+from input_pipeline.load import load_dataset
+from metrics.accuracy import uniform_accuracy
+from metrics.neural_collapse import feature_properties, neural_collapse
+from metrics.scores import decision_scores
 from models import build_model
-from tests.conftest import assert_mistake, run
-from utils import evaluation
-from utils.checkpoint import load
-from utils.datasets import load_dataset
+from rundir import rebuild as evaluation
+from rundir.checkpoints import parse_epochs, select_checkpoints
+from rundir.weights import load
+from tests.helpers import assert_mistake, run
 from utils.errors import UserError
-from utils.figures import Curve, nc_figure, save_figure
 from utils.files import read_csv, write_csv
-from utils.metrics import decision_scores, uniform_accuracy
-from utils.nc_table import parse_epochs, select_checkpoints
-from utils.neural_collapse import feature_properties, neural_collapse
 
 HEADER = (
     "epoch,split,top1,top5,uniform_accuracy,uniform_threshold,nc1,nc2,nc2_h,nc3,nc4,compactness,"

@@ -8,14 +8,14 @@ from scipy.stats import gaussian_kde
 
 import eval_scores
 import train
-from tests.conftest import assert_mistake, run
-from utils import scores
-from utils.evaluation import Rebuilder, TrainedRun
+from figures.scores import Violins, score_figure
+from metrics import distributions as scores
+from metrics.scores import decision_scores
+from rundir.config import read_config
+from rundir.rebuild import Rebuilder, TrainedRun
+from tests.helpers import assert_mistake, run
+from theory.minimum import predict
 from utils.files import read_csv
-from utils.metrics import decision_scores
-from utils.rundir import read_config
-from utils.score_figure import Violins, score_figure
-from utils.theory import predict
 
 TINY = ["--model", "MLP", "--width", 32, "--depth", 1, "--sample_size", 20, "--gpu_id", -1]
 TINY += ["--test_sample_size", 5, "--sep_decay", "--lr", 0.02, "--batch_size", 100]
@@ -52,7 +52,7 @@ def test_distributions_are_those_of_all_scores(dtype, monkeypatch):
     torch.manual_seed(0)
     features = torch.randn(700, 6, dtype=dtype) + 3
     labels, weight = torch.randint(9, (700,)), torch.randn(9, 6, dtype=dtype)
-    monkeypatch.setattr("utils.metrics.CPU_CHUNK", 500)  # many chunks
+    monkeypatch.setattr("metrics.checks.CPU_CHUNK", 500)  # many chunks
     found = scores.score_distributions(features, labels, weight)
     for ours, values in zip(found, decision_scores(features, labels, weight), strict=True):
         values = values.numpy().ravel()
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_number_of_scores(monkeypatch):
             return result
 
     features, labels = torch.randn(20_000, 4), torch.randint(300, (20_000,))
-    monkeypatch.setattr("utils.metrics.CPU_CHUNK", 30_000)
+    monkeypatch.setattr("metrics.checks.CPU_CHUNK", 30_000)
     with Sizes():
         _, negative = scores.score_distributions(features, labels, torch.randn(300, 4))
     assert negative.count == 20_000 * 299

@@ -11,16 +11,17 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
 import eval_tsne
+from figures.tsne import Panel, image_of, titles, tsne_figure, write_gif
+from input_pipeline.load import load_dataset
+from input_pipeline.selection import first_per_class
+from metrics import tsne
+from metrics.tsne import check_perplexity, embed, unit_square
 from models import build_model
-from tests.conftest import assert_mistake, run
+from rundir.weights import load
+from tests.helpers import assert_mistake, run
 from tests.test_eval_nc import train_run
-from utils import tsne
-from utils.checkpoint import load
-from utils.datasets import first_per_class, load_dataset
 from utils.errors import UserError
 from utils.files import read_csv
-from utils.tsne import check_perplexity, embed, unit_square
-from utils.tsne_figure import Panel, image_of, titles, tsne_figure, write_gif
 
 FEW = ["--samples_per_class", 5, "--perplexity", 5]
 

@@ -11,12 +11,12 @@ import pytest
 
 import reproduce
 from args import parse_train_args
-from tests.conftest import assert_mistake, run, start
-from utils import published
-from utils.experiments import EXPERIMENTS, SCALES, drawn_epochs, grid
-from utils.files import read_csv, write_csv
-from utils.launch import Command, Outcome, run_here, run_submitted
-from utils.report import (
+from figures.accuracy import accuracy_figure
+from reproduction import published
+from reproduction.experiments import EXPERIMENTS, SCALES
+from reproduction.grid import drawn_epochs, grid
+from reproduction.launch import Command, Outcome, run_here, run_submitted
+from reproduction.results import (
     Result,
     collect,
     losses_compared,
@@ -24,8 +24,9 @@ from utils.report import (
     report_tables,
     run_values,
 )
-from utils.report_figure import accuracy_figure
-from utils.theory import predict
+from tests.helpers import assert_mistake, run, start
+from theory.minimum import predict
+from utils.files import read_csv, write_csv
 
 SMOKE = ["--gpu_id", "-1", "--epochs", 1]
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import train
+from input_pipeline.load import load_dataset
+from metrics.accuracy import uniform_accuracy
 from models import MODELS, build_model
-from tests.conftest import assert_mistake, run
-from utils.checkpoint import load
-from utils.datasets import load_dataset
+from objective.decay import regularisation
+from objective.losses import LOSSES
+from rundir.weights import load
+from tests.helpers import assert_mistake, run
 from utils.files import read_csv
-from utils.losses import LOSSES, regularisation
-from utils.metrics import uniform_accuracy
 
 # A small network on a small sample: a second for an epoch.
 SMALL = ["--model", "MLP", "--width", 64, "--depth", 2, "--sample_size", 20, "--batch_size", 32]

@@ -9,9 +9,10 @@ import eval_nc
 import train
 import verify_theory
 from args import parse_train_args
-from tests.conftest import assert_mistake, run
+from rundir.prediction import predict_run
+from tests.helpers import assert_mistake, run
+from theory.minimum import predict
 from utils.files import read_csv
-from utils.theory import predict, predict_run
 
 SMALL = ["--num_classes", 4, "--samples_per_class", 3]
 

@@ -1,0 +1,191 @@
+"""The pictures of t-SNE embeddings: a panel per run, a file per epoch, a GIF over the epochs."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from figures.style import STYLE
+from rundir.config import shaping_settings
+from utils.files import write_whole
+
+# Ten colours that are told apart with any kind of colour vision (M. Petroff, arXiv:2107.02270), and
+# ten marks: class k has the colour k mod 10, and no two of 100 classes share both.
+COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+MARKS = "os^DvPX<p>"
+LEGEND_CLASSES = 20  # at most so many are named
+PANEL = 2.4  # inches
+LAYERS = 5  # no class lies wholly above another: its points are drawn in so many turns
+SHOWN_SETTINGS = 3  # a panel's title tells at most so many settings besides loss and optimizer
+SPLITS = {"train": "training", "test": "test"}
+HOLD = 4  # the GIF's last frame stands so many times as long as the others
+
+
+@dataclass
+class Panel:
+    """An embedding to draw.
+
+    Attributes:
+        title: of the panel.
+        positions: [N, 2] in [0, 1].
+        labels: int [N], numbers of classes.
+    """
+
+    title: str
+    positions: np.ndarray
+    labels: np.ndarray
+
+
+def tsne_figure(title: str, panels: Sequence[Panel], classes: dict[int, str]) -> plt.Figure:
+    """Embeddings side by side, in one colour and mark for each of `classes` (number to name)."""
+    with plt.rc_context(STYLE):
+        columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
+        rows = -(-len(panels) // columns)
+        width = max(PANEL * columns, 3.4)
+        titles = [textwrap.fill(panel.title, int(14 * width / columns)) for panel in panels]
+        names = _legend_names(classes)
+        legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
+        legend_columns = min(legend_columns, len(names) or 1)
+        legend_rows = -(-len(names) // legend_columns)
+        title = textwrap.fill(title, int(13 * width))
+        title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
+        height = PANEL * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
+            _scatter(axis, panel, list(classes))
+            axis.set_title(text, fontsize=9)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        figure.suptitle(title, fontsize=9, fontweight="bold")
+        _legend(figure, classes, names, legend_columns)
+    return figure
+
+
+def _scatter(axis: plt.Axes, panel: Panel, classes: Sequence[int]) -> None:
+    # Fewer points may be larger.
+    size = float(np.clip(9000 / len(panel.labels), 4, 16))
+    chosen = {number: np.flatnonzero(panel.labels == number) for number in classes}
+    for layer in range(LAYERS):
+        for number in classes:
+            x, y = panel.positions[chosen[number][layer::LAYERS]].T
+            axis.scatter(x, y, s=size, linewidths=0, alpha=0.8, **_look(number))
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axis.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    axis.tick_params(labelsize=8)
+
+
+def _look(number: int) -> dict[str, Any]:
+    tens, ones = divmod(number, 10)
+    return {"color": COLOURS[ones], "marker": MARKS[(ones + tens) % 10]}
+
+
+def _legend_names(classes: dict[int, str]) -> list[str]:
+    if len(classes) > LEGEND_CLASSES:
+        return []
+    return [textwrap.shorten(name, 20, placeholder="…") or name[:20] for name in classes.values()]
+
+
+def _legend(figure: plt.Figure, classes: dict[int, str], names: list[str], columns: int) -> None:
+    if not names:
+        note = f"{len(classes)} classes, each a colour and mark"
+        figure.supxlabel(note, fontsize=8)
+        return
+    handles = [
+        plt.Line2D([], [], linestyle="none", markersize=5, markeredgewidth=0, **_look(number))
+        for number in classes
+    ]
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=8,
+        handletextpad=0.1,
+        columnspacing=0.8,
+    )
+
+
+def image_of(figure: plt.Figure) -> Image.Image:
+    """A figure as pixels, RGB."""
+    content = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(content, format="png")
+    return Image.open(content).convert("RGB")
+
+
+def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
+    """Write frames of one size, in one palette and endlessly repeated, as an animated GIF.
+
+    Raises UserError if the file cannot be written.
+    """
+    # The last frame has every colour that the others have.
+    palette = frames[-1].quantize(256, method=Image.Quantize.MEDIANCUT)
+    colours = np.reshape(palette.getpalette(), (-1, 3))
+    colours[colours.sum(axis=1).argmax()] = 255  # the page's white, which was averaged with greys
+    palette.putpalette(colours.ravel().tolist())
+    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    # GIF counts in hundredths of a second.
+    duration = 10 * round(100 / fps)
+    durations = [duration] * (len(frames) - 1) + [HOLD * duration]
+    content = io.BytesIO()
+    indexed[0].save(
+        content,
+        format="GIF",
+        save_all=True,
+        append_images=indexed[1:],
+        duration=durations,
+        loop=0,
+        optimize=False,
+    )
+    write_whole(path, lambda file: file.write(content.getvalue()))
+
+
+def titles(
+    settings: Sequence[dict[str, Any]], names: Sequence[str], split: str
+) -> tuple[str, list[str]]:
+    """What the figure and each of its panels is called, from the runs' settings and names.
+
+    Panels tell loss and optimizer, the model where it differs between them, and where that is the
+    same for two of them the settings in which these differ, or their names.
+    """
+    models = {each["model"] for each in settings}
+    shared = f"{settings[0]['model']} on " if len(models) == 1 else ""
+    figure = f"{shared}{settings[0]['dataset']}, {SPLITS[split]} set"
+    heads = [
+        ", ".join([*([each["model"]] if len(models) > 1 else []), each["loss"], each["optimizer"]])
+        for each in settings
+    ]
+    panels = []
+    for head, own, name in zip(heads, settings, names, strict=True):
+        alike = [each for each, other in zip(settings, heads, strict=True) if other == head]
+        differing = [
+            key for key, value in shaping_settings(own).items() if _differs(key, value, alike)
+        ]
+        if len(alike) == 1:
+            panels.append(head)
+        elif 0 < len(differing) <= SHOWN_SETTINGS:
+            told = [f"{key} {_short(own[key])}" for key in differing]
+            panels.append(", ".join([head, *told]))
+        else:
+            panels.append(f"{name} ({head})")
+    return figure, panels
+
+
+def _differs(key: str, value: Any, settings: Sequence[dict[str, Any]]) -> bool:
+    return any(each.get(key) != value for each in settings)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

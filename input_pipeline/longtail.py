@@ -1,0 +1,23 @@
+"""Long-tailed class sizes: the exponential profile of CIFAR100-LT."""
+
+from __future__ import annotations
+
+import math
+
+# The power may come out a rounding error below a whole number; far less than any true distance.
+_ROUNDING = 1e-9
+
+
+def long_tailed_sizes(largest: int, num_classes: int, factor: float) -> list[int]:
+    """n_k = ⌊n · factor^(−k/(K−1))⌋ for k = 0…K−1, at least 1 (Cui et al. 2019, Cao et al. 2019).
+
+    Args:
+        largest: n, the size of class 0.
+        num_classes: K ≥ 2.
+        factor: the size of class 0 over that of class K−1, at least 1.
+
+    Returns:
+        K sizes, falling from n to n/factor.
+    """
+    shares = (factor ** (-k / (num_classes - 1)) for k in range(num_classes))
+    return [max(1, math.floor(largest * share * (1 + _ROUNDING))) for share in shares]
