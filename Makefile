@@ -17,7 +17,6 @@ bench: $(VENV)/.installed
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m mypy
 
 test: lint
 	$(BIN)/python -m pytest -n 2
