@@ -95,7 +95,7 @@ class FileSplit:
         """The same samples with the labels on `device`; the images remain files."""
         return FileSplit(self.paths, self.labels.to(device), self.image_size, self.size_from)
 
-    def decode(self, path: str) -> np.ndarray:
+    def _decode(self, path: str) -> np.ndarray:
         """One file as uint8 [H, W, 3]."""
         image = open_rgb(path)
         size = (image.height, image.width)
