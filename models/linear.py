@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import BIAS_MODES
 from utils.errors import UserError
 
-BIAS_MODES = ("diverse", "unified", "none")
 BIAS_INIT_MODES = range(8)
 
 

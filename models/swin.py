@@ -203,17 +203,10 @@ class Swin(nn.Module):
         return self.fc(features), features
 
 
-def default_patch_size(side: int) -> int:
-    """Side of a patch for images of `side` pixels; 1 lets an 8×8 image pass all four stages."""
-    if side <= 16:
-        return 1
-    return 2 if side < SMALL_SIDE else 4
-
-
 def build(
     name: str,
     image_shape: tuple[int, int, int],
-    patch_size: int | None = None,
+    patch_size: int,
     width: int = 96,
 ) -> Swin:
     """The Swin for images of `image_shape` (C, H, W), still without classifier.
@@ -231,7 +224,6 @@ def build(
     if width % HEAD_WIDTH:
         raise UserError(f"the width of {name} is {width}: it must be a multiple of {HEAD_WIDTH}")
     small = side < SMALL_SIDE
-    patch_size = patch_size or default_patch_size(side)
     downscaling = patch_size * (4 if small else 8)
     if side % downscaling:
         raise UserError(

@@ -7,8 +7,6 @@ or better and return a scalar.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch import Tensor
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """−Σ_k t_k log softmax(z)_k, averaged over samples."""
-    return F.cross_entropy(_at_least_float32(logits), targets, label_smoothing=smoothing)
+    return F.cross_entropy(_to_float32(logits), targets, label_smoothing=smoothing)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -26,27 +24,20 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0
     log(1 + exp(z)) overflows from z = 89 on, and keeping the small gradients that σ(z) − t rounds
     off.
     """
-    logits = _at_least_float32(logits)
-    targets = soft_targets(targets, logits, smoothing)
+    logits = _to_float32(logits)
+    targets = soften_targets(targets, logits, smoothing)
     losses = -targets * F.logsigmoid(logits) - (1 - targets) * F.logsigmoid(-logits)
     return losses.sum(dim=1).mean()
 
 
 def mean_squared_error(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """½ Σ_k (z_k − t_k)², summed over classes as BCE is, averaged over samples."""
-    logits = _at_least_float32(logits)
-    targets = soft_targets(targets, logits, smoothing)
+    logits = _to_float32(logits)
+    targets = soften_targets(targets, logits, smoothing)
     return 0.5 * (logits - targets).square().sum(dim=1).mean()
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "CE": cross_entropy,
-    "BCE": binary_cross_entropy,
-    "MSE": mean_squared_error,
-}
-
-
-def soft_targets(targets: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
+def soften_targets(targets: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
     """Targets as probabilities [B, K] in the type of the logits, smoothed."""
     num_classes = logits.shape[1]
     if targets.ndim == 1:
@@ -54,5 +45,5 @@ def soft_targets(targets: Tensor, logits: Tensor, smoothing: float = 0.0) -> Ten
     return targets.to(logits.dtype) * (1 - smoothing) + smoothing / num_classes
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def _to_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

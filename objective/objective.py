@@ -1,4 +1,4 @@
-"""What is minimised: a loss with its decay terms."""
+"""What is minimised: a loss with label smoothing and the decay terms."""
 
 from __future__ import annotations
 
@@ -6,30 +6,53 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from objective.decay import regularisation
-from objective.losses import LOSSES
+from objective import LOSSES
+from objective.decay import compute_decay
+from utils.registry import load_function
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What is minimised: a loss with label smoothing and, where `decays` is given, the decay terms.
+class Decays:
+    """The decays λ_W, λ_H and λ_b of problem (1), all at least 0."""
 
-    Attributes:
-        loss: a key of `LOSSES`.
-        smoothing: label smoothing.
-        decays: λ_W, λ_H, λ_b of `regularisation`, or None.
+    weight_decay: float
+    feature_decay_rate: float
+    weight_decay_bias: float
+
+
+class Objective:
+    """A loss with label smoothing and, where `decays` is given, the decay terms.
+
+    Args:
+        loss: a key of `objective.LOSSES`.
+        smoothing: label smoothing, in [0, 1).
+        decays: of the loss's own decay terms (`--sep_decay`), or None.
     """
 
-    loss: str
-    smoothing: float = 0.0
-    decays: tuple[float, float, float] | None = None
+    def __init__(self, loss: str, smoothing: float = 0.0, decays: Decays | None = None) -> None:
+        self._compute_loss = load_function(LOSSES[loss].function)
+        self._smoothing, self._decays = smoothing, decays
 
     def __call__(
-        self, model: nn.Module, logits: Tensor, features: Tensor, targets: Tensor
+        self, classifier: nn.Module, logits: Tensor, features: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(objective, loss without decay terms), float32 scalars, of one batch."""
-        loss = LOSSES[self.loss](logits, targets, self.smoothing)
-        if self.decays is None:
+        """Return (objective, loss without decay terms) of one batch, float32 scalars.
+
+        Args:
+            classifier: the network's, a `models.linear.Classifier`.
+            logits: [B, K].
+            features: [B, d].
+            targets: int64 [B], or probabilities [B, K].
+        """
+        loss = self._compute_loss(logits, targets, self._smoothing)
+        if self._decays is None:
             return loss, loss
-        weight, bias = model.fc.weight, model.fc.bias_vector()
-        return loss + regularisation(features, weight, bias, *self.decays), loss
+        decay = compute_decay(
+            features,
+            classifier.weight,
+            classifier.bias_vector(),
+            self._decays.weight_decay,
+            self._decays.feature_decay_rate,
+            self._decays.weight_decay_bias,
+        )
+        return loss + decay, loss

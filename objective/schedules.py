@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules: pure functions of the epoch, so that a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 
-def learning_rate(
+def compute_learning_rate(
     epoch: int,
     *,
     base: float,
@@ -17,7 +17,7 @@ def learning_rate(
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
 ) -> float:
-    """The learning rate of an epoch (1 … epochs), a pure function: a resumed run needs no state.
+    """Return the learning rate of an epoch (1 … epochs).
 
     The first `warmup` epochs rise linearly, base·e/(warmup + 1). Then `cosine` goes from base
     towards `minimum`, as torch's CosineAnnealingLR stepped per epoch; `step` multiplies by `gamma`

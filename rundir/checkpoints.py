@@ -1,4 +1,4 @@
-"""Which checkpoints a run directory holds, and which of them are meant."""
+"""Which checkpoints a run directory holds, and which of them are meant. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from utils.errors import UserError
 from utils.files import read_csv
 
 
-def checkpoints(directory: Path) -> dict[int, Path]:
-    """The run's epoch_NNN.pth by epoch. Raises UserError if there is none."""
+def list_checkpoints(directory: Path) -> dict[int, Path]:
+    """Return the run's epoch_NNN.pth by epoch. Raises UserError if there is none."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     found = {}
@@ -25,19 +25,19 @@ def checkpoints(directory: Path) -> dict[int, Path]:
 
 
 def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
-    """Those of `last`, `all`, `best` or a list such as 1,5,10-20, by epoch.
+    """Return those of `last`, `all`, `best` or a list such as 1,5,10-20, by epoch.
 
     A range takes the epochs of it that were saved; a single number must have been. Raises
     UserError for what is not there.
     """
     if selection == "best":
-        return {best_epoch(directory): directory / BEST}
-    found = checkpoints(directory)
+        return {find_best_epoch(directory): directory / BEST}
+    found = list_checkpoints(directory)
     if selection == "all":
         return found
     if selection == "last":
         return dict([max(found.items())])
-    chosen = {}
+    chosen: dict[int, Path] = {}
     for first, last in parse_epochs(selection):
         within = {epoch: path for epoch, path in found.items() if first <= epoch <= last}
         if not within:
@@ -47,6 +47,13 @@ def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
             )
         chosen |= within
     return dict(sorted(chosen.items()))
+
+
+def select_checkpoint(directory: Path, which: str) -> Path:
+    """Return the file of `last`, `best` or an epoch's number. Raises UserError."""
+    if which not in ("last", "best") and not re.fullmatch(r"\d+", which):
+        raise UserError(f"--checkpoint {which!r}: last, best or the number of an epoch")
+    return next(iter(select_checkpoints(directory, which).values()))
 
 
 def parse_epochs(text: str) -> list[tuple[int, int]]:
@@ -60,8 +67,11 @@ def parse_epochs(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def best_epoch(directory: Path) -> int:
-    """The epoch that best_model.pth is of: the first of the best test top-1 in metrics.csv."""
+def find_best_epoch(directory: Path) -> int:
+    """Return the epoch of best_model.pth: the first of the best test top-1 in metrics.csv.
+
+    Raises UserError where that cannot be known.
+    """
     if not (directory / BEST).is_file():
         raise UserError(f"{directory / BEST} does not exist")
     try:
@@ -69,4 +79,4 @@ def best_epoch(directory: Path) -> int:
         best = max(rows, key=lambda row: float(row["test_top1"]))
         return int(best["epoch"])
     except (KeyError, ValueError) as error:
-        raise UserError(f"{directory / METRICS} does not tell which epoch was best") from error
+        raise UserError(f"{directory / METRICS} does not show which epoch was best") from error

@@ -1,65 +1,62 @@
-"""config.json: what a run was trained with, and what may change when it is resumed."""
+"""config.json: the settings a run was trained with, and the identity of its data.
+
+Imports no torch, so that a refused command answers at once.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from args import Settings
 from rundir.names import CONFIG
-from utils.environment import environment
 from utils.errors import UserError
-from utils.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from rundir.directory import Run
-
-# Where a run is computed and how it is watched: these do not change what is learned.
-FREE_SETTINGS = frozenset(
-    {"gpu_id", "save_dir", "data_dir", "num_workers", "run_name", "resume", "force", "tensorboard"}
-)
-# Settings that runs of earlier versions lack, with the value that says what those did.
-ADDED_SETTINGS = {
-    "imbalance_factor": 1.0,
-    "precision": "fp32",
-    "compile": False,
-    "deterministic": False,
-}
+from utils.files import read_json
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json, settings of earlier versions completed.
+@dataclass(frozen=True)
+class Config:
+    """The content of config.json.
 
-    Raises UserError if it is missing or damaged.
+    Attributes:
+        settings: every resolved setting.
+        facts: of the data set, see `input_pipeline.splits.DataSet.facts`.
+        environment: library versions, git commit and device.
     """
-    config = read_json(directory / CONFIG)
+
+    settings: Settings
+    facts: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def read_config(directory: Path) -> Config:
+    """Read and check config.json. Raises UserError if it is missing or damaged."""
+    path = directory / CONFIG
+    if directory.is_dir() and not path.exists():
+        raise UserError(f"{directory} is not a run directory: it holds no {CONFIG}")
+    content = read_json(path)
     for part in ("settings", "data"):
-        if not isinstance(config, dict) or not isinstance(config.get(part), dict):
-            raise UserError(f"{directory / CONFIG} is damaged: it has no {part!r}")
-    config["settings"] = completed(config["settings"])
-    return config
+        if not isinstance(content, dict) or not isinstance(content.get(part), dict):
+            raise UserError(f"{path} is damaged: it has no {part!r}")
+    try:
+        settings = Settings.from_json(content["settings"])
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    environment = content.get("environment")
+    return Config(settings, content["data"], environment if isinstance(environment, dict) else {})
 
 
-def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Settings that a run has stored, with those that its version did not have yet."""
-    return {**ADDED_SETTINGS, **stored}
-
-
-def write_config(run: Run, settings: dict[str, Any], data: dict[str, Any], device: str) -> None:
-    """Write config.json: every resolved setting, the data set's facts, versions and device."""
-    kept = {key: value for key, value in settings.items() if key not in ("resume", "force")}
-    kept["run_name"] = run.name
-    write_json(
-        run / CONFIG,
-        {"settings": kept, "data": data, "environment": {**environment(), "device": device}},
-    )
-
-
-def extend_config(run: Run, epochs: int) -> None:
-    """Note in config.json that a resumed run goes on to more epochs."""
-    config = read_config(run.directory)
-    if config["settings"]["epochs"] != epochs:
-        config["settings"]["epochs"] = epochs
-        write_json(run / CONFIG, config)
+def format_config(
+    settings: Settings, run_name: str, facts: dict[str, Any], environment: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what config.json holds of a new run."""
+    kept = {k: v for k, v in settings.values().items() if k not in ("resume", "force")}
+    return {
+        "settings": {**kept, "run_name": run_name},
+        "data": facts,
+        "environment": environment,
+    }
 
 
 def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -> None:
@@ -74,47 +71,4 @@ def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -
         raise UserError(
             f"the data set has changed since {directory} was trained: "
             f"{key} was {stored[key]}, is {found[key]}"
-        )
-
-
-def shaping_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that shape what is learned, but for the number of epochs."""
-    free = FREE_SETTINGS | {"epochs", "distinct"}
-    return {key: value for key, value in settings.items() if key not in free}
-
-
-def changed_settings(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """The names of settings in `asked` that `stored` has otherwise and that shape the result."""
-    return [
-        key for key, value in asked.items() if key not in FREE_SETTINGS and stored.get(key) != value
-    ]
-
-
-def check_resumable(directory: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse to resume the run of `stored` settings with other ones.
-
-    More epochs are no change where the schedule does not depend on their number. Raises UserError
-    that names the first setting that differs.
-    """
-    for key in changed_settings(stored, given):
-        if key == "epochs":
-            _check_more_epochs(directory, stored, given["epochs"])
-            continue
-        raise UserError(
-            f"--resume: {directory} was trained with --{key} {stored.get(key)}, not {given[key]}; "
-            "a changed setting is a new run"
-        )
-
-
-def _check_more_epochs(directory: Path, stored: dict[str, Any], epochs: int) -> None:
-    if stored["schedule"] == "cosine":
-        raise UserError(
-            f"--resume: {directory} has {stored['epochs']} epochs on a cosine schedule, whose "
-            f"learning rates all depend on that number; {epochs} epochs are a new run "
-            "(--schedule constant and step can be extended)"
-        )
-    if epochs < stored["epochs"]:
-        raise UserError(
-            f"--resume: {directory} was set to {stored['epochs']} epochs; "
-            f"it can be extended, not shortened to {epochs}"
         )

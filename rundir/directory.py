@@ -1,7 +1,4 @@
-"""The run directory: its name, its config.json, and what may change when a run is resumed.
-
-Imports no torch, so that a refused command answers at once.
-"""
+"""The directory of a run: which one a command means, its lock, and every file written into it."""
 
 from __future__ import annotations
 
@@ -11,23 +8,49 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rundir.config import (
-    FREE_SETTINGS,
-    changed_settings,
-    read_config,
+from args import Settings
+from rundir.config import Config, format_config, read_config
+from rundir.names import (
+    BEST,
+    CONFIG,
+    EVENTS,
+    LAST,
+    LOG,
+    METRICS,
+    METRICS_COLUMNS,
+    name_checkpoint,
 )
-from rundir.names import CONFIG, LOG, METRICS
+from rundir.resuming import list_changes
+from rundir.weights import save
+from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.files import read_csv, remove_temporaries
+from utils.files import (
+    link_whole,
+    read_csv,
+    read_json,
+    remove_temporaries,
+    write_csv,
+    write_json,
+)
+
+NAMED_FIRST = ("model", "dataset", "loss", "optimizer")
+LONGEST_NAME = 180
 
 
 @dataclass
 class Run:
-    """A run directory; `open` makes it and locks it against a second trainer."""
+    """A run directory. Every file that training leaves there is written through this object.
+
+    Attributes:
+        directory: where it is.
+        resumed: whether it holds a run that goes on.
+        log: train_log.txt, once the run is open.
+    """
 
     directory: Path
     resumed: bool
@@ -43,9 +66,10 @@ class Run:
     def open(self) -> None:
         """Create the directory, in place of a run there that `--force` gave up, or reopen it.
 
-        Raises UserError if it cannot be written or another process trains in it.
+        Locks it against a second trainer. Raises UserError if it cannot be written or another
+        process trains in it.
         """
-        if not self.resumed and _occupied(self.directory):
+        if not self.resumed and _is_occupied(self.directory):
             _clear(self.directory)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -56,23 +80,63 @@ class Run:
         self.log = _lock(self.directory)
         remove_temporaries(self.directory)
 
+    def read_config(self) -> Config:
+        """Read and check config.json. Raises UserError."""
+        return read_config(self.directory)
 
-def choose_run(settings: dict[str, Any], distinct: dict[str, Any]) -> Run:
-    """Decide which directory `settings` ask for, new or resumed; touches no file.
+    def write_config(self, settings: Settings, facts: dict[str, Any], device: str) -> None:
+        """Write config.json: the resolved settings, the data set's facts, versions and device."""
+        environment = {**describe_environment(), "device": device}
+        write_json(self / CONFIG, format_config(settings, self.name, facts, environment))
+
+    def extend_config(self, epochs: int) -> None:
+        """Note in config.json that a resumed run goes on to more epochs."""
+        content = read_json(self / CONFIG)
+        if content["settings"]["epochs"] != epochs:
+            content["settings"]["epochs"] = epochs
+            write_json(self / CONFIG, content)
+
+    def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
+        """Write metrics.csv, a row for each finished epoch."""
+        write_csv(self / METRICS, METRICS_COLUMNS, history)
+
+    def write_weights(
+        self, weights: Mapping[str, Any], epoch: int, *, regular: bool, is_best: bool
+    ) -> None:
+        """Write a state_dict as epoch_NNN.pth, as best_model.pth, or as both but once on disk."""
+        checkpoint = self / name_checkpoint(epoch)
+        if regular:
+            save(checkpoint, weights)
+        if is_best and regular:
+            link_whole(checkpoint, self / BEST)
+        elif is_best:
+            save(self / BEST, weights)
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Write last.pth, which commits the epochs in it."""
+        save(self / LAST, state)
+
+    @property
+    def events(self) -> Path:
+        """Where TensorBoard's events go."""
+        return self / EVENTS
+
+
+def choose_run(settings: Settings) -> Run:
+    """Decide which directory the settings ask for, new or resumed; touches no file.
 
     `--resume` means `run_name`, or the newest unfinished run of the same configuration; `--force`
     replaces an existing directory; both together resume what is there and start anew where nothing
-    is. `distinct` are the settings that the name of a new run tells. Raises UserError for what is
-    refused.
+    is. Raises UserError for what is refused.
     """
-    save_dir = Path(settings["save_dir"])
+    save_dir = Path(settings.save_dir)
     _check_writable(save_dir)
-    directory = _existing_run(save_dir, settings) if settings["resume"] else None
+    directory = _find_run(save_dir, settings) if settings.resume else None
     if directory is not None:
         return Run(directory, resumed=True)
-    if settings["resume"] and not settings["force"]:
-        raise UserError(_nothing_to_resume(save_dir, settings["run_name"]))
-    return Run(_new_directory(save_dir, settings, distinct), resumed=False)
+    if settings.resume and not settings.force:
+        raise UserError(_explain_no_run(save_dir, settings.run_name))
+    return Run(_choose_new_directory(save_dir, settings), resumed=False)
 
 
 def _check_writable(save_dir: Path) -> None:
@@ -84,25 +148,25 @@ def _check_writable(save_dir: Path) -> None:
         raise UserError(f"--save_dir {save_dir}: {existing} cannot be written")
 
 
-def _existing_run(save_dir: Path, settings: dict[str, Any]) -> Path | None:
-    if settings["run_name"]:
-        directory = save_dir / settings["run_name"]
+def _find_run(save_dir: Path, settings: Settings) -> Path | None:
+    if settings.run_name:
+        directory = save_dir / settings.run_name
         return directory if (directory / CONFIG).exists() else None
     candidates = [config.parent for config in save_dir.glob(f"*/{CONFIG}")]
-    matching = [run for run in candidates if _same_and_unfinished(run, settings)]
+    matching = [run for run in candidates if _is_same_and_unfinished(run, settings)]
     return max(matching, key=lambda run: (run / CONFIG).stat().st_mtime_ns, default=None)
 
 
-def _same_and_unfinished(directory: Path, settings: dict[str, Any]) -> bool:
+def _is_same_and_unfinished(directory: Path, settings: Settings) -> bool:
     try:
-        stored = read_config(directory)["settings"]
+        stored = read_config(directory).settings
         rows = read_csv(directory / METRICS) if (directory / METRICS).exists() else []
     except UserError:
         return False
-    return not changed_settings(stored, settings) and len(rows) < settings["epochs"]
+    return not list_changes(stored, settings.values()) and len(rows) < settings.epochs
 
 
-def _nothing_to_resume(save_dir: Path, run_name: str | None) -> str:
+def _explain_no_run(save_dir: Path, run_name: str | None) -> str:
     if run_name:
         return (
             f"--resume: no run to resume at {save_dir / run_name}; start it without --resume, "
@@ -111,15 +175,15 @@ def _nothing_to_resume(save_dir: Path, run_name: str | None) -> str:
     return f"--resume: no unfinished run of this configuration under {save_dir}"
 
 
-def _new_directory(save_dir: Path, settings: dict[str, Any], distinct: dict[str, Any]) -> Path:
-    if settings["run_name"] is None:
-        name = default_run_name(settings, distinct)
+def _choose_new_directory(save_dir: Path, settings: Settings) -> Path:
+    if settings.run_name is None:
+        name = format_run_name(settings)
         attempts = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
         return next(save_dir / name for name in attempts if not (save_dir / name).exists())
-    directory = save_dir / settings["run_name"]
-    if not _occupied(directory) or (settings["force"] and (directory / CONFIG).is_file()):
+    directory = save_dir / settings.run_name
+    if not _is_occupied(directory) or (settings.force and (directory / CONFIG).is_file()):
         return directory
-    if settings["force"]:
+    if settings.force:
         raise UserError(
             f"--force: {directory} is not a run directory ({CONFIG} is missing); remove it"
         )
@@ -129,7 +193,19 @@ def _new_directory(save_dir: Path, settings: dict[str, Any], distinct: dict[str,
     )
 
 
-def _occupied(directory: Path) -> bool:
+def format_run_name(settings: Settings) -> str:
+    """Return the default name: model, data set, loss, optimizer, other given settings, time."""
+    parts = [str(getattr(settings, name)) for name in NAMED_FIRST]
+    for name, value in settings.distinct().items():
+        if name in NAMED_FIRST:
+            continue
+        values = "-".join(map(str, value)) if isinstance(value, list) else value
+        parts.append(name if value is True else f"{name}{values}")
+    text = re.sub(r"[^A-Za-z0-9.+_-]", "", "_".join(parts))[:LONGEST_NAME]
+    return f"{text}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _is_occupied(directory: Path) -> bool:
     """Whether something is there; what a run left that was killed before its config.json is not."""
     if not directory.is_dir():
         return directory.exists()
@@ -157,16 +233,3 @@ def _lock(directory: Path) -> TextIO:
     except OSError:
         pass  # a file system without locks: go on unguarded
     return log
-
-
-def default_run_name(settings: dict[str, Any], distinct: dict[str, Any]) -> str:
-    """Model, data set, loss, optimizer, the settings that differ from the defaults, time."""
-    named = ("model", "dataset", "loss", "optimizer")
-    parts = [str(settings[key]) for key in named]
-    for key, value in distinct.items():
-        if key in named or key in FREE_SETTINGS:
-            continue
-        values = "-".join(map(str, value)) if isinstance(value, list) else value
-        parts.append(key if value is True else f"{key}{values}")
-    text = re.sub(r"[^A-Za-z0-9.+_-]", "", "_".join(parts))[:180]
-    return f"{text}_{time.strftime('%Y%m%d-%H%M%S')}"

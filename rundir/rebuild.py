@@ -1,9 +1,9 @@
-"""A trained run, rebuilt from its directory: the data, the model, and what is measured on them."""
+"""Data, batches and networks built from settings: for training, and again from a run directory."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,65 +11,135 @@ from typing import Any
 import torch
 from torch import nn
 
-from input_pipeline.load import load_dataset
+from args import Settings
+from input_pipeline import SOURCES
+from input_pipeline.load import image_side, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, extract, split_batches
-from models import build_model
+from models import NETWORKS, build_model
 from rundir.config import check_data, read_config
+from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
-from rundir.weights import epoch_path, load_weights
+from rundir.weights import load_weights
 from theory.minimum import Prediction
-from utils.precision import memory_format
+from utils.errors import UserError
+from utils.precision import Precision, choose_precision
 
-DATA_SETTINGS = (
-    *("dataset", "data_dir", "img_size"),
-    *("sample_size", "imbalance_factor", "test_sample_size"),
-)
-MODEL_SETTINGS = ("patch_size", "width", "depth", "bias_mode", "fixed_etf")
+BOTH = ("train", "test")
 
 
-def rebuild_data(
-    settings: dict[str, Any], data_dir: str | None = None, splits: Sequence[str] = ("test",)
+def build_data(
+    settings: Settings,
+    splits: Sequence[str] = BOTH,
+    *,
+    data_dir: str | None = None,
+    num_workers: int | None = None,
 ) -> DataSet:
-    """The data set of a run's settings, without augmentation; `data_dir` if it has moved."""
-    return load_dataset(
-        settings["dataset"],
-        data_dir or settings["data_dir"],
-        img_size=settings["img_size"],
-        sample_size=settings["sample_size"],
-        imbalance_factor=settings["imbalance_factor"],
-        test_sample_size=settings["test_sample_size"],
-        num_workers=settings["num_workers"],
-        splits=splits,
+    """Load the data set of these settings, without augmentation.
+
+    Args:
+        settings: complete.
+        splits: "train", "test" or both.
+        data_dir, num_workers: in place of those of the settings.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    options = settings.values(Settings.names(builds="data"))
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    workers = settings.num_workers if num_workers is None else num_workers
+    return load_dataset(settings.dataset, num_workers=workers or 0, splits=splits, **options)
+
+
+def build_network(settings: Settings, data: DataSet) -> nn.Module:
+    """Build the network of these settings for the images of `data`, with freshly drawn weights.
+
+    Raises UserError for a value that the network cannot use.
+    """
+    names = Settings.names(builds="model") + Settings.names(builds="initial weights")
+    options = settings.values(names)
+    return build_model(settings.model, data.num_classes, data.image_shape, **options)
+
+
+def build_precision(settings: Settings, asked: str, device: torch.device) -> Precision:
+    """Decide in which precision the network of these settings computes.
+
+    Args:
+        settings: complete; the images' side follows from them.
+        asked: auto, fp32, tf32, bf16 or fp16.
+        device: where the network computes.
+
+    Raises:
+        UserError: the device does not have that precision, or a folder holds no images.
+    """
+    network = NETWORKS[settings.model]
+    return choose_precision(
+        asked,
+        device,
+        image_side(settings.dataset, settings.data_dir, settings.img_size),
+        convolutional=network.convolutional,
+        bf16_side=network.bf16_side,
+        channels_last_side=network.channels_last_side,
     )
 
 
-def rebuild_model(settings: dict[str, Any], data: DataSet) -> nn.Module:
-    """The model of a run's settings for the images of `data`, with weights still to be loaded."""
-    options = {key: settings[key] for key in MODEL_SETTINGS}
-    return build_model(settings["model"], data.num_classes, data.image_shape, **options)
+def build_batches(
+    settings: Settings, data: DataSet, precision: Precision
+) -> tuple[BatchLoader, BatchLoader]:
+    """Build the training batches, shuffled and augmented, and the test batches, in order and plain.
 
-
-def extract_run(directory: Path, epoch: int, device: torch.device) -> Extracted:
-    """The test set of a run passed through its checkpoint of `epoch`. Raises UserError."""
-    config = read_config(directory)
-    run = TrainedRun(directory, config["settings"], config["data"])
-    return Rebuilder(device, ("test",)).extract(run, epoch_path(directory, epoch), "test")
+    Raises UserError if the training set has a single image.
+    """
+    common: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "device": precision.device,
+        "num_workers": settings.num_workers,
+        "memory_format": precision.memory_format,
+    }
+    train_batches = split_batches(
+        data,
+        "train",
+        shuffle=True,
+        augment=settings.augment,
+        rotation=SOURCES[settings.dataset].rotation,
+        seed=settings.seed,
+        drop_single=True,
+        **common,
+    )
+    if len(train_batches) == 0:
+        raise UserError("the training set has a single image: at least two are needed")
+    return train_batches, split_batches(data, "test", **common)
 
 
 @dataclass
 class TrainedRun:
-    """A run directory and what its config.json says: settings, and facts of the data set (empty
-    for weights that came without one)."""
+    """A run directory and the content of its config.json.
+
+    Attributes:
+        directory: where it is.
+        settings: complete. Those of weights that came without a config.json are in part defaults.
+        facts: of the data set; empty for weights that came without a config.json.
+    """
 
     directory: Path
-    settings: dict[str, Any]
+    settings: Settings
     facts: dict[str, Any]
 
     @property
     def name(self) -> str:
         return self.directory.resolve().name
+
+    @property
+    def loss(self) -> str:
+        """The loss it was trained with; "" where that is not known."""
+        return self.settings.loss if self.facts else ""
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer it was trained with; "" where that is not known."""
+        return self.settings.optimizer if self.facts else ""
 
 
 @dataclass
@@ -77,6 +147,20 @@ class ChosenRun(TrainedRun):
     """A run and those of its checkpoints, by epoch, that are to be evaluated."""
 
     chosen: dict[int, Path]
+
+
+def open_run(directory: Path) -> TrainedRun:
+    """Read what a run directory records of its run. Raises UserError."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory")
+    config = read_config(directory)
+    return TrainedRun(directory, config.settings, config.facts)
+
+
+def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:
+    """Pass the test set of a run through its checkpoint of `epoch`. Raises UserError."""
+    rebuilder = Rebuilder(device, ("test",))
+    return rebuilder.extract(open_run(directory), directory / name_checkpoint(epoch), "test")
 
 
 class Rebuilder:
@@ -87,7 +171,7 @@ class Rebuilder:
         splits: "train", "test" or both, to be loaded.
         batch_size: images per pass.
         data_dir, num_workers: in place of those in the runs' settings, where given.
-        precision: that the networks will compute in, which decides their memory format.
+        precision: that the networks compute in: fp32, tf32, bf16 or fp16.
     """
 
     def __init__(
@@ -100,52 +184,74 @@ class Rebuilder:
         num_workers: int | None = None,
         precision: str = "fp32",
     ) -> None:
-        self._precision = precision
-        self._device, self._splits = device, tuple(splits)
+        self._device, self._splits, self._precision = device, tuple(splits), precision
         self._batch_size, self._data_dir, self._num_workers = batch_size, data_dir, num_workers
         self._built: dict[str, tuple[Any, Any]] = {}
 
     def data(self, run: TrainedRun) -> DataSet:
-        """Raises UserError if it cannot be loaded or is not what the run was trained on."""
-        identity = [run.settings[key] for key in DATA_SETTINGS]
-        data = self._once("data", identity, lambda: self._load(run))
+        """Load a run's data set.
+
+        Raises UserError if it cannot be loaded or is not what the run was trained on.
+        """
+        identity = run.settings.values(["dataset", *Settings.names(builds="data")])
+        data: DataSet = self._build_once("data", identity, lambda: self._load(run))
         check_data(run.directory, run.facts, data.facts())
         return data
 
     def _load(self, run: TrainedRun) -> DataSet:
-        settings = {**run.settings, "num_workers": self._workers(run)}
-        # Of a long tail, the training set tells the class sizes even where it is not evaluated.
-        splits = self._splits if settings["imbalance_factor"] == 1 else ("train", "test")
-        return rebuild_data(settings, self._data_dir, splits)
-
-    def _workers(self, run: TrainedRun) -> int:
-        return run.settings["num_workers"] if self._num_workers is None else self._num_workers
-
-    def batches(self, run: TrainedRun, split: str) -> BatchLoader:
-        """The split's images in order, as they are."""
-        data = self.data(run)
-        options = {"batch_size": self._batch_size, "device": self._device}
-        options["num_workers"] = self._workers(run)
-        options["memory_format"] = self._memory_format(run)
-        identity = data, options["memory_format"]
-        return self._once(split, identity, lambda: split_batches(data, split, **options))
-
-    def model(self, run: TrainedRun) -> nn.Module:
-        """The run's network on the device, with whatever weights were loaded into it last."""
-        data = self.data(run)
-        options = [run.settings[key] for key in ("model", *MODEL_SETTINGS)]
-        identity = options, data.num_classes, data.image_shape
-        placement = {"device": self._device, "memory_format": self._memory_format(run)}
-        return self._once(
-            "model", identity, lambda: rebuild_model(run.settings, data).to(**placement)
+        # The training set of a long tail shows the class sizes even where it is not evaluated.
+        splits = self._splits if run.settings.imbalance_factor == 1 else BOTH
+        return build_data(
+            run.settings, splits, data_dir=self._data_dir, num_workers=self._num_workers
         )
 
-    def _memory_format(self, run: TrainedRun) -> torch.memory_format:
-        side = self.data(run).side
-        return memory_format(self._device, run.settings["model"], self._precision, side)
+    def precision(self, run: TrainedRun) -> Precision:
+        """Return the precision and memory format of a run's network."""
+        network = NETWORKS[run.settings.model]
+        return choose_precision(
+            self._precision,
+            self._device,
+            self.data(run).side,
+            convolutional=network.convolutional,
+            bf16_side=network.bf16_side,
+            channels_last_side=network.channels_last_side,
+        )
 
-    def loaded(self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False) -> nn.Module:
-        """`model` with the weights of a checkpoint. Raises UserError as `load_weights`."""
+    def batches(self, run: TrainedRun, split: str) -> BatchLoader:
+        """Build the batches of a split's images in order, as they are."""
+        data, memory_format = self.data(run), self.precision(run).memory_format
+        workers = run.settings.num_workers if self._num_workers is None else self._num_workers
+        batches: BatchLoader = self._build_once(
+            split,
+            (data, memory_format),
+            lambda: split_batches(
+                data,
+                split,
+                batch_size=self._batch_size,
+                device=self._device,
+                num_workers=workers or 0,
+                memory_format=memory_format,
+            ),
+        )
+        return batches
+
+    def model(self, run: TrainedRun) -> nn.Module:
+        """Build a run's network on the device; its weights are those that were loaded last."""
+        data, memory_format = self.data(run), self.precision(run).memory_format
+        options = run.settings.values(["model", *Settings.names(builds="model")])
+        model: nn.Module = self._build_once(
+            "model",
+            (options, data.num_classes, data.image_shape, memory_format),
+            lambda: build_network(run.settings, data).to(
+                device=self._device, memory_format=memory_format
+            ),
+        )
+        return model
+
+    def load_model(
+        self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False
+    ) -> nn.Module:
+        """Return `model` with the weights of a checkpoint. Raises UserError as `load_weights`."""
         model = self.model(run)
         load_weights(model, checkpoint, self._device, bias_added=bias_added)
         return model
@@ -155,31 +261,33 @@ class Rebuilder:
         run: TrainedRun,
         checkpoint: Path,
         split: str,
-        autocast: contextlib.AbstractContextManager | None = None,
+        autocast: contextlib.AbstractContextManager[None] | None = None,
     ) -> Extracted:
-        """A split passed through a checkpoint. Raises UserError."""
-        model = self.loaded(run, checkpoint)
+        """Pass a split through a checkpoint. Raises UserError."""
+        model = self.load_model(run, checkpoint)
         return extract(model, self.batches(run, split), autocast or contextlib.nullcontext())
 
     def class_sizes(self, run: TrainedRun) -> list[float]:
-        """Training images per class, from the training split where it is loaded."""
+        """Return the training images per class, from the training split where it is loaded."""
         data = self.data(run)
         known = data.class_sizes or run.facts.get("class_sizes")
         if known:
-            return known
+            return list(known)
         # An older run, the test set alone loaded: its shares at the training set's size.
+        assert data.test is not None
         counts = torch.bincount(data.test.labels.cpu(), minlength=data.num_classes).double()
         total = run.facts.get("train_size", len(data.test))
         return (counts * total / len(data.test)).tolist()
 
     def prediction(self, run: TrainedRun) -> Prediction | None:
-        """The exact minimum that the run approaches; None where none is claimed."""
+        """Predict the exact minimum that the run approaches; None where none is claimed."""
         if not run.facts:
             return None
-        return predict_run(run.settings, self.class_sizes(run), self.model(run).feature_dim)
+        feature_dim: Any = self.model(run).feature_dim
+        return predict_run(run.settings, self.class_sizes(run), feature_dim)
 
-    def _once(self, kind: str, identity: Any, build: Any) -> Any:
-        """What `build` returns, kept until one of its kind with another identity is asked for."""
+    def _build_once(self, kind: str, identity: Any, build: Callable[[], Any]) -> Any:
+        """Return what `build` built, until one of its kind with another identity is asked for."""
         if kind not in self._built or self._built[kind][0] != identity:
             self._built.pop(kind, None)  # frees the memory of the last one first
             self._built[kind] = identity, build()

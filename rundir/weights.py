@@ -11,25 +11,7 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.files import link_whole, write_whole
-
-
-def load_weights(
-    model: nn.Module, path: Path, device: torch.device, *, bias_added: bool = False
-) -> None:
-    """Load a state_dict into `model`, whose classifier subtracts the bias.
-
-    With `bias_added` the file's classifier adds it, as torch.nn.Linear does: its sign is turned.
-    Raises UserError that names the file if it is damaged or does not fit.
-    """
-    state = load(path, device)
-    try:
-        if bias_added and "fc.bias" in state:
-            state["fc.bias"] = -state["fc.bias"]
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-        reason = textwrap.shorten(str(error), 160, placeholder=" …")
-        raise UserError(f"{path} does not fit the model ({reason})") from error
+from utils.files import write_whole
 
 
 def save(path: Path, state: Any) -> None:
@@ -53,31 +35,32 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
         raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
 
 
-def epoch_path(directory: Path, epoch: int) -> Path:
-    return directory / f"epoch_{epoch:03d}.pth"
+def load_weights(
+    model: nn.Module, path: Path, device: torch.device, *, bias_added: bool = False
+) -> None:
+    """Load a state_dict into `model`, whose classifier subtracts the bias.
+
+    With `bias_added` the file's classifier adds it, as torch.nn.Linear does: its sign is turned.
+    Raises UserError that names the file if it is damaged or does not fit.
+    """
+    state = load(path, device)
+    try:
+        if bias_added and "fc.bias" in state:
+            state["fc.bias"] = -state["fc.bias"]
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"{path} does not fit the model ({reason})") from error
 
 
-def save_weights(
-    model: nn.Module, directory: Path, epoch: int, *, regular: bool, best: Path | None
-):
-    """Write the state_dict as epoch_NNN.pth if `regular`, and as `best` if given, once on disk."""
-    if regular:
-        save(epoch_path(directory, epoch), model.state_dict())
-    if best is None:
-        return
-    if regular:
-        link_whole(epoch_path(directory, epoch), best)
-    else:
-        save(best, model.state_dict())
-
-
-def rng_state() -> dict[str, Any]:
-    """The generators that a step draws from (dropout); data order and augmentation need none."""
+def read_rng_state() -> dict[str, Any]:
+    """Return the generators that a step draws from (dropout); the data's draws need none."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Take over what `read_rng_state` has returned."""
     torch.set_rng_state(state["cpu"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

@@ -28,8 +28,8 @@ class NonFiniteLoss(Exception):
 class Meter:
     """Loss and correct counts of one epoch of `steps` steps.
 
-    `add` only enqueues work on the device. `check_finite`, `mean_loss` and `summary` read results
-    back, which waits for the device: call them at the epoch's end or when a display is due.
+    `add` only enqueues work on the device. `check_finite`, `read_mean_loss` and `read_summary` wait
+    for the device: call them at the epoch's end or when a display is due.
     """
 
     def __init__(self, steps: int, device: torch.device):
@@ -81,14 +81,14 @@ class Meter:
         if len(bad):
             raise NonFiniteLoss(epoch, bad[0].item() + 1, learning_rate)
 
-    def mean_loss(self) -> float:
+    def read_mean_loss(self) -> float:
         self._count()
         losses = self._losses[: len(self._sizes)].tolist()
         return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen
 
-    def summary(self) -> dict[str, float]:
+    def read_summary(self) -> dict[str, float]:
         """Mean loss without the decay terms, accuracies in percent."""
-        mean_loss = self.mean_loss()
+        mean_loss = self.read_mean_loss()
         top1, top5 = (100 * count / self.seen for count in self._correct.tolist())
         return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
 

@@ -1,83 +1,77 @@
-"""One optimisation step, eager or compiled, for train.py and the benchmark alike."""
+"""The training step as it is run: as it stands, or with its loss compiled."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from objective.objective import Objective
 from utils.device import synchronise
 from utils.errors import UserError
-from utils.precision import autocast, gradient_scaler
+
+# (images, targets) -> (objective, loss, logits)
+BatchFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass
-class Compiling:
+class CompileTime:
     """The steps that compiled: their time in seconds and the images in them."""
 
     seconds: float = 0.0
     images: int = 0
 
     def rate_without(self, images: int, seconds: float) -> float:
-        """Images per second of `images` in `seconds`, without these steps if others remain."""
+        """Return images per second of `images` in `seconds`, without these steps if others remain.
+
+        Args:
+            images: of all steps.
+            seconds: that all steps took.
+        """
         if images > self.images:
             images, seconds = images - self.images, seconds - self.seconds
         return images / seconds
 
-    def place(self, images: int) -> str:
-        """What `rate_without` makes of the compile time, for the log."""
+    def describe(self, images: int) -> str:
+        """Describe for the log what `rate_without` makes of the compile time."""
         if images > self.images:
-            return "not counted in images/s"
-        return "counted in images/s: every step of the epoch compiled"
+            return f"compiled in {self.seconds:.1f} s, not counted in images/s"
+        return (
+            f"compiled in {self.seconds:.1f} s, counted in images/s: every step of the epoch "
+            "compiled"
+        )
 
 
 class Step:
-    """Forward, objective, backward and update of one batch; nothing in it waits for the device.
+    """Runs a training step on batches; nothing in it waits for the device.
 
     Args:
-        model: in training mode when it is called.
-        optimizer: over the model's parameters.
-        objective: what is minimised.
-        precision: fp32, tf32, bf16 or fp16, of the layers; objective and gradients are float32.
-        device: the model's.
-        compiled: compile model and objective (torch.compile). The first step of each shape of batch
-            compiles, which `take_compile_time` tells.
-        graphs: compile with CUDA graphs; without effect on the CPU.
-
-    Attributes:
-        scaler: the loss scaler of fp16, whose state belongs into a checkpoint.
-
-    Raises:
-        UserError: there is no C++ compiler to compile with.
+        training_step: forward, loss, backward and update of one batch.
+        device: where it computes.
+        compiled: whether its loss was compiled. The first step of each shape of batch compiles;
+            `take_compile_time` returns how long that took.
+        graphs: whether it was compiled with CUDA graphs.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        precision: str,
+        training_step: BatchFunction,
         device: torch.device,
         compiled: bool = False,
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
-        self._optimizer, self._device, self._compiled = optimizer, device, compiled
-        self._graphs = compiled and graphs and device.type == "cuda"
-        self.scaler = gradient_scaler(precision, device)
-        self._compiling = Compiling()
+        self._training_step, self._device = training_step, device
+        self._compiled, self._graphs = compiled, compiled and graphs
+        self._compile_time = CompileTime()
         self._shapes: set[tuple[torch.Size, torch.Size]] = set()
-        self._forward = forward_function(model, objective, precision, device)
-        if compiled:
-            self._forward = compile_function(self._forward, device, self._graphs)
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step on images [B, C, H, W] and targets [B] or [B, K].
+        """Take one step on images [B, C, H, W] and targets [B] or [B, K].
 
         Returns:
             objective and loss (scalars) and logits [B, K], float32, detached.
@@ -89,59 +83,37 @@ class Step:
         results = self._run(images, targets)
         synchronise(self._device)
         self._shapes.add(shapes)
-        self._compiling.seconds += time.perf_counter() - begun
-        self._compiling.images += len(images)
+        self._compile_time.seconds += time.perf_counter() - begun
+        self._compile_time.images += len(images)
         return results
 
-    def take_compile_time(self) -> Compiling:
-        """What compiling has taken since the last call."""
-        taken, self._compiling = self._compiling, Compiling()
+    def take_compile_time(self) -> CompileTime:
+        """Return what compiling has taken since the last call."""
+        taken, self._compile_time = self._compile_time, CompileTime()
         return taken
 
     def _run(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Before the forward pass: no gradient of the last step is alive when CUDA graphs reuse
-        # their memory.
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
-        objective, loss, logits = self._forward(images, targets)
-        self.scaler.scale(objective).backward()
-        self.scaler.step(self._optimizer)
-        self.scaler.update()
-        results = objective.detach(), loss.detach(), logits.detach()
-        if self._graphs:  # the next step's graph overwrites them
-            results = tuple(result.clone() for result in results)
-        return results
+        if not self._graphs:
+            return self._training_step(images, targets)
+        torch.compiler.cudagraph_mark_step_begin()
+        objective, loss, logits = self._training_step(images, targets)
+        # The next step's graph overwrites them.
+        return objective.clone(), loss.clone(), logits.clone()
 
 
-def forward_function(
-    model: nn.Module, objective: Objective, precision: str, device: torch.device
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """(images, targets) -> (objective, loss, logits); a function, so that compiling it leaves the
-    names in the model's state_dict alone."""
-    context = autocast(precision, device)
-
-    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with context:
-            logits, features = model(images)
-        total, loss = objective(model, logits, features, targets)
-        return total, loss, logits
-
-    return forward
-
-
-def compile_function(function: Callable, device: torch.device, graphs: bool) -> Callable:
-    """torch.compile for fixed shapes: an epoch has two, of the full and of the last batch.
+def compile_function(function: BatchFunction, device: torch.device, graphs: bool) -> BatchFunction:
+    """Compile a function for fixed shapes: an epoch has two, of the full and of the last batch.
 
     With CUDA graphs where `graphs`. Raises UserError where there is no compiler.
     """
     check_compiler(device)
     mode = "reduce-overhead" if graphs else "default"
-    return torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
+    compiled: BatchFunction = torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse --compile where torch would fail in the midst of it. Raises UserError.
+    """Refuse `--compile` where torch would fail in the midst of it. Raises UserError.
 
     The CPU's kernels are C++; on a GPU Triton compiles its launchers with a C compiler.
     """
@@ -154,6 +126,12 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(f"--compile needs a compiler, but there is no {' or '.join(candidates)}")
 
 
-def is_compile_error(error: BaseException) -> bool:
-    """Whether torch.compile itself failed, e.g. since the compiler lacks a header."""
-    return type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
+def explain_compile_error(error: BaseException) -> str | None:
+    """Explain in one line that torch.compile itself failed, e.g. since a header is missing.
+
+    None for any other error.
+    """
+    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return None
+    reason = textwrap.shorten(str(error), 90, placeholder=" …")
+    return f"--compile: torch.compile failed here ({reason}); the run works without it"

@@ -112,7 +112,12 @@ def add_evaluation_flags(group: Any) -> None:
 
 
 def run_command(
-    program: str, body: Callable[[StopSignal], int], stopped: str, batch_size: int | None = None
+    program: str,
+    body: Callable[[StopSignal], int],
+    *,
+    stopped: str,
+    batch_size: int | None = None,
+    explain: Callable[[BaseException], str | None] = lambda error: None,
 ) -> int:
     """Run the body of a command and return its exit status.
 
@@ -124,6 +129,7 @@ def run_command(
         body: the command; its argument remembers a request to stop.
         stopped: the line that a stop before `StopSignal.wait_for_step` prints.
         batch_size: what to make smaller where memory is short; None: nothing.
+        explain: describes in one line a RuntimeError that a setting causes, else returns None.
     """
     try:
         with StopSignal(stopped) as stop:
@@ -134,16 +140,23 @@ def run_command(
     except UserError as error:
         message = str(error)
     except (MemoryError, RuntimeError) as error:
-        from utils.device import is_out_of_memory
-
-        if not is_out_of_memory(error):
+        explanation = explain(error) or _explain_memory(error, batch_size)
+        if explanation is None:
             raise
-        hint = f" with --batch_size {batch_size}: a smaller one may fit" if batch_size else ""
-        message = f"out of memory{hint}"
+        message = explanation
     except OSError as error:  # a log or an event file on a full disk
         message = f"{error.filename or 'writing'}: {error.strerror or error}"
     print_error(program, message)
     return MISTAKE
+
+
+def _explain_memory(error: BaseException, batch_size: int | None) -> str | None:
+    from utils.device import is_out_of_memory  # imports torch, which is there when it has failed
+
+    if not is_out_of_memory(error):
+        return None
+    hint = f" with --batch_size {batch_size}: a smaller one may fit" if batch_size else ""
+    return f"out of memory{hint}"
 
 
 def print_error(program: str, message: object) -> None:

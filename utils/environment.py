@@ -13,17 +13,17 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Versions of what computed the run, and the project's commit where it is a git checkout."""
     return {
         "python": platform.python_version(),
-        "processor": processor(),
+        "processor": name_processor(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
     }
 
 
-def processor() -> str:
+def name_processor() -> str:
     """The CPU's name, where the system tells it, and how many cores the machine has."""
     try:
         text = Path("/proc/cpuinfo").read_text()

@@ -25,7 +25,8 @@ class Entry:
         default_text: what the default is where it depends on other settings.
         why_idle: maps settings to the reason why a given value has no effect in them, or None.
         shapes: whether it shapes what a run learns, and so its identity.
-        builds: "data" or "model" where an evaluation must know it to build these again.
+        builds: "data" or "model" where an evaluation must know it to build these again, "initial
+            weights" where only the start of training does.
         before: the value that runs from before the setting existed had.
         short: how the name of a run in a grid shows it; None: not by itself.
         metavar: the value in `--help`; None: by its type.
@@ -92,8 +93,7 @@ class Table(BaseModel):
 
         Raises UserError that names what is missing or wrong.
         """
-        before = {name: e.before for name, e in cls.entries().items() if e.before is not NEW}
-        known = {key: value for key, value in {**before, **stored}.items() if key in cls.names()}
+        known = {k: v for k, v in cls.add_before(stored).items() if k in cls.names()}
         for name, field in cls.model_fields.items():
             if name not in known and field.default is not None and field.default is not False:
                 raise UserError(f"it has no {name!r}")
@@ -101,6 +101,12 @@ class Table(BaseModel):
             return cls.model_validate(known, strict=True)
         except ValidationError as error:
             raise UserError(f"{error.errors()[0]['loc'][0]}: {describe_error(error)}") from error
+
+    @classmethod
+    def add_before(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return stored settings with those that their version did not have yet."""
+        before = {name: e.before for name, e in cls.entries().items() if e.before is not NEW}
+        return {**before, **stored}
 
     def values(self, names: list[str] | None = None) -> dict[str, Any]:
         """Return the values of these settings, or of all, by name."""
