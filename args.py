@@ -27,7 +27,7 @@ from utils.cli import (
     Parser,
     Positive,
     Real,
-    name_of,
+    known,
 )
 from utils.errors import UserError
 from utils.settings import Table, setting
@@ -93,12 +93,12 @@ optimisation = partial(setting, "optimisation")
 class Settings(Table):
     """The settings of one run of train.py."""
 
-    model: name_of(NETWORKS, "model") = main("ResNet18", f"{', '.join(NETWORKS)}")
-    dataset: name_of(SOURCES, "data set") = main(
+    model: Annotated[str, known(NETWORKS, "model")] = main("ResNet18", f"{', '.join(NETWORKS)}")
+    dataset: Annotated[str, known(SOURCES, "data set")] = main(
         "digits", f"{', '.join(SOURCES)}; folder reads any image tree"
     )
-    loss: name_of(LOSSES, "loss") = main("BCE", ", ".join(LOSSES))
-    optimizer: name_of(OPTIMIZERS, "optimizer") = main("SGD", ", ".join(OPTIMIZERS))
+    loss: Annotated[str, known(LOSSES, "loss")] = main("BCE", ", ".join(LOSSES))
+    optimizer: Annotated[str, known(OPTIMIZERS, "optimizer")] = main("SGD", ", ".join(OPTIMIZERS))
     lr: Positive = main(0.01, "learning rate for batches of 128, scaled by batch_size/128")
     batch_size: Annotated[int, Field(ge=2, le=LARGEST_INTEGER)] = main(128, "images per step")
     epochs: Count = main(100, "epochs to train")
@@ -126,7 +126,7 @@ class Settings(Table):
     )
     tensorboard: bool = run(False, "also write metrics as TensorBoard events", shapes=False)
 
-    precision: name_of(PRECISIONS, "precision") = speed(
+    precision: Annotated[str, known(PRECISIONS, "precision")] = speed(
         "auto",
         "of the layers: fp32, bf16, on GPUs also tf32, fp16; auto: bf16 where it is faster",
         before="fp32",
@@ -162,7 +162,7 @@ class Settings(Table):
     test_sample_size: Count | None = data(
         None, "test images per class, the first N", default_text="all", builds="data"
     )
-    augment: name_of(AUGMENTATIONS, "augmentation") = data(
+    augment: Annotated[str, known(AUGMENTATIONS, "augmentation")] = data(
         "none",
         "; ".join(f"{name}: {each.help}" for name, each in AUGMENTATIONS.items() if name != "none"),
         short="{}",
@@ -197,7 +197,7 @@ class Settings(Table):
         builds="model",
     )
 
-    bias_mode: name_of(BIAS_MODES, "bias mode") = classifier(
+    bias_mode: Annotated[str, known(BIAS_MODES, "bias mode")] = classifier(
         "diverse", "diverse: one bias per class; unified: one for all; none", builds="model"
     )
     bias_init_mode: Annotated[int, Field(ge=0, le=7)] = classifier(
@@ -217,7 +217,7 @@ class Settings(Table):
         False, "fix the weight to a simplex ETF; needs at least K - 1 features", builds="model"
     )
 
-    schedule: name_of(SCHEDULES, "schedule") = optimisation(
+    schedule: Annotated[str, known(SCHEDULES, "schedule")] = optimisation(
         "cosine", f"{', '.join(SCHEDULES)}; set once per epoch"
     )
     epochs_warmup: Natural = optimisation(0, "epochs of linear rise before the schedule begins")
@@ -294,7 +294,7 @@ def complete(settings: Settings) -> Settings:
     Raises UserError.
     """
     settings.refuse_idle()
-    s, filled = settings, {}
+    s, filled = settings, dict[str, Any]()
     if s.epochs_warmup >= s.epochs:
         raise UserError(f"--epochs_warmup {s.epochs_warmup} must be below --epochs {s.epochs}")
     if s.schedule == "cosine" and s.min_lr > s.scaled_lr:

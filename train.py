@@ -57,19 +57,18 @@ def build_step(
     """Build the training step of a network; nothing in it waits for the device."""
     context = precision.autocast()
 
-    def compute_loss(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with context:
             logits, features = model(images)
         total, loss = objective(model.fc, logits, features, targets)
         return total, loss, logits
 
     graphs = graphs and precision.device.type == "cuda"
-    if compiled:
-        compute_loss = compile_function(compute_loss, precision.device, graphs)
+    run_forward = compile_function(forward, precision.device, graphs) if compiled else forward
 
     def training_step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        total, loss, logits = compute_loss(images, targets)
+        total, loss, logits = run_forward(images, targets)
         scaler.scale(total).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -203,7 +202,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     run = choose_run(settings)
     data = build_data(settings)
     torch.manual_seed(settings.seed)
-    model = build_network(settings, data).to(device, memory_format=precision.memory_format)
+    model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)
 
     run.open()

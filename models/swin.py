@@ -72,6 +72,9 @@ class WindowAttention(nn.Module):
         shift: by how many pixels the windows are shifted, 0 for not at all.
     """
 
+    index: Tensor
+    blocked: Tensor | None
+
     def __init__(self, channels: int, side: int, window: int, shift: int) -> None:
         super().__init__()
         self.side, self.window, self.shift = side, window, shift

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from objective import LOSSES
 from objective.decay import compute_decay
@@ -34,7 +35,7 @@ class Objective:
         self._smoothing, self._decays = smoothing, decays
 
     def __call__(
-        self, classifier: nn.Module, logits: Tensor, features: Tensor, targets: Tensor
+        self, classifier: Any, logits: Tensor, features: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return (objective, loss without decay terms) of one batch, float32 scalars.
 

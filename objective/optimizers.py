@@ -31,7 +31,8 @@ def build_optimizer(
         weight_decay: of all parameters but the classifier's bias.
         weight_decay_bias: of the classifier's bias.
     """
-    bias = model.fc.bias
+    classifier: Any = model.fc
+    bias = classifier.bias
     others = [p for p in model.parameters() if p.requires_grad and p is not bias]
     groups: Groups = [{"params": others, "weight_decay": weight_decay}]
     if bias is not None:

@@ -237,14 +237,12 @@ class Rebuilder:
 
     def model(self, run: TrainedRun) -> nn.Module:
         """Build a run's network on the device; its weights are those that were loaded last."""
-        data, memory_format = self.data(run), self.precision(run).memory_format
+        data, precision = self.data(run), self.precision(run)
         options = run.settings.values(["model", *Settings.names(builds="model")])
         model: nn.Module = self._build_once(
             "model",
-            (options, data.num_classes, data.image_shape, memory_format),
-            lambda: build_network(run.settings, data).to(
-                device=self._device, memory_format=memory_format
-            ),
+            (options, data.num_classes, data.image_shape, precision),
+            lambda: precision.place(build_network(run.settings, data)),
         )
         return model
 

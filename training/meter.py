@@ -69,8 +69,8 @@ class Meter:
         steps = slice(len(self._sizes) - len(self._pending), len(self._sizes))
         self._objectives[steps] = torch.stack(objectives)
         self._losses[steps] = torch.stack(losses)
-        targets = torch.cat(targets)
-        labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
+        all_targets = torch.cat(targets)
+        labels = all_targets.argmax(dim=1) if all_targets.ndim == 2 else all_targets
         self._correct += correct_counts(torch.cat(logits), labels)
         self._pending = []
 
@@ -79,7 +79,7 @@ class Meter:
         self._count()
         bad = (~torch.isfinite(self._objectives)).nonzero()
         if len(bad):
-            raise NonFiniteLoss(epoch, bad[0].item() + 1, learning_rate)
+            raise NonFiniteLoss(epoch, int(bad[0]) + 1, learning_rate)
 
     def read_mean_loss(self) -> float:
         self._count()

@@ -117,11 +117,10 @@ def check_compiler(device: torch.device) -> None:
 
     The CPU's kernels are C++; on a GPU Triton compiles its launchers with a C compiler.
     """
-    if device.type == "cuda":
-        given, names = os.environ.get("CC"), ("gcc", "clang", "cc")
-    else:
-        given, names = os.environ.get("CXX"), ("g++", "clang++")
-    candidates = (given,) if given else names
+    on_gpu = device.type == "cuda"
+    given = os.environ.get("CC" if on_gpu else "CXX")
+    names = ["gcc", "clang", "cc"] if on_gpu else ["g++", "clang++"]
+    candidates = [given] if given else names
     if not any(shutil.which(name) for name in candidates):
         raise UserError(f"--compile needs a compiler, but there is no {' or '.join(candidates)}")
 

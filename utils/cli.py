@@ -29,9 +29,14 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Factor = Annotated[Real, Field(ge=1)]
 
 
+def known(names: Iterable[str], kind: str) -> AfterValidator:
+    """Return what makes `Annotated[str, …]` a name found in any case, spelled as in `names`."""
+    return AfterValidator(lambda text: find_name(text, names, kind))
+
+
 def name_of(names: Iterable[str], kind: str) -> Any:
-    """Return the type of a name that is found in any case and stored as `names` spells it."""
-    return Annotated[str, AfterValidator(lambda text: find_name(text, names, kind))]
+    """Return the type of a name that is found in any case, spelled as in `names`."""
+    return Annotated[str, known(names, kind)]
 
 
 def check_value(kind: Any) -> Callable[[str], Any]:

@@ -14,7 +14,7 @@ from utils.errors import UserError
 PICTURES = (".png", ".pdf", ".svg")  # what matplotlib writes here
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     A kill or a full disk at any moment leaves the old file or the new one, never a part of one.

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from utils.errors import UserError
 
@@ -47,6 +48,11 @@ class Precision:
             )
             return context
         return contextlib.nullcontext()
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network to the device in this memory format, and return it."""
+        placed: nn.Module = model.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        return placed
 
     def build_scaler(self) -> torch.amp.GradScaler:
         """Build what scales the loss in fp16, where small gradients would be lost.
