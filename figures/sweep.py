@@ -3,55 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
-from figures.style import (
-    SCORES,
-    STYLE,
-)
+from figures.style import SCORES, STYLE
 
 
-@dataclass
+@dataclass(frozen=True)
 class SweepPoint:
-    """One setting of a sweep: predicted and found values by name, a prediction None where any."""
+    """One setting of a sweep.
+
+    Attributes:
+        value: of the swept setting.
+        predicted: the exact minimum's positive_score, negative_score and bias; None where none is
+            claimed.
+        found: the same of the minimum found, and NAME_min and NAME_max of each.
+    """
 
     value: float
-    predicted: dict[str, float | None]
-    found: dict[str, float]
+    predicted: Mapping[str, float | None]
+    found: Mapping[str, float]
 
 
-def sweep_figure(loss: str, swept: str, points: Sequence[SweepPoint]) -> plt.Figure:
-    """Scores and bias over the settings of a sweep: prediction as lines, found values as marks."""
+def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt.Figure:
+    """Draw scores and bias over a sweep: predictions as lines, found values as marks.
+
+    Args:
+        title: above the axes.
+        axis_label: the swept setting.
+        points: in the order of the axis; they are drawn at equal distances.
+    """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.6, 3.2))
         places = range(len(points))
-        for key, (title, colour, marker) in SCORES.items():
-            expected = [point.predicted[key] for point in points]
+        for name, (score_title, colour, marker) in SCORES.items():
+            expected = [point.predicted[name] for point in points]
             line = [math.nan if value is None else value for value in expected]
             axis.plot(places, line, color=colour, linestyle="--", linewidth=1.4)
-            found = [point.found[key] for point in points]
-            reach = [
-                [abs(point.found[f"{key}_{end}"] - point.found[key]) for point in points]
-                for end in ("min", "max")
-            ]
             axis.errorbar(
                 places,
-                found,
-                yerr=reach,
+                [point.found[name] for point in points],
+                yerr=[_list_distances(points, name, end) for end in ("min", "max")],
                 color=colour,
                 marker=marker,
                 markersize=6,
                 linestyle="none",
                 capsize=3,
-                label=f"{title}, found",
+                label=f"{score_title}, found",
             )
         axis.plot([], [], color="black", linestyle="--", linewidth=1.4, label="exact prediction")
         axis.set_xticks(places, [f"{point.value:g}" for point in points])
-        names = {"bias_decay": "decay of the bias", "bias_init_mean": "initial mean of the bias"}
-        axis.set_xlabel(names[swept])
-        axis.set_title(f"{loss}: minimum of the unconstrained-feature model")
+        axis.set_xlabel(axis_label)
+        axis.set_title(title)
         figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _list_distances(points: Sequence[SweepPoint], name: str, end: str) -> list[float]:
+    """Return how far each point's minimum or maximum is from its mean."""
+    return [abs(point.found[f"{name}_{end}"] - point.found[name]) for point in points]

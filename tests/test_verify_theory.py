@@ -1,6 +1,8 @@
 """verify_theory.py, and the predictions that eval_nc.py shows: the commands and what they write."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -10,8 +12,9 @@ import train
 import verify_theory
 from args import parse_train_args
 from rundir.prediction import predict_run
-from tests.helpers import assert_mistake, run
+from tests.helpers import ROOT, assert_mistake, run
 from theory.minimum import predict
+from theory.setting import SWEEPS
 from utils.files import read_csv
 
 SMALL = ["--num_classes", 4, "--samples_per_class", 3]
@@ -50,7 +53,7 @@ def test_the_classifiers_nc2_is_predicted_in_the_shifted_regime(capsys, tmp_path
     assert content["found"]["nc2"] == pytest.approx(content["predicted"]["nc2"], abs=1e-6)
 
 
-def test_a_disagreement_is_told_by_the_exit_status(capsys):
+def test_a_disagreement_ends_with_status_1(capsys):
     status, said = verify(capsys, *SMALL, "--tolerance", 1e-14)
     assert status == 1
     assert "DISAGREE" in said.out
@@ -77,7 +80,7 @@ def test_a_sweep_is_drawn_and_agrees(capsys, tmp_path, sweep):
     path = tmp_path / "sweep.png"
     status, said = verify(capsys, *SMALL, "--sweep", sweep, "--plot", path)
     assert status == 0
-    assert len(said.out.splitlines()) == 3 + len(verify_theory.SWEEPS[sweep]) + 2
+    assert len(said.out.splitlines()) == 3 + len(SWEEPS[sweep].values) + 2
     Image.open(path).verify()
 
 
@@ -110,6 +113,7 @@ def test_one_setting_can_be_drawn(capsys, tmp_path):
         (["--plot", ""], "not the name of a file"),
         (["--samples_per_class", 1, "--imbalance_factor", 3], "all classes have one sample"),
         (["--json", "no/x.json"], "not a directory"),
+        (["--weight_decay", 1e-150, "--feature_decay_rate", 1e-150], "between 1e-200 and 1e200"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, flags, words):
@@ -121,7 +125,16 @@ def test_mistakes(tmp_path, monkeypatch, capsys, flags, words):
 
 
 def test_a_mistake_at_the_command_line():
-    assert_mistake(run("verify_theory.py", "--loss", "MSE"), "--loss")
+    assert_mistake(run("verify_theory.py", "--loss", "MSE"), "--loss", "CE, BCE")
+
+
+def test_mistakes_between_flags_are_found_without_torch():
+    code = "import sys, verify_theory as v; print(v.main(sys.argv[1:]), 'torch' in sys.modules)"
+    flags = ["--sweep", "bias_init_mean", "--bias_init_mean", "1"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stdout == "2 False\n", result.stderr
 
 
 def settings(*flags):

@@ -1,13 +1,12 @@
 """The exact minimum of the unconstrained-feature model: what scores, bias and loss to expect.
 
-Problem (1) of the paper: K classes, n samples each, features h ∈ R^d, classifier rows w_k, biases
-b, logits z = W h − b,
+Problem (1) of the paper (Li, Xiao, Shen, ICML 2025): K classes, n samples each, features h ∈ R^d,
+classifier rows w_k, biases b, logits z = W h − b,
 
     min over W, H, b of  (1/N) Σ_i L(z_i, y_i) + λ_W/2 ‖W‖²_F + λ_H/2 ‖H‖²_F + λ_b/2 ‖b‖²
 
 with L the cross-entropy or the binary cross-entropy summed over classes. docs/theory.md derives
-what is computed here. It holds for balanced classes and d ≥ K features (d ≥ K − 1 in the regime
-"etf").
+the formulas. They hold for balanced classes and d ≥ K features (d ≥ K − 1 in the regime "etf").
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.optimize import brentq
-from scipy.special import expit
-
-PRECISION = 1e-14  # of the roots, relative and absolute
+from theory.losses import EXACT_LOSSES
+from theory.reduced import compute_bias_slope, solve_offset
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,15 @@ class Prediction:
         positive_score: w_y·h of every sample, the bias not subtracted.
         negative_score: w_j·h of every sample, j ≠ y.
         bias: every entry of b; None where any common value is a minimum (CE without bias decay:
-            it keeps the mean it was initialised with).
+            the bias keeps its initial mean).
         common_shift: s, by which a direction common to all classes lowers every score.
         loss_value: the minimum, regularisation included.
         data_loss: the same without regularisation.
         weight_norm_squared: ‖W‖²_F.
-        regime: "etf" where s = 0 (classifier and class means are simplex ETFs); "shifted" where the
-            rows of W share a mean and only the class means are one.
-        bias_separates: negative_score < bias < positive_score; None where the bias is.
-        min_feature_dim: the d from which on this is the minimum: K in the regime "shifted", else
+        regime: "etf" where s = 0 (classifier and class means are simplex ETFs); "shifted" where
+            the rows of W share a mean and only the class means are a simplex ETF.
+        bias_separates: negative_score < bias < positive_score; None where the bias is None.
+        min_feature_dim: the smallest d that this minimum needs: K in the regime "shifted", else
             K − 1; 1 where the features of all classes have collapsed into one (κ ≥ 1).
     """
 
@@ -62,35 +59,34 @@ def predict(
     num_classes: int,
     samples_per_class: float,
     weight_decay: float,
-    feature_decay: float,
-    bias_decay: float,
+    feature_decay_rate: float,
+    weight_decay_bias: float,
 ) -> Prediction:
-    """The exact minimum of problem (1) for `loss` "CE" or "BCE".
+    """Return the exact minimum of problem (1).
 
     Args:
+        loss: a name of `theory.losses.EXACT_LOSSES`.
         num_classes: K ≥ 2.
         samples_per_class: n > 0, of the N = nK samples that share one regularised objective. For
             mini-batches of B samples it is B/K and may be fractional.
-        weight_decay, feature_decay: λ_W, λ_H > 0.
-        bias_decay: λ_b ≥ 0.
+        weight_decay: λ_W > 0.
+        feature_decay_rate: λ_H > 0.
+        weight_decay_bias: λ_b ≥ 0.
 
     Raises:
-        ValueError: a value out of its range, by its name.
+        ValueError: a value is out of its range; the message names it.
     """
-    _check(loss, num_classes, samples_per_class, weight_decay, feature_decay, bias_decay)
-    coupling = math.sqrt(samples_per_class * weight_decay * feature_decay)
+    if loss not in EXACT_LOSSES:
+        raise ValueError(f"loss is {loss!r}: it must be one of {', '.join(EXACT_LOSSES)}")
+    _check_sizes(num_classes, samples_per_class)
+    _check_decays(samples_per_class, weight_decay, feature_decay_rate, weight_decay_bias)
+    coupling = math.sqrt(samples_per_class * weight_decay * feature_decay_rate)
     cost = num_classes * coupling  # κ, the price of a unit of amplitude or of shift
-    if loss == "CE":
-        amplitude, shift = _ce_amplitude(num_classes, cost), 0.0
-        bias = 0.0 if bias_decay > 0 else None
-    else:
-        amplitude, offset = _bce_minimum(num_classes, cost, bias_decay, shift_allowed=True)
-        bias = _clip(offset, coupling / bias_decay) if bias_decay > 0 else offset
-        shift = offset - bias
+    exact = EXACT_LOSSES[loss]
+    amplitude, bias, shift = exact.solve(num_classes, coupling, weight_decay_bias)
     positive, negative = amplitude - shift, -amplitude / (num_classes - 1) - shift
-    data_loss = _data_loss(loss, num_classes, positive, negative, bias or 0.0)
-    decay = cost * (amplitude + abs(shift)) + bias_decay * num_classes * (bias or 0.0) ** 2 / 2
-    regime = "shifted" if shift else "etf"
+    data_loss = exact.evaluate_collapsed(num_classes, positive, negative, bias or 0.0)
+    bias_decay = weight_decay_bias * num_classes * (bias or 0.0) ** 2 / 2
     return Prediction(
         loss=loss,
         num_classes=num_classes,
@@ -98,150 +94,90 @@ def predict(
         negative_score=negative,
         bias=bias,
         common_shift=shift,
-        loss_value=data_loss + decay,
+        loss_value=data_loss + (cost * (amplitude + abs(shift)) + bias_decay),
         data_loss=data_loss,
         # λ_W ‖W‖² and λ_H ‖H‖² are equal at the minimum, and their half sum is κ(a + |s|).
         weight_norm_squared=cost * (amplitude + abs(shift)) / weight_decay,
-        regime=regime,
+        regime="shifted" if shift else "etf",
         bias_separates=None if bias is None else negative < bias < positive,
-        min_feature_dim=_dimensions(num_classes, amplitude, shift),
+        min_feature_dim=_count_dimensions(num_classes, amplitude, shift),
     )
 
 
-def theorem2_bias(
+def solve_theorem2(
     num_classes: int,
     samples_per_class: float,
     weight_decay: float,
-    feature_decay: float,
-    bias_decay: float,
+    feature_decay_rate: float,
+    weight_decay_bias: float,
 ) -> float:
-    """The bias that the paper's Theorem 2, equation (2), gives for BCE.
+    """Return the bias that the paper's Theorem 2, equation (2), gives for BCE.
 
     The b that solves λ_b b = (K−1)/(K(1+exp(b + a/(K−1)))) − 1/(K(1+exp(a−b))) at the best
     amplitude a without a common shift. It is the minimum's only where |b| ≤ √(n λ_W λ_H)/λ_b, the
-    regime "etf" of `predict`. Takes and raises what `predict` does.
+    regime "etf" of `predict`. Arguments and errors are those of `predict`.
     """
-    _check("BCE", num_classes, samples_per_class, weight_decay, feature_decay, bias_decay)
-    cost = num_classes * math.sqrt(samples_per_class * weight_decay * feature_decay)
-    return _bce_minimum(num_classes, cost, bias_decay, shift_allowed=False)[1]
+    _check_sizes(num_classes, samples_per_class)
+    _check_decays(samples_per_class, weight_decay, feature_decay_rate, weight_decay_bias)
+    cost = num_classes * math.sqrt(samples_per_class * weight_decay * feature_decay_rate)
+    return solve_offset(num_classes, cost, weight_decay_bias, shift_allowed=False)[1]
 
 
-def theorem2_separates(num_classes: int, amplitude: float, bias_decay: float) -> bool:
-    """Condition (3): whether the b of equation (2) lies between the scores −a/(K−1) and a.
+def is_separated_by_theorem2(num_classes: int, amplitude: float, weight_decay_bias: float) -> bool:
+    """Whether the b of equation (2) lies between the scores −a/(K−1) and a: condition (3).
 
-    The two sides of (2) cross once, its left rising and its right falling in b; so b < a where the
-    left is above the right at a, and b > −a/(K−1) where it is below it there.
+    The two sides of (2) cross once: the left side rises in b, the right side falls. So b < a where
+    the left is above the right at a, and b > −a/(K−1) where it is below it there.
+
+    Args:
+        num_classes: K ≥ 2.
+        amplitude: a.
+        weight_decay_bias: λ_b ≥ 0.
+
+    Raises:
+        ValueError: a value is out of its range; the message names it.
     """
-    _check("BCE", num_classes, 1, 1, 1, bias_decay)
+    _check_sizes(num_classes, 1)
+    _check_decays(1, 1, 1, weight_decay_bias)
     negative = -amplitude / (num_classes - 1)
     return bool(
-        _bias_slope(amplitude, num_classes, amplitude, bias_decay) > 0
-        and _bias_slope(negative, num_classes, amplitude, bias_decay) < 0
+        compute_bias_slope(amplitude, num_classes, amplitude, weight_decay_bias) > 0
+        and compute_bias_slope(negative, num_classes, amplitude, weight_decay_bias) < 0
     )
 
 
-def _bias_slope(bias: float, num_classes: int, amplitude: float, bias_decay: float) -> float:
-    """K times left minus right of equation (2): the objective's slope in b."""
-    pull = expit(bias - amplitude) - (num_classes - 1) * expit(
-        -amplitude / (num_classes - 1) - bias
-    )
-    return pull + bias_decay * num_classes * bias
-
-
-def _ce_amplitude(num_classes: int, cost: float) -> float:
-    """a = x (K−1)/K with x = −ln(κ/(K − κ(K−1))); 0 from κ = 1 on."""
-    if cost >= 1:
-        return 0.0
-    difference = -math.log(cost / (num_classes - cost * (num_classes - 1)))
-    return difference * (num_classes - 1) / num_classes
-
-
-def _bce_minimum(
-    num_classes: int, cost: float, bias_decay: float, *, shift_allowed: bool
-) -> tuple[float, float]:
-    """The minimising amplitude a ≥ 0 and offset u = b + s.
-
-    The objective depends on b and s through u but for their price, whose least for a given u is
-    λ_b K b²/2 at b = u while that is cheaper than a shift, and rises by κ per unit from there.
-    What is left is convex in (a, u): u solves its own slope for each a, and the slope in a, taken
-    along these u, rises in a.
-    """
-    if cost >= 1:
-        return 0.0, _offset(0.0, num_classes, cost, bias_decay, shift_allowed)
-
-    def slope(amplitude: float) -> float:
-        offset = _offset(amplitude, num_classes, cost, bias_decay, shift_allowed)
-        wrong = expit(offset - amplitude) + expit(-amplitude / (num_classes - 1) - offset)
-        return cost - wrong
-
-    upper = 1.0
-    while slope(upper) < 0:
-        upper *= 2
-    amplitude = brentq(slope, 0.0, upper, xtol=PRECISION, rtol=4 * PRECISION)
-    return amplitude, _offset(amplitude, num_classes, cost, bias_decay, shift_allowed)
-
-
-def _offset(
-    amplitude: float, num_classes: int, cost: float, bias_decay: float, shift_allowed: bool
-) -> float:
-    """The best u for an amplitude: the root of a rising function of u."""
-
-    def slope(offset: float) -> float:
-        pull = _bias_slope(offset, num_classes, amplitude, 0.0)
-        price = bias_decay * num_classes * offset
-        return pull + (_clip(price, cost) if shift_allowed else price)
-
-    low, high = -1.0, 1.0
-    while slope(low) > 0:
-        low *= 2
-    while slope(high) < 0:
-        high *= 2
-    return brentq(slope, low, high, xtol=PRECISION, rtol=4 * PRECISION)
-
-
-def _dimensions(num_classes: int, amplitude: float, shift: float) -> int:
-    """How many the class means span: K − 1 of the ETF, one of the common direction."""
+def _count_dimensions(num_classes: int, amplitude: float, shift: float) -> int:
+    """Return how many dimensions the class means span: K − 1 of the ETF, one of the shift."""
     etf = num_classes - 1 if amplitude > 0 else 0
     return max(1, etf + (1 if shift else 0))
 
 
-def _data_loss(loss: str, num_classes: int, positive: float, negative: float, bias: float) -> float:
-    if loss == "CE":
-        return math.log1p((num_classes - 1) * math.exp(negative - positive))
-    return _softplus(bias - positive) + (num_classes - 1) * _softplus(negative - bias)
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def _clip(value: float, bound: float) -> float:
-    return max(-bound, min(bound, value))
-
-
-def _check(
-    loss: str,
-    num_classes: int,
-    samples_per_class: float,
-    weight_decay: float,
-    feature_decay: float,
-    bias_decay: float,
-) -> None:
-    if loss not in ("CE", "BCE"):
-        raise ValueError(f"loss is {loss!r}: the theory is of CE and BCE")
+def _check_sizes(num_classes: int, samples_per_class: float) -> None:
     if not num_classes >= 2 or num_classes % 1:
         raise ValueError(f"num_classes is {num_classes}: it must be a whole number from 2 on")
-    positives = {
-        "samples_per_class": samples_per_class,
-        "weight_decay": weight_decay,
-        "feature_decay": feature_decay,
-    }
-    for name, value in positives.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}: it must be above 0 and finite")
-    if not 1e-200 < samples_per_class * weight_decay * feature_decay < 1e200:
+    _check_positive("samples_per_class", samples_per_class)
+
+
+def _check_decays(
+    samples_per_class: float,
+    weight_decay: float,
+    feature_decay_rate: float,
+    weight_decay_bias: float,
+) -> None:
+    _check_positive("weight_decay", weight_decay)
+    _check_positive("feature_decay_rate", feature_decay_rate)
+    if not 1e-200 < samples_per_class * weight_decay * feature_decay_rate < 1e200:
         raise ValueError(
-            "samples_per_class · weight_decay · feature_decay is out of float64's comfortable range"
+            "samples_per_class · weight_decay · feature_decay_rate is "
+            f"{samples_per_class * weight_decay * feature_decay_rate}: it must be between 1e-200 "
+            "and 1e200"
         )
-    if not 0 <= bias_decay < math.inf:
-        raise ValueError(f"bias_decay is {bias_decay}: it must be at least 0 and finite")
+    if not 0 <= weight_decay_bias < math.inf:
+        raise ValueError(
+            f"weight_decay_bias is {weight_decay_bias}: it must be at least 0 and finite"
+        )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}: it must be above 0 and finite")

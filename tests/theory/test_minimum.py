@@ -1,4 +1,4 @@
-"""The theory against the paper's figures, minima found by scipy, and the model minimised freely."""
+"""The theory against its published setting, minima found by scipy, and the free model's minimum."""
 
 import math
 import warnings
@@ -9,10 +9,12 @@ import torch
 from scipy.optimize import approx_fprime, minimize, minimize_scalar
 
 from metrics.neural_collapse import neural_collapse
+from objective import LOSSES as REGISTERED
 from objective.decay import regularisation
 from objective.losses import LOSSES
+from theory.losses import EXACT_LOSSES
 from theory.minimiser import Problem, minimise
-from theory.minimum import predict, theorem2_bias, theorem2_separates
+from theory.minimum import is_separated_by_theorem2, predict, solve_theorem2
 
 # K, n, λ_W, λ_H, λ_b of BCE, in each regime.
 ETF = [
@@ -31,18 +33,18 @@ SHIFTED = [
 ]
 
 
-def price(num_classes, samples_per_class, weight_decay, feature_decay):
-    return num_classes * math.sqrt(samples_per_class * weight_decay * feature_decay)
+def price(num_classes, samples_per_class, weight_decay, feature_decay_rate):
+    return num_classes * math.sqrt(samples_per_class * weight_decay * feature_decay_rate)
 
 
 def bce_objective(setting, amplitude, bias, shift):
-    """The three-variable objective of the paper's facts, section 7, for BCE."""
-    num_classes, *decays, bias_decay = setting
+    """The objective of BCE in three variables (docs/theory.md)."""
+    num_classes, *decays, weight_decay_bias = setting
     return (
         np.logaddexp(0, bias + shift - amplitude)
         + (num_classes - 1) * np.logaddexp(0, -amplitude / (num_classes - 1) - bias - shift)
         + price(num_classes, *decays) * (amplitude + abs(shift))
-        + bias_decay * num_classes * bias**2 / 2
+        + weight_decay_bias * num_classes * bias**2 / 2
     )
 
 
@@ -72,7 +74,7 @@ def amplitude_of(prediction):
     return (prediction.positive_score - prediction.negative_score) * share
 
 
-# The paper's facts, section 7: a mini-batch of 128 with λ_W = λ_H = 5e-4.
+# The published setting of docs/theory.md: a mini-batch of 128 with λ_W = λ_H = 5e-4.
 TABLE = [
     (10, "CE", 0.0, "5.679", "-0.631", None),
     (10, "CE", 5e-4, "5.679", "-0.631", "0.000"),
@@ -87,13 +89,10 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "loss", "bias_decay", *("positive", "negative", "bias")), TABLE
-)
-def test_the_papers_table_to_its_printed_digits(
-    num_classes, loss, bias_decay, positive, negative, bias
-):
-    found = predict(loss, num_classes, 128 / num_classes, 5e-4, 5e-4, bias_decay)
+@pytest.mark.parametrize("row", TABLE)
+def test_the_table_of_the_published_setting_to_its_printed_digits(row):
+    num_classes, loss, weight_decay_bias, positive, negative, bias = row
+    found = predict(loss, num_classes, 128 / num_classes, 5e-4, 5e-4, weight_decay_bias)
     assert f"{found.positive_score:.3f}" == positive
     assert f"{found.negative_score:.3f}" == negative
     assert (None if found.bias is None else f"{found.bias:.3f}") == bias
@@ -245,16 +244,16 @@ def test_a_shift_is_possible_without_an_amplitude():
     assert [0, found.bias, found.common_shift] == pytest.approx(point, abs=1e-4)
 
 
-@pytest.mark.parametrize("bias_decay", [0.0, 1e-3, 0.7])
-def test_two_classes(bias_decay):
+@pytest.mark.parametrize("weight_decay_bias", [0.0, 1e-3, 0.7])
+def test_two_classes(weight_decay_bias):
     """Scores ±a, bias 0; a logistic regression on 2a with CE, on a twice with BCE."""
     cost = price(2, 3, 1e-3, 2e-3)
-    bce = predict("BCE", 2, 3, 1e-3, 2e-3, bias_decay)
+    bce = predict("BCE", 2, 3, 1e-3, 2e-3, weight_decay_bias)
     assert bce.regime == "etf"
     assert bce.bias == pytest.approx(0, abs=1e-12)
     assert bce.positive_score == pytest.approx(math.log(2 / cost - 1))  # 2 σ(−a) = κ
     assert bce.negative_score == pytest.approx(-bce.positive_score)
-    ce = predict("CE", 2, 3, 1e-3, 2e-3, bias_decay)
+    ce = predict("CE", 2, 3, 1e-3, 2e-3, weight_decay_bias)
     assert ce.positive_score == pytest.approx(math.log(2 / cost - 1) / 2)  # 2 σ(−2a) = κ
 
 
@@ -272,8 +271,8 @@ def test_fractional_samples_per_class(loss):
 
 @pytest.mark.parametrize("setting", ETF + SHIFTED)
 def test_theorem_2(setting):
-    num_classes, *decays, bias_decay = setting
-    bias = theorem2_bias(*setting)
+    num_classes, *decays, weight_decay_bias = setting
+    bias = solve_theorem2(*setting)
     cost = price(num_classes, *decays)
     # Its amplitude is the best for that bias without a shift: found here on its own.
     best = minimize_scalar(
@@ -292,14 +291,14 @@ def test_theorem_2(setting):
     assert low == pytest.approx(best.x, abs=1e-4)
     right = (num_classes - 1) / (num_classes * (1 + math.exp(bias + low / (num_classes - 1))))
     right -= 1 / (num_classes * (1 + math.exp(low - bias)))
-    assert bias_decay * bias == pytest.approx(right, abs=1e-12)
+    assert weight_decay_bias * bias == pytest.approx(right, abs=1e-12)
     found = predict("BCE", *setting)
     if found.regime == "etf":
         assert bias == pytest.approx(found.bias, abs=1e-11)
         assert low == pytest.approx(found.positive_score, abs=1e-9)
     else:
         assert bias > 1.05 * found.bias
-        assert bias_decay * bias > cost / num_classes
+        assert weight_decay_bias * bias > cost / num_classes
         # The theorem's point is the best without a shift, and dearer than that with one.
         assert bce_objective(setting, low, bias, 0.0) > found.loss_value + 1e-9
 
@@ -310,25 +309,25 @@ def test_condition_3_against_the_bias_of_equation_2():
     for _ in range(300):
         num_classes = int(generator.integers(2, 60))
         amplitude = float(generator.uniform(0.01, 12))
-        bias_decay = float(generator.choice([0, 10 ** generator.uniform(-5, 0)]))
+        weight_decay_bias = float(generator.choice([0, 10 ** generator.uniform(-5, 0)]))
         low, high = -100.0, 100.0
         for _ in range(100):
             bias = (low + high) / 2
             right = (num_classes - 1) / (1 + math.exp(bias + amplitude / (num_classes - 1)))
             right = (right - 1 / (1 + math.exp(amplitude - bias))) / num_classes
-            low, high = (low, bias) if bias_decay * bias > right else (bias, high)
+            low, high = (low, bias) if weight_decay_bias * bias > right else (bias, high)
         separates = -amplitude / (num_classes - 1) < bias < amplitude
-        assert theorem2_separates(num_classes, amplitude, bias_decay) is separates
+        assert is_separated_by_theorem2(num_classes, amplitude, weight_decay_bias) is separates
         seen[separates] += 1
     assert min(seen.values()) > 30
 
 
 @pytest.mark.parametrize("setting", ETF + SHIFTED)
-def test_bias_separates_is_told_of_the_prediction(setting):
+def test_bias_separates_follows_from_the_scores(setting):
     found = predict("BCE", *setting)
     assert found.bias_separates is (found.negative_score < found.bias < found.positive_score)
     if found.regime == "etf":
-        separates = theorem2_separates(setting[0], found.positive_score, setting[4])
+        separates = is_separated_by_theorem2(setting[0], found.positive_score, setting[4])
         assert found.bias_separates is separates
 
 
@@ -356,16 +355,16 @@ def predicted_point(prediction, samples_per_class, dim, seed=0):
 
 
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
-@pytest.mark.parametrize("bias_decay", [0.0, 1e-5, 5e-3, 0.8])
+@pytest.mark.parametrize("weight_decay_bias", [0.0, 1e-5, 5e-3, 0.8])
 @pytest.mark.parametrize(("num_classes", "count"), [(2, 3), (4, 1), (10, 7)])
 @pytest.mark.parametrize("extra", [0, 9])
-def test_the_predicted_point_is_stationary(loss, bias_decay, num_classes, count, extra):
-    decays = 7e-4, 2e-3, bias_decay
+def test_the_predicted_point_is_stationary(loss, weight_decay_bias, num_classes, count, extra):
+    decays = 7e-4, 2e-3, weight_decay_bias
     found = predict(loss, num_classes, count, *decays)
     dim = num_classes + extra
     problem = Problem(loss, [count] * num_classes, dim, *decays)
     point = predicted_point(found, count, dim)
-    value, gradient = problem.value_and_gradient(point)
+    value, gradient = problem.evaluate(point)
     assert value == pytest.approx(found.loss_value, rel=1e-10)
     assert np.abs(gradient).max() <= 1e-9
     weight, features, _ = problem.split(point)
@@ -377,7 +376,7 @@ def test_the_predicted_point_is_stationary(loss, bias_decay, num_classes, count,
 def test_the_etf_regime_needs_one_dimension_less():
     found = predict("BCE", 5, 2, 1e-3, 1e-3, 0)
     problem = Problem("BCE", [2] * 5, found.min_feature_dim, 1e-3, 1e-3, 0)
-    value, gradient = problem.value_and_gradient(predicted_point(found, 2, 4))
+    value, gradient = problem.evaluate(predicted_point(found, 2, 4))
     assert value == pytest.approx(found.loss_value, rel=1e-10)
     assert np.abs(gradient).max() <= 1e-9
     # Without that dimension the shifted regime's minimum is out of reach.
@@ -390,17 +389,22 @@ def test_the_etf_regime_needs_one_dimension_less():
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
 def test_the_models_gradient_against_finite_differences(loss):
     problem = Problem(loss, [2, 1, 3], 4, 0.03, 0.02, 0.1)  # classes need not be balanced
-    point = 2 * problem.start(1, 0.5)
-    _, gradient = problem.value_and_gradient(point)
-    numeric = approx_fprime(point, lambda x: problem.value_and_gradient(x)[0], 1e-7)
+    point = 2 * problem.draw_start(1, 0.5)
+    _, gradient = problem.evaluate(point)
+    numeric = approx_fprime(point, lambda x: problem.evaluate(x)[0], 1e-7)
     assert gradient == pytest.approx(numeric, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["CE", "BCE"])
+def test_the_theory_covers_the_losses_of_which_the_registry_says_so():
+    covered = [name for name, loss in REGISTERED.items() if loss.has_exact_minimum]
+    assert covered == list(EXACT_LOSSES)
+
+
+@pytest.mark.parametrize("loss", EXACT_LOSSES)
 def test_the_models_loss_and_gradient_are_those_of_training(loss):
     decays = 0.03, 0.02, 0.1
     problem = Problem(loss, [4, 2, 3], 5, *decays)
-    point = 3 * problem.start(2, -0.5)
+    point = 3 * problem.draw_start(2, -0.5)
     weight, features, bias = (
         torch.tensor(part, requires_grad=True) for part in problem.split(point)
     )
@@ -409,7 +413,7 @@ def test_the_models_loss_and_gradient_are_those_of_training(loss):
     # In float32, as in training: equal to about 1e-7.
     total = total + regularisation(features, weight, bias, *decays)
     total.backward()
-    value, gradient = problem.value_and_gradient(point)
+    value, gradient = problem.evaluate(point)
     assert value == pytest.approx(total.item(), rel=1e-6)
     expected = torch.cat([part.grad.ravel() for part in (weight, features, bias)])
     assert gradient == pytest.approx(expected.numpy(), abs=1e-6)
@@ -427,9 +431,9 @@ def drawn_settings(count=40):
         num_classes = min(50, int(log_uniform(2, 51)))
         samples_per_class = min(20, int(log_uniform(1, 21)))
         decays = log_uniform(1e-4, 5e-2), log_uniform(1e-4, 5e-2)
-        bias_decay = (0.0, log_uniform(1e-5, 1), float(generator.uniform(0, 1)))[index % 3]
+        weight_decay_bias = (0.0, log_uniform(1e-5, 1), float(generator.uniform(0, 1)))[index % 3]
         dim = num_classes + int(generator.integers(0, 8))
-        setting = num_classes, samples_per_class, *decays, bias_decay
+        setting = num_classes, samples_per_class, *decays, weight_decay_bias
         settings.append((("CE", "BCE", "BCE")[index // 3 % 3], setting, dim))
     # The ends of the ranges, and κ just on either side of 1.
     settings[-4:] = [
@@ -441,6 +445,7 @@ def drawn_settings(count=40):
     return settings
 
 
+@pytest.mark.slow
 def test_prediction_and_minimisation_agree_on_drawn_settings():
     regimes, near_1 = [], 0
     for seed, (loss, setting, dim) in enumerate(drawn_settings()):
@@ -463,18 +468,18 @@ def test_prediction_and_minimisation_agree_on_drawn_settings():
 
 
 def test_ces_bias_keeps_the_mean_it_starts_with():
-    found = minimise(Problem("CE", [3] * 4, 5, 1e-2, 1e-2, 0), bias_mean=5.0)
+    found = minimise(Problem("CE", [3] * 4, 5, 1e-2, 1e-2, 0), bias_init_mean=5.0)
     assert np.ptp(found.bias) < 1e-5
     assert found.bias.mean() == pytest.approx(5, abs=1 / math.sqrt(5))
 
 
 @pytest.mark.parametrize(
-    ("loss", "bias_decay", "regime"),
+    ("loss", "weight_decay_bias", "regime"),
     [("CE", 0.0, "etf"), ("BCE", 0.0, "etf"), ("BCE", 0.5, "shifted")],
 )
-def test_the_found_features_collapse(loss, bias_decay, regime):
-    assert predict(loss, 6, 4, 5e-3, 5e-3, bias_decay).regime == regime
-    found = minimise(Problem(loss, [4] * 6, 8, 5e-3, 5e-3, bias_decay), starts=2)
+def test_the_found_features_collapse(loss, weight_decay_bias, regime):
+    assert predict(loss, 6, 4, 5e-3, 5e-3, weight_decay_bias).regime == regime
+    found = minimise(Problem(loss, [4] * 6, 8, 5e-3, 5e-3, weight_decay_bias), starts=2)
     assert found.gradient_norm < 1e-7
     assert found.iterations > 0
     arrays = found.features, found.labels, found.weight, found.bias
@@ -484,7 +489,7 @@ def test_the_found_features_collapse(loss, bias_decay, regime):
     assert metrics["nc3"] < 1e-4
     assert metrics["nc4"] == 0
     # Past the boundary the rows of W share a mean: W is an ETF no more.
-    expected = predict(loss, 6, 4, 5e-3, 5e-3, bias_decay)
+    expected = predict(loss, 6, 4, 5e-3, 5e-3, weight_decay_bias)
     etf = (expected.positive_score - expected.negative_score) * math.sqrt(5)
     cosine = etf / math.hypot(etf, 6 * expected.common_shift)
     assert metrics["nc2"] == pytest.approx(math.sqrt(2 - 2 * cosine), abs=1e-4)
@@ -503,8 +508,8 @@ GOOD = {
     "num_classes": 4,
     "samples_per_class": 3,
     "weight_decay": 1e-3,
-    "feature_decay": 1e-3,
-    "bias_decay": 0.1,
+    "feature_decay_rate": 1e-3,
+    "weight_decay_bias": 0.1,
 }
 
 
@@ -521,11 +526,11 @@ GOOD = {
         ("samples_per_class", math.inf),
         ("weight_decay", 0),
         ("weight_decay", -1e-3),
-        ("feature_decay", 0.0),
-        ("feature_decay", math.nan),
-        ("bias_decay", -0.1),
-        ("bias_decay", math.nan),
-        ("bias_decay", math.inf),
+        ("feature_decay_rate", 0.0),
+        ("feature_decay_rate", math.nan),
+        ("weight_decay_bias", -0.1),
+        ("weight_decay_bias", math.nan),
+        ("weight_decay_bias", math.inf),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
@@ -535,10 +540,10 @@ def test_values_out_of_range_are_named(name, value):
     del wrong["loss"]
     if name != "loss":
         with pytest.raises(ValueError, match=f"^{name} is {value!r}"):
-            theorem2_bias(**wrong)
-    if name in ("num_classes", "bias_decay"):
+            solve_theorem2(**wrong)
+    if name in ("num_classes", "weight_decay_bias"):
         with pytest.raises(ValueError, match=f"^{name} is {value!r}"):
-            theorem2_separates(wrong["num_classes"], 1.0, wrong["bias_decay"])
+            is_separated_by_theorem2(wrong["num_classes"], 1.0, wrong["weight_decay_bias"])
 
 
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
@@ -547,8 +552,8 @@ def test_values_out_of_range_are_named(name, value):
 def test_extreme_settings_are_finite(loss, decay, num_classes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for bias_decay in (0.0, 1e-12, 1e3):
-            found = predict(loss, num_classes, 0.01, decay, decay, bias_decay)
+        for weight_decay_bias in (0.0, 1e-12, 1e3):
+            found = predict(loss, num_classes, 0.01, decay, decay, weight_decay_bias)
             assert math.isfinite(found.loss_value)
             assert math.isfinite(found.positive_score)
             assert found.positive_score >= found.negative_score
