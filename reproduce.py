@@ -322,7 +322,7 @@ def theory_commands(args: argparse.Namespace, out: Path) -> list[list[str]]:
 def reproduce_theory(args: argparse.Namespace, out: Path, console: Console) -> int:
     """The sweeps of verify_theory.py, and the table of predicted, found and published scores."""
     import verify_theory
-    from reproduction.theory import theory_results
+    from reproduction.theory import compute_results
 
     begun = time.monotonic()
     disagree = False
@@ -332,7 +332,7 @@ def reproduce_theory(args: argparse.Namespace, out: Path, console: Console) -> i
         if status not in (0, 1):
             check(status, "verify_theory.py")
         disagree |= status == 1
-    results = theory_results((10, 100) if args.scale != "smoke" else (10,))
+    results = compute_results((10, 100) if args.scale != "smoke" else (10,))
     report = Report(
         experiment=args.experiment,
         scale=args.scale,

@@ -69,7 +69,7 @@ def _scores(settings: Mapping[str, Any]) -> dict[str, float | None]:
     if settings["optimizer"] != "AdamW" or settings["model"] != "Swin":
         return {}
     classes = {"cifar10": 10, "cifar100": 100}.get(settings["dataset"], 0)
-    values = published.scores(classes, settings["loss"], settings["weight_decay_bias"])
+    values = published.find_scores(classes, settings["loss"], settings["weight_decay_bias"])
     return dict(zip(SCORE_MEASURES, values, strict=True))
 
 

@@ -1,14 +1,16 @@
-"""The paper's published numbers (Li, Xiao, Shen, ICML 2025), to be held against.
+"""The paper's published numbers (Li, Xiao, Shen, ICML 2025), with which ours are compared.
 
 Accuracies are percent on the test set: top-1 and, where published, uniform accuracy.
 """
 
 from __future__ import annotations
 
-# (optimizer, augment) of the four columns of the accuracy table.
-COLUMNS = (("SGD", "DA1"), ("SGD", "DA1+DA2"), ("AdamW", "DA1"), ("AdamW", "DA1+DA2"))
+Scores = tuple[float | None, float | None, float | None]  # positive score, negative score, bias
 
-# (dataset, model, loss): (top-1, uniform accuracy) for each of COLUMNS.
+# (optimizer, augment) of the four columns of the accuracy table.
+ACCURACY_COLUMNS = (("SGD", "DA1"), ("SGD", "DA1+DA2"), ("AdamW", "DA1"), ("AdamW", "DA1+DA2"))
+
+# (dataset, model, loss): (top-1, uniform accuracy) for each of ACCURACY_COLUMNS.
 _TABLE = {
     ("cifar10", "ResNet18", "CE"): ((92.8, 85.2), (92.7, 89.1), (93.4, 89.0), (95.7, 94.3)),
     ("cifar10", "ResNet18", "BCE"): ((93.2, 91.9), (93.6, 91.9), (93.9, 93.4), (95.6, 95.2)),
@@ -26,7 +28,7 @@ _TABLE = {
 ACCURACY = {
     (*key, *column): pair
     for key, pairs in _TABLE.items()
-    for column, pair in zip(COLUMNS, pairs, strict=True)
+    for column, pair in zip(ACCURACY_COLUMNS, pairs, strict=True)
 }
 
 # (model, loss) on ImageNet-1K.
@@ -57,10 +59,10 @@ NC_CURVES = {
     ("BCE", "AdamW"): (0.01, 0.01),
 }
 
-# (classes, loss, λ_b) of the score figures with AdamW and Swin, read off: positive score, negative
-# score, bias. With CE they do not depend on λ_b, and without bias decay (λ_b = 0) the bias stays
-# where it began, which is no number to be held against (None).
-SCORES = {
+# (classes, loss, λ_b) of the score figures with AdamW and Swin, read off the figures. CE's scores
+# do not depend on λ_b (None in the key). Its bias is no number to compare: without bias decay
+# (λ_b = 0) it keeps its initial value.
+SCORE_FIGURES: dict[tuple[int, str, float | None], Scores] = {
     (10, "BCE", 0.0): (9.4, -1.0, 5.3),
     (10, "BCE", 5e-4): (8.0, -1.9, 3.8),
     (10, "BCE", 0.5): (4.3, -5.6, 0.0),
@@ -72,7 +74,7 @@ SCORES = {
 }
 
 
-def scores(num_classes: int, loss: str, bias_decay: float) -> tuple[float | None, ...]:
-    """(positive, negative, bias) of the figures; None for what they do not show."""
-    key = (num_classes, loss, None if loss == "CE" else bias_decay)
-    return SCORES.get(key, (None, None, None))
+def find_scores(num_classes: int, loss: str, weight_decay_bias: float) -> Scores:
+    """Return the scores and the bias of the paper's figures; None for what they do not show."""
+    independent = SCORE_FIGURES.get((num_classes, loss, None), (None, None, None))
+    return SCORE_FIGURES.get((num_classes, loss, weight_decay_bias), independent)

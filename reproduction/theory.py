@@ -10,43 +10,53 @@ from reproduction.results import Result
 from theory.minimiser import Problem, minimise
 from theory.minimum import predict
 
-BATCH, DECAY = 128, 5e-4  # of the paper's runs; λ_W = λ_H
+BATCH_SIZE, DECAY = 128, 5e-4  # of the paper's runs; λ_W = λ_H
 # (loss, λ_b) of the published figures that show a number.
-SETTINGS = (("CE", 5e-4), ("BCE", 0.0), ("BCE", 5e-4), ("BCE", 0.5))
+PUBLISHED_SETTINGS = (("CE", 5e-4), ("BCE", 0.0), ("BCE", 5e-4), ("BCE", 0.5))
 
 
-def theory_results(class_counts: Sequence[int], *, bias_mean: float = 10.0) -> list[Result]:
-    """For each number of classes and published setting the scores and the bias: found by L-BFGS
-    (a value), exact and published (references)."""
+def compute_results(class_counts: Sequence[int], *, bias_init_mean: float = 10.0) -> list[Result]:
+    """Return scores and bias for each number of classes and each published setting.
+
+    A result's values are those that L-BFGS finds; its references are the exact prediction and the
+    paper's number.
+
+    Args:
+        class_counts: numbers of classes K.
+        bias_init_mean: the mean of the biases where L-BFGS starts.
+    """
     return [
-        _result(num_classes, loss, decay, bias_mean)
+        _compute_result(num_classes, loss, weight_decay_bias, bias_init_mean)
         for num_classes in class_counts
-        for loss, decay in SETTINGS
+        for loss, weight_decay_bias in PUBLISHED_SETTINGS
     ]
 
 
-def _result(num_classes: int, loss: str, decay: float, bias_mean: float) -> Result:
-    per_class = BATCH / num_classes
+def _compute_result(
+    num_classes: int, loss: str, weight_decay_bias: float, bias_init_mean: float
+) -> Result:
+    per_class = BATCH_SIZE / num_classes
     whole = math.ceil(per_class)
+    feature_decay_rate = DECAY * per_class / whole  # n need not be whole, see Problem
     problem = Problem(
-        loss, [whole] * num_classes, num_classes + 6, DECAY, DECAY * per_class / whole, decay
+        loss, [whole] * num_classes, num_classes + 6, DECAY, feature_decay_rate, weight_decay_bias
     )
-    found = minimise(problem, bias_mean=bias_mean)
-    exact = predict(loss, num_classes, per_class, DECAY, DECAY, decay)
+    found = minimise(problem, bias_init_mean=bias_init_mean)
+    exact = predict(loss, num_classes, per_class, DECAY, DECAY, weight_decay_bias)
     values = {
         "positive": found.positive_scores.mean(),
         "negative": found.negative_scores.mean(),
         "bias": found.bias.mean(),
     }
     predicted = (exact.positive_score, exact.negative_score, exact.bias)
-    paper = published.scores(num_classes, loss, decay)
+    paper = published.find_scores(num_classes, loss, weight_decay_bias)
     references = {
-        measure: {
-            name: number
-            for name, number in (("paper", shown), ("predicted", computed))
-            if number is not None
-        }
+        measure: _drop_missing({"paper": shown, "predicted": computed})
         for measure, shown, computed in zip(values, paper, predicted, strict=True)
     }
-    labels = {"classes": num_classes, "loss": loss, "weight_decay_bias": decay}
+    labels = {"classes": num_classes, "loss": loss, "weight_decay_bias": weight_decay_bias}
     return Result(labels, {key: [float(value)] for key, value in values.items()}, references)
+
+
+def _drop_missing(numbers: dict[str, float | None]) -> dict[str, float]:
+    return {name: number for name, number in numbers.items() if number is not None}
