@@ -62,7 +62,9 @@ class Request:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = build_parser().parse_args(argv)
-    return run_command("verify_theory.py", lambda stop: verify(resolve_request(flags)), "stopped")
+    return run_command(
+        "verify_theory.py", lambda stop: verify(resolve_request(flags)), stopped="stopped"
+    )
 
 
 def build_parser() -> Parser:

@@ -33,7 +33,7 @@ LARGE_DIM, LARGE_CLASSES = 2048, 1000
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     compare = compare_sizes if args.large else compare_methods
-    return run_command("nc_speed.py", lambda stop: compare(args), "stopped")
+    return run_command("nc_speed.py", lambda stop: compare(args), stopped="stopped")
 
 
 def build_parser() -> Parser:

@@ -18,7 +18,9 @@ from utils.cli import Count, Parser, check_value, run_command
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_command("score_memory.py", lambda stop: measure_distributions(args), "stopped")
+    return run_command(
+        "score_memory.py", lambda stop: measure_distributions(args), stopped="stopped"
+    )
 
 
 def build_parser() -> Parser:
