@@ -21,6 +21,7 @@ from rundir import rebuild as evaluation
 from rundir.checkpoints import parse_epochs, select_checkpoints
 from rundir.weights import load
 from tests.helpers import assert_mistake, run
+from theory.minimum import predict
 from utils.errors import UserError
 from utils.files import read_csv, write_csv
 
@@ -451,3 +452,21 @@ def test_the_command_itself(run_dir):
     result = run("eval_nc.py", "--load_path", run_dir, "--gpu_id", -1, "--checkpoints", "last")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("sep_decay", [True, False])
+def test_the_prediction_of_a_run_with_sep_decay_is_shown(tmp_path, capsys, sep_decay):
+    run_dir = train_run(tmp_path, "r", "--epochs", 1, *(["--sep_decay"] if sep_decay else []))
+    capsys.readouterr()
+    said = evaluate(capsys, run_dir).out
+    row = read_csv(run_dir / "nc_metrics.csv")[0]
+    if sep_decay:
+        exact = predict("BCE", 10, 3.2, 5e-4, 5e-4, 0)
+        assert float(row["predicted_positive"]) == exact.positive_score
+        assert float(row["predicted_negative"]) == exact.negative_score
+        assert float(row["predicted_bias"]) == exact.bias
+        assert "pred. pos." in said
+    else:
+        assert row["predicted_positive"] == ""
+        assert "pred. pos." not in said
+    assert "0 evaluated" in evaluate(capsys, run_dir).out
