@@ -25,16 +25,21 @@ def compare_minima(setting: Setting, class_sizes: Sequence[int]) -> Comparison:
         UserError: the decays are too small or too large for float64.
     """
     samples, rate = setting.samples_per_class, setting.feature_decay_rate
-    weight_decay, bias_decay = setting.weight_decay, setting.weight_decay_bias
+    weight_decay, weight_decay_bias = setting.weight_decay, setting.weight_decay_bias
     try:
         predicted = predict(
-            setting.loss, setting.num_classes, samples, weight_decay, rate, bias_decay
+            setting.loss, setting.num_classes, samples, weight_decay, rate, weight_decay_bias
         )
     except ValueError as error:
         raise UserError(str(error)) from error
     share = samples / class_sizes[0]  # n need not be whole, see Problem
     problem = Problem(
-        setting.loss, class_sizes, setting.feature_dim, weight_decay, rate * share, bias_decay
+        setting.loss,
+        class_sizes,
+        setting.feature_dim,
+        weight_decay,
+        rate * share,
+        weight_decay_bias,
     )
     found = minimise(
         problem, bias_init_mean=setting.bias_init_mean, seed=setting.seed, starts=setting.starts

@@ -86,7 +86,7 @@ def predict(
     amplitude, bias, shift = exact.solve(num_classes, coupling, weight_decay_bias)
     positive, negative = amplitude - shift, -amplitude / (num_classes - 1) - shift
     data_loss = exact.evaluate_collapsed(num_classes, positive, negative, bias or 0.0)
-    bias_decay = weight_decay_bias * num_classes * (bias or 0.0) ** 2 / 2
+    bias_price = weight_decay_bias * num_classes * (bias or 0.0) ** 2 / 2
     return Prediction(
         loss=loss,
         num_classes=num_classes,
@@ -94,7 +94,7 @@ def predict(
         negative_score=negative,
         bias=bias,
         common_shift=shift,
-        loss_value=data_loss + (cost * (amplitude + abs(shift)) + bias_decay),
+        loss_value=data_loss + (cost * (amplitude + abs(shift)) + bias_price),
         data_loss=data_loss,
         # λ_W ‖W‖² and λ_H ‖H‖² are equal at the minimum, and their half sum is κ(a + |s|).
         weight_norm_squared=cost * (amplitude + abs(shift)) / weight_decay,
