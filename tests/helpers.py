@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from utils.files import read_csv
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,3 +32,28 @@ def assert_mistake(result: subprocess.CompletedProcess, *words: str) -> None:
     assert len(lines) == 1, result.stderr
     for word in words:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
+
+
+# A small network on a small sample: a second for an epoch.
+SMALL = ["--model", "MLP", "--width", 64, "--depth", 2, "--sample_size", 20, "--batch_size", 32]
+
+
+def train_here(save_dir: Path, *flags: object, name: str = "r", status: int = 0) -> Path:
+    """Run train.py within this process; returns the run directory."""
+    import train
+
+    command = [*flags, "--save_dir", save_dir, "--run_name", name, "--gpu_id", -1]
+    assert train.main([str(word) for word in command]) == status
+    return save_dir / name
+
+
+def train_run(save_dir: Path, name: str, *flags: object) -> Path:
+    """Train a tiny MLP on digits within this process; returns the run directory."""
+    tiny = ["--model", "MLP", "--width", 32, "--depth", 2, "--sample_size", 30, "--batch_size", 32]
+    return train_here(save_dir, *tiny, *flags, name=name)
+
+
+def read_table(run_dir: Path) -> dict[tuple[int, str], dict[str, str]]:
+    """The rows of nc_metrics.csv by epoch and split."""
+    rows = read_csv(run_dir / "nc_metrics.csv")
+    return {(int(row["epoch"]), row["split"]): row for row in rows}

@@ -1,45 +1,29 @@
-"""Precision, memory format, compilation, and that a training step never waits for the device."""
-
-import itertools
+"""In which precision and memory format a network computes."""
 
 import pytest
 import torch
 from PIL import Image
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
-from input_pipeline.augmentation import BatchMixer
-from input_pipeline.loader import BatchLoader
-from input_pipeline.splits import TensorSplit
-from models import build_model
-from objective.losses import LOSSES
-from objective.optimizers import build_optimizer
+from models import NETWORKS, build_model
 from rundir.config import read_config
 from rundir.weights import load
-from tests.test_train import SMALL, trained
-from training import step
-from training.meter import Meter
+from tests.helpers import SMALL, train_here
 from utils import precision
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
-DECAYS = (0.03, 0.02, 0.05)
 
 
-def small_step(compiled=False, kind="fp32", device=CPU, name="MLP"):
-    torch.manual_seed(0)
-    options = {"width": 16, "depth": 2} if name == "MLP" else {}
-    model = build_model(name, 4, (3, 8, 8), **options).to(device).train()
-    optimizer = build_optimizer("SGD", model, 0.05, weight_decay=0.0, bias_decay=0.0)
-    objective = step.Objective("BCE", 0.1, DECAYS)
-    return model, step.Step(model, optimizer, objective, kind, device, compiled)
-
-
-def batch(device=CPU):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(8, 3, 8, 8, generator=generator)
-    return images.to(device), torch.arange(8, device=device) % 4
+def choose(asked, device, model, side):
+    network = NETWORKS[model]
+    return precision.choose_precision(
+        asked,
+        torch.device(device),
+        side,
+        convolutional=network.convolutional,
+        bf16_side=network.bf16_side,
+        channels_last_side=network.channels_last_side,
+    )
 
 
 @pytest.fixture
@@ -47,12 +31,12 @@ def bfloat16(monkeypatch):
     """Pretend that the CPU is fast in bfloat16 or not."""
 
     def pretend(known, speedup):
-        precision.fast_bfloat16.cache_clear()
+        precision.is_bf16_fast.cache_clear()
         monkeypatch.setattr(precision, "_has_bfloat16", lambda: known)
-        monkeypatch.setattr(precision, "_matmul_speedup", lambda: speedup)
+        monkeypatch.setattr(precision, "_time_matmul_speedup", lambda: speedup)
 
     yield pretend
-    precision.fast_bfloat16.cache_clear()
+    precision.is_bf16_fast.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -71,8 +55,8 @@ def bfloat16(monkeypatch):
 )
 def test_auto_on_the_cpu(bfloat16, known, speedup, model, side, expected):
     bfloat16(known, speedup)
-    assert precision.resolve_precision("auto", CPU, model, side) == expected
-    assert precision.resolve_precision("fp32", CPU, model, side) == "fp32"
+    assert choose("auto", CPU, model, side).name == expected
+    assert choose("fp32", CPU, model, side).name == "fp32"
 
 
 @pytest.mark.parametrize(("side", "expected"), [(8, "fp32"), (16, "bf16")])
@@ -84,38 +68,28 @@ def test_auto_looks_at_the_images_of_a_folder(tmp_path, bfloat16, side, expected
             image = Image.new("RGB", (side, side), (40 * number, 20 * which, 0))
             image.save(tmp_path / "data" / name / f"{which}.png")
     flags = ["--dataset", "folder", "--data_dir", tmp_path / "data", "--num_workers", 0]
-    run_dir = trained(tmp_path, *flags, "--batch_size", 4, "--epochs", 1)
-    assert read_config(run_dir)["settings"]["precision"] == expected
+    run_dir = train_here(tmp_path, *flags, "--batch_size", 4, "--epochs", 1)
+    assert read_config(run_dir).settings.precision == expected
 
 
 @pytest.mark.parametrize("name", ["tf32", "fp16"])
 def test_what_only_gpus_have_is_refused(tmp_path, capsys, name):
     with pytest.raises(UserError, match="NVIDIA"):
-        precision.resolve_precision(name, CPU, "MLP", 8)
-    trained(tmp_path, *SMALL, "--precision", name, status=2)
+        choose(name, CPU, "MLP", 8)
+    train_here(tmp_path, *SMALL, "--precision", name, status=2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"--precision {name}" in error
     assert not (tmp_path / "r").exists()
 
 
 def test_the_resolved_precision_is_kept_and_resumed(tmp_path, capsys):
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 1, "--schedule", "constant")
-    assert read_config(run_dir)["settings"]["precision"] == "fp32"
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 1, "--schedule", "constant")
+    assert read_config(run_dir).settings.precision == "fp32"
     again = ["--resume", "--epochs", 2]
     with pytest.raises(SystemExit):
-        trained(tmp_path, *again, "--precision", "bf16")
+        train_here(tmp_path, *again, "--precision", "bf16")
     assert "--precision fp32, not bf16" in capsys.readouterr().err
-    trained(tmp_path, *again, "--precision", "auto")
-
-
-@pytest.mark.parametrize("name", ["ResNet18", "MLP", "ViT"])
-def test_features_logits_and_objective_are_float32(name):
-    model, one = small_step(kind="bf16", name=name)
-    with precision.autocast("bf16", CPU):
-        logits, features = model(batch()[0])
-    assert logits.dtype == features.dtype == torch.float32
-    assert {value.dtype for value in one(*batch())} == {torch.float32}
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    train_here(tmp_path, *again, "--precision", "auto")
 
 
 @pytest.mark.parametrize(
@@ -131,264 +105,35 @@ def test_features_logits_and_objective_are_float32(name):
     ],
 )
 def test_memory_format(device, model, kind, side, channels_last):
-    found = precision.memory_format(torch.device(device), model, kind, side)
+    found = choose(kind, device, model, side).memory_format
     assert found == (torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def test_the_network_and_its_batches_have_one_memory_format(tmp_path, monkeypatch):
-    """ResNet18 on 32×32 and on 8×8 images, as train.py hands them to the step."""
-    seen = []
-
-    class Recorder(train.Step):
-        def __init__(self, model, *rest):
-            self.weight = model.layer1[0].conv1.weight
-            super().__init__(model, *rest)
-
-        def __call__(self, images, targets):
-            form = torch.channels_last
-            seen.append([x.is_contiguous(memory_format=form) for x in (images, self.weight)])
-            return super().__call__(images, targets)
-
-    monkeypatch.setattr(train, "Step", Recorder)
-    flags = ["--sample_size", 1, "--test_sample_size", 1, "--epochs", 1, "--precision", "fp32"]
-    for side in (32, 8):
-        trained(tmp_path / str(side), *flags, "--img_size", side)
-    assert seen == [[True, True], [False, False]]
-
-
-def test_batches_are_laid_out_as_asked():
-    data = train.load_dataset("digits", ".", sample_size=4)
-    form = torch.channels_last
-    for augment in ("none", "DA1", "DA1+DA2"):
-        options = {"batch_size": 8, "device": CPU, "mean": data.mean, "std": data.std}
-        options |= {"num_classes": 10, "augment": augment}
-        laid_out = BatchLoader(data.train, memory_format=form, **options)
-        plain = BatchLoader(data.train, **options)
-        for (ours, _), (theirs, _) in zip(laid_out.batches(1), plain.batches(1), strict=True):
-            assert ours.is_contiguous(memory_format=form)
-            assert torch.equal(ours, theirs)
+def test_deterministic_is_set_and_unset(tmp_path):
+    try:
+        first = train_here(tmp_path / "1", *SMALL, "--epochs", 1, "--deterministic")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        second = train_here(tmp_path / "2", *SMALL, "--epochs", 1)
+    assert not torch.are_deterministic_algorithms_enabled()
+    states = [load(run_dir / "epoch_001.pth") for run_dir in (first, second)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_the_fused_optimizer_in_channels_last_is_the_plain_one():
     """A fused kernel that took memory in order would mix the elements up."""
     states = []
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     for form, fused in ((torch.channels_last, True), (torch.contiguous_format, False)):
         torch.manual_seed(0)
         model = build_model("ResNet18", 4, (3, 8, 8)).double().to(memory_format=form).train()
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=fused)
         for _ in range(2):
             optimizer.zero_grad()
-            model(batch()[0].double().contiguous(memory_format=form))[1].square().sum().backward()
+            model(images.contiguous(memory_format=form))[1].square().sum().backward()
             optimizer.step()
         states.append(model.state_dict())
     # Features are float32 by contract, so the gradients agree to its rounding.
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], atol=1e-4, rtol=1e-3)
-
-
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero")
-
-
-class Readings(TorchDispatchMode):
-    """Records what makes the host wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if function.overloadpacket.__name__ in READS:
-            self.found.append(str(function))
-        return function(*arguments, **(options or {}))
-
-
-@pytest.mark.parametrize("kind", ["fp32", "bf16"])
-@pytest.mark.parametrize("augment", ["none", "DA1"])
-def test_nothing_in_a_step_is_read_back(kind, augment):
-    data = train.load_dataset("digits", ".", sample_size=4)
-    batches = BatchLoader(
-        data.train, batch_size=8, device=CPU, mean=data.mean, std=data.std, num_classes=10,
-        shuffle=True, augment=augment,
-    )  # fmt: skip
-    model = build_model("MLP", 10, (3, 8, 8), width=16, depth=2)
-    # SGD: fused AdamW reads its step counters, which are in the host's memory on the CPU alone.
-    optimizer = build_optimizer("SGD", model, 0.05, weight_decay=0.0, bias_decay=0.0)
-    one = step.Step(model, optimizer, one_objective(), kind, CPU)
-    meter = Meter(len(batches), CPU)
-    with Readings() as readings:
-        for images, targets in batches.batches(1):
-            meter.add(*one(images, targets), targets)
-    assert meter.seen == 40
-    assert readings.found == []
-    with readings:
-        meter.check_finite(1, 0.05)
-    assert readings.found  # the recorder does see one
-
-
-class Waits(TorchDispatchMode):
-    """Records reads and copies from a GPU to the host, over tensors that are only described.
-
-    Draws on the CPU may be read; as these tensors have no values, some number is made up.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-        self.multiplied = set()  # types of what is multiplied or convolved
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name, options = function.overloadpacket.__name__, options or {}
-        source = arguments[0] if arguments else None
-        if name in ("convolution", "mm"):
-            self.multiplied.add(source.dtype)
-        if isinstance(source, torch.Tensor) and source.device.type == "cuda":
-            target = options.get("device")
-            if name in READS or (name == "_to_copy" and target and target.type == "cpu"):
-                self.found.append(name)
-        if name == "_local_scalar_dense":
-            return 0.3 if source.is_floating_point() else 0
-        return function(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "augment", "kind"),
-    [
-        *itertools.product(
-            ["ResNet18", "DenseNet121", "ViT", "Swin", "MLP"], ["DA1", "DA1+DA2"], ["bf16"]
-        ),
-        ("MLP", "DA1", "fp16"),
-    ],
-)
-def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment, kind):
-    """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
-
-    Each of the epoch's three batches has another loss. Autograd needs a real one, so the gradients
-    are put in place.
-    """
-    gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    mixer = BatchMixer(10, seed=0)  # checks its parameters' values, which described tensors lack
-    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
-        with gpu:
-            model = build_model(name, 10, (3, 32, 32)).train()
-        optimizer = build_optimizer("AdamW", model, 0.05, weight_decay=0.1, bias_decay=0.0)
-        split = TensorSplit(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
-        batches = BatchLoader(
-            split, batch_size=16, device=gpu, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
-            shuffle=True, augment="DA1", rotation=15.0,
-        )  # fmt: skip
-        batches.mixer = mixer if augment == "DA1+DA2" else None
-        objectives = [step.Objective(loss, 0.1, DECAYS) for loss in LOSSES]
-        steps = [step.Step(model, optimizer, each, kind, gpu) for each in objectives]
-        assert steps[0].scaler.is_enabled() == (kind == "fp16")
-        meter = Meter(len(batches), gpu)
-        monkeypatch.setattr(torch.Tensor, "backward", lambda _: with_gradients(model))
-        waits.found.clear()  # what drawing the weights read
-        for one, (images, targets) in zip(steps, batches.batches(1), strict=True):
-            results = one(images, targets)
-            meter.add(*results, targets)
-            for value in (images, targets, *results):
-                assert value.device == gpu
-            assert {value.dtype for value in results} == {torch.float32}
-        assert waits.found == []
-        assert precision.AUTOCAST[kind] in waits.multiplied
-        results[1].item()
-        assert waits.found == ["_local_scalar_dense"]  # the recorder does see one
-
-
-def with_gradients(model):
-    for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is asked of the device: an operation that only views a tensor is none."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        views = any(argument.alias_info for argument in function._schema.returns)
-        in_place = function._schema.is_mutable
-        self.count += in_place or not views
-        return function(*arguments, **(options or {}))
-
-
-def test_batches_and_meter_ask_little_of_the_device():
-    """A GPU finishes one small batch's augmentation and counts sooner than they are asked for."""
-    split = TensorSplit(torch.zeros(1024, 3, 8, 8, dtype=torch.uint8), torch.arange(1024) % 10)
-    batches = BatchLoader(
-        split, batch_size=16, device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
-        shuffle=True, augment="DA1", rotation=15.0,
-    )  # fmt: skip
-    meter = Meter(len(batches), CPU)
-    loss, logits = torch.ones(()), torch.zeros(16, 10)
-    with Operations() as operations:
-        for _, targets in batches.batches(1):
-            meter.add(loss, loss, logits, targets)
-    assert operations.count / len(batches) < 3
-
-
-def one_objective():
-    return step.Objective("CE", 0.1, DECAYS)
-
-
-@pytest.mark.parametrize(
-    ("name", "loss"),
-    [
-        *itertools.product(["ResNet18", "DenseNet121", "ViT", "Swin"], ["BCE"]),
-        *itertools.product(["MLP"], LOSSES),
-    ],
-)
-def test_the_step_compiles_without_a_graph_break(name, loss):
-    torch._dynamo.reset()
-    model, _ = small_step(name=name)
-    forward = step.forward_function(model, step.Objective(loss, 0.1, DECAYS), "bf16", CPU)
-    found = torch.compile(forward, fullgraph=True, backend="eager", dynamic=False)(*batch())
-    assert all(value.dtype == torch.float32 for value in found)
-
-
-def test_a_missing_compiler_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    trained(tmp_path, *SMALL, "--compile", status=2)
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "no-such-compiler" in error
-    assert not (tmp_path / "r").exists()
-
-
-def test_deterministic_is_set_and_unset(tmp_path):
-    try:
-        first = trained(tmp_path / "1", *SMALL, "--epochs", 1, "--deterministic")
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.backends.cudnn.benchmark
-    finally:
-        second = trained(tmp_path / "2", *SMALL, "--epochs", 1)
-    assert not torch.are_deterministic_algorithms_enabled()
-    states = [load(run_dir / "epoch_001.pth") for run_dir in (first, second)]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
-def test_compiled_steps_are_the_eager_ones(monkeypatch):
-    """All of torch.compile but the generation of C++, which takes half a minute."""
-    options = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
-    monkeypatch.setattr(step, "compile_function", lambda f, *_: torch.compile(f, **options))
-    torch._dynamo.reset()
-    results = []
-    for compiled in (False, True):
-        model, one = small_step(compiled)
-        values = [one(*batch())[0].item() for _ in range(3)]
-        results.append((values, model.state_dict()))
-        assert (one.take_compile_time().seconds > 0) == compiled
-        assert one.take_compile_time().seconds == 0
-    (eager, ours), (fused, theirs) = results
-    assert eager == pytest.approx(fused, rel=1e-4)
-    assert ours.keys() == theirs.keys()
-
-
-def test_the_rate_leaves_compiling_out():
-    assert step.Compiling(10.0, 100).rate_without(300, 12.0) == 100
-    assert step.Compiling(10.0, 100).rate_without(100, 10.0) == 10
-    assert step.Compiling(10.0, 100).place(300).startswith("not counted")
-    assert step.Compiling(10.0, 100).place(100).startswith("counted")
