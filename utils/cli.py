@@ -19,6 +19,21 @@ LARGEST_INTEGER = 2**31 - 1
 LARGEST_REAL = 3e38  # below float32's, in which the networks compute
 HELP_WIDTH, HELP_COLUMN = 100, 28
 
+# What pydantic's kinds of error are called here.
+REFUSALS = {
+    "int_parsing": "is not a whole number",
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "int_parsing_size": "is too large",
+    "float_parsing": "is not a number",
+    "float_type": "is not a number",
+    "finite_number": "is not a finite number",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+}
+
 # Values of flags and settings. pydantic checks them and words the refusals.
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_INTEGER)]
@@ -55,10 +70,19 @@ def check_value(kind: Any) -> Callable[[str], Any]:
 def describe_error(error: ValidationError) -> str:
     """Describe in a few words the first value that pydantic refuses, and what is allowed."""
     first = error.errors()[0]
+    context = first.get("ctx", {})
     if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    words = first["msg"].replace("Input should be", "must be")
-    return f"{first['input']!r} {words[0].lower()}{words[1:]}"
+        return str(context["error"])
+    template = REFUSALS.get(first["type"])
+    if template is None:
+        words = first["msg"].replace("Input should be", "must be")
+        return f"{first['input']!r} {words[0].lower()}{words[1:]}"
+    limits = {key: _format_limit(limit) for key, limit in context.items()}
+    return f"{first['input']!r} {template.format(**limits)}"
+
+
+def _format_limit(limit: object) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
 
 
 class Parser(argparse.ArgumentParser):

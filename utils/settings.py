@@ -135,7 +135,8 @@ class Table(BaseModel):
     def refuse_idle(self) -> None:
         """Refuse a given setting that has no effect in this combination. Raises UserError."""
         for name, entry in self.entries().items():
-            given = name in self.model_fields_set and getattr(self, name) not in (None, False)
+            value = getattr(self, name)
+            given = name in self.model_fields_set and value is not None and value is not False
             reason = entry.why_idle(self) if given else None
             if reason:
                 raise UserError(f"--{name} has no effect here: {reason}")

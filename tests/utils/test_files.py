@@ -40,7 +40,8 @@ def test_a_failing_writer_leaves_the_old_file_and_no_leftover(tmp_path):
 def test_a_full_disk_is_one_error_for_a_torch_file(tmp_path):
     """A limit on file size stands in for a full disk: the write fails in the middle."""
     code = (
-        "import resource, sys, torch; from pathlib import Path; from rundir import weights as checkpoint\n"
+        "import resource, sys, torch; from pathlib import Path\n"
+        "from rundir import weights as checkpoint\n"
         "path = Path(sys.argv[1]); checkpoint.save(path, {'a': torch.zeros(3)})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: checkpoint.save(path, {'a': torch.zeros(10**6)})\n"
