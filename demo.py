@@ -147,7 +147,7 @@ def read_number(row: Mapping[str, str], column: str, path: Path) -> float:
 def draw(runs: dict[str, Path], args: argparse.Namespace, picture: Path) -> None:
     """Draw the test logits of both runs after the last epoch, with their best threshold."""
     from figures.style import save_figure
-    from figures.thresholds import threshold_figure
+    from figures.thresholds import draw_thresholds
     from rundir.rebuild import extract_run
     from utils.device import pick_device
 
@@ -155,7 +155,7 @@ def draw(runs: dict[str, Path], args: argparse.Namespace, picture: Path) -> None
     panels = [
         (name, extract_run(directory, args.epochs, device)) for name, directory in runs.items()
     ]
-    save_figure(threshold_figure(panels), picture)
+    save_figure(draw_thresholds(panels), picture)
 
 
 if __name__ == "__main__":

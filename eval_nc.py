@@ -14,18 +14,18 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from figures.nc_curves import Curve, nc_figure
+from figures.nc_curves import Curve, draw_nc_curves
 from figures.style import save_figure
-from metrics.accuracy import group_accuracies
-from metrics.extraction import Extracted, extract
-from metrics.measures import MEASURES, measure
-from metrics.table import MetricsTable, fingerprint
+from metrics import MEASURES, Measure
+from metrics.extraction import extract
+from metrics.measures import Evaluation, compute_measures
+from metrics.table import MetricsTable, compute_fingerprint
 from rundir.checkpoints import checkpoints, select_checkpoints
 from rundir.names import CONFIG
 from rundir.rebuild import DATA_SETTINGS, MODEL_SETTINGS, ChosenRun, Rebuilder
@@ -35,40 +35,12 @@ from utils.device import is_out_of_memory, pick_device
 from utils.errors import UserError
 from utils.precision import autocast
 
-PREDICTED = ("predicted_positive", "predicted_negative", "predicted_bias")
-GROUPED = ("top1_many", "top1_medium", "top1_few")
-COLUMNS = ("epoch", "split", *MEASURES, *PREDICTED, *GROUPED)
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
 # What a prediction depends on besides model and data.
 PREDICTION_SETTINGS = (
     *("loss", "sep_decay", "smoothing", "augment", "batch_size"),
     *("weight_decay", "feature_decay_rate", "weight_decay_bias"),
 )
-SHOWN = {
-    "top1": ("top-1 %", "{:.2f}"),
-    "uniform_accuracy": ("uniform %", "{:.2f}"),
-    "nc1": ("NC1", "{:.3g}"),
-    "nc2": ("NC2", "{:.4f}"),
-    "nc2_h": ("NC2_h", "{:.4f}"),
-    "nc3": ("NC3", "{:.4f}"),
-    "nc4": ("NC4", "{:.4f}"),
-    "compactness": ("compact.", "{:.4f}"),
-    "distinctiveness": ("distinct.", "{:.4f}"),
-    "positive_mean": ("positive", "{:.3f}"),
-    "negative_mean": ("negative", "{:.3f}"),
-    "bias_mean": ("bias", "{:.3f}"),
-}
-# Shown where any row has one of them.
-SHOWN_PREDICTED = {
-    "predicted_positive": ("pred. pos.", "{:.3f}"),
-    "predicted_negative": ("pred. neg.", "{:.3f}"),
-    "predicted_bias": ("pred. bias", "{:.3f}"),
-}
-SHOWN_GROUPED = {
-    "top1_many": ("many %", "{:.2f}"),
-    "top1_medium": ("medium %", "{:.2f}"),
-    "top1_few": ("few %", "{:.2f}"),
-}
 
 
 class CheckpointError(Exception):
@@ -189,7 +161,7 @@ class Evaluator:
 
     def evaluate(self, job: ChosenRun) -> tuple[MetricsTable, int]:
         """The run's table with the chosen rows computed, and how many checkpoints failed."""
-        rows = MetricsTable(job.directory, COLUMNS, optional=(*PREDICTED, *GROUPED))
+        rows = MetricsTable(job.directory, MEASURES)
         for note in rows.notes:
             print(f"eval_nc.py: warning: {note}", file=sys.stderr)
         todo, prints = self._missing(job, rows)
@@ -206,7 +178,6 @@ class Evaluator:
         for epoch, splits in todo.items():
             try:
                 for split, values in self._measured(job, epoch, splits):
-                    values |= self._predicted(job)
                     rows.put((epoch, split), prints[epoch], values)
                     computed += 1
             except CheckpointError as error:
@@ -225,7 +196,7 @@ class Evaluator:
         self, job: ChosenRun, rows: MetricsTable
     ) -> tuple[dict[int, list[str]], dict[int, str]]:
         """The splits to compute of each chosen epoch, and the fingerprints of the checkpoints."""
-        prints = {e: fingerprint(p, *self._depends_on(job)) for e, p in job.chosen.items()}
+        prints = {e: compute_fingerprint(p, *self._depends_on(job)) for e, p in job.chosen.items()}
         unheld = {
             epoch: [
                 split for split in self._splits if not rows.holds((epoch, split), prints[epoch])
@@ -258,39 +229,25 @@ class Evaluator:
             model = self._runs.loaded(job, path, bias_added=self._args.bias_added)
         except UserError as error:
             raise CheckpointError(str(error)) from error
-        weight, bias = model.fc.weight.detach(), model.fc.bias_vector().detach()
         for split in splits:
-            extracted = extract(model, self._runs.batches(job, split), self._autocast)
+            evaluation = Evaluation(
+                extract(model, self._runs.batches(job, split), self._autocast),
+                model.fc.weight.detach(),
+                model.fc.bias_vector().detach(),
+                self._runs.class_sizes(job),
+                long_tailed=job.settings["imbalance_factor"] != 1,
+                prediction=self._runs.prediction(job),
+            )
             try:
-                values = measure(extracted, weight, bias)
+                yield split, compute_measures(evaluation)
             except ValueError as error:
                 raise CheckpointError(f"{path}, {split} set: {error}") from error
-            yield split, values | self._grouped(job, extracted)
-
-    def _predicted(self, job: ChosenRun) -> dict[str, float | None]:
-        """The exact minimum for a run with --sep_decay; None for each where none is claimed."""
-        prediction = self._runs.prediction(job)
-        if prediction is None:
-            return dict.fromkeys(PREDICTED)
-        scores = prediction.positive_score, prediction.negative_score, prediction.bias
-        return dict(zip(PREDICTED, scores, strict=True))
-
-    def _grouped(self, job: ChosenRun, extracted: Extracted) -> dict[str, float | None]:
-        """Top-1 in percent by the classes' training images, for a run on a long tail."""
-        if job.settings["imbalance_factor"] == 1:
-            return dict.fromkeys(GROUPED)
-        correct = extracted.class_correct
-        counts = torch.bincount(extracted.labels, minlength=len(correct))
-        shares = group_accuracies(correct, counts, self._runs.class_sizes(job))
-        return {
-            f"top1_{name}": None if share is None else 100 * share for name, share in shares.items()
-        }
 
 
 def draw(curves: list[Curve], path: Path, console: Console) -> int:
     """Write a picture; returns 1 where it cannot be, 0 else."""
     try:
-        save_figure(nc_figure(curves), path)
+        save_figure(draw_nc_curves(curves), path)
     except UserError as error:
         complain(error)
         return 1
@@ -305,26 +262,30 @@ def curve_of(job: ChosenRun, rows: MetricsTable) -> Curve:
 
 def printed(jobs: list[ChosenRun], tables: list[MetricsTable], splits: tuple[str, ...]) -> str:
     """One aligned table of all chosen rows."""
-    sometimes = (SHOWN_PREDICTED, SHOWN_GROUPED)
-    shown = dict(SHOWN)
-    for columns in sometimes:
-        shown |= columns if any(has_any(rows, columns) for rows in tables) else {}
-    header = ["run", "epoch", "split", *(title for title, _ in shown.values())]
+    shown = list_shown([row for rows in tables for row in rows.rows.values()])
+    header = ["run", "epoch", "split", *(measure.title for measure in shown.values())]
     lines = []
     for job, rows in zip(jobs, tables, strict=True):
         for key in ((epoch, split) for epoch in job.chosen for split in splits):
             if key in rows.rows:
                 row = rows.rows[key]
-                values = [
-                    "-" if row[name] is None else form.format(row[name])
-                    for name, (_, form) in shown.items()
-                ]
+                values = [measure.format(row[name]) for name, measure in shown.items()]
                 lines.append([job.name, str(key[0]), key[1], *values])
     return table(header, lines)
 
 
-def has_any(rows: MetricsTable, columns: Iterable[str]) -> bool:
-    return any(row[name] is not None for row in rows.rows.values() for name in columns)
+def list_shown(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Measure]:
+    """The measures to print: of the optional ones those whose function gave any row a number."""
+    filled = {
+        measure.function
+        for name, measure in MEASURES.items()
+        if any(row[name] is not None for row in rows)
+    }
+    return {
+        name: measure
+        for name, measure in MEASURES.items()
+        if measure.shown and (not measure.optional or measure.function in filled)
+    }
 
 
 def complain(error: Exception | str) -> None:

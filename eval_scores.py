@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from args import SWEPT
-from figures.scores import Violins, outline_rows, score_figure, summary_rows
+from figures.scores import Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
-from metrics.distributions import distribution, score_distributions
+from metrics.distributions import compute_distribution, compute_score_distributions
 from rundir.checkpoints import select_checkpoints
 from rundir.rebuild import Rebuilder, TrainedRun
 from utils.console import Console, Progress, table
@@ -84,7 +84,7 @@ def draw(args: argparse.Namespace) -> None:
         if progress.due():
             progress.show(i + 1, run.name)
     progress.close()
-    save_figure(score_figure(violins, X_LABELS[by], title_of(runs, args)), picture)
+    save_figure(draw_violins(violins, X_LABELS[by], title_of(runs, args)), picture)
     numbers = write_numbers(runs, violins, picture)
     console.say(printed(runs, violins))
     console.say("\n" + "\n".join(f"wrote {path}" for path in (picture, *numbers)))
@@ -185,14 +185,14 @@ def evaluate(rebuilder: Rebuilder, run: TrainedRun, checkpoint: Path, split: str
     extracted = rebuilder.extract(run, checkpoint, split)
     classifier = rebuilder.model(run).fc
     try:
-        positive, negative = score_distributions(
+        positive, negative = compute_score_distributions(
             extracted.features, extracted.labels, classifier.weight.detach()
         )
     except ValueError as error:
         raise UserError(f"{checkpoint}, {split} set: {error}") from error
     values = {"positive_score": positive}
     if run.settings["bias_mode"] != "none":
-        values["bias"] = distribution(classifier.bias_vector().detach())
+        values["bias"] = compute_distribution(classifier.bias_vector().detach())
     values["negative_score"] = negative
     exact = rebuilder.prediction(run)
     return values, {kind: getattr(exact, kind, None) for kind in values}
@@ -203,7 +203,7 @@ def write_numbers(
 ) -> list[Path]:
     """The statistics and the outlines that were drawn, as CSV beside the picture."""
     written = []
-    for rows_of, ending in ((summary_rows, ".csv"), (outline_rows, "_outlines.csv")):
+    for rows_of, ending in ((list_summaries, ".csv"), (list_outlines, "_outlines.csv")):
         pairs = zip(runs, violins, strict=True)
         rows = [row for run, drawn in pairs for row in rows_of(str(run.directory), drawn)]
         path = picture.with_name(picture.stem + ending)
@@ -216,7 +216,7 @@ def printed(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
     header = ["run", "panel", "x", "score", "mean", "std", "min", "max", "predicted"]
     lines = []
     for run, drawn in zip(runs, violins, strict=True):
-        for row in summary_rows(run.name, drawn):
+        for row in list_summaries(run.name, drawn):
             numbers = [row[key] for key in ("mean", "std", "min", "max", "predicted")]
             shown = ["-" if number is None else f"{number:.3f}" for number in numbers]
             lines.append([run.name, drawn.panel, drawn.place, row["kind"], *shown])

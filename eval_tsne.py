@@ -27,14 +27,14 @@ from PIL import Image
 from torch import nn
 
 from figures.style import save_figure
-from figures.tsne import Panel, image_of, titles, tsne_figure, write_gif
+from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
 from input_pipeline.loader import BatchLoader
 from input_pipeline.selection import first_per_class
 from input_pipeline.splits import DataSet
-from metrics.extraction import extract, split_batches
-from metrics.tsne import check_perplexity, embed, library, unit_square
+from metrics.extraction import build_split_batches, extract
+from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
 from rundir.checkpoints import select_checkpoints
-from rundir.config import check_data
+from rundir.config import check_data, shaping_settings
 from rundir.names import CONFIG
 from rundir.rebuild import DATA_SETTINGS, MODEL_SETTINGS, ChosenRun, rebuild_data, rebuild_model
 from rundir.weights import load_weights
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 def draw_runs(args: argparse.Namespace) -> int:
     """Embed and draw; 2 if an epoch could not be drawn, else 0."""
     # Every mistake that can be seen now is told before the work begins.
-    library()
+    load_library()
     console = Console()
     jobs = [open_job(Path(path), args) for path in args.runs]
     check_together(jobs)
@@ -205,7 +205,7 @@ def build_sources(
         }
         batches = once(
             [data_settings, "batches"],
-            lambda data=data, options=options: split_batches(data, args.split, **options),
+            lambda data=data, options=options: build_split_batches(data, args.split, **options),
         )
         model_settings = [job.settings[key] for key in ("model", *MODEL_SETTINGS)]
         model = once(
@@ -251,8 +251,8 @@ class Drawing:
         names = [job.name for job in jobs]
         unique = len(set(names)) == len(names)
         self._names = names if unique else [str(job.directory) for job in jobs]
-        settings = [job.settings for job in jobs]
-        self._title, self._panel_titles = titles(settings, self._names, args.split)
+        settings = [shaping_settings(job.settings) for job in jobs]
+        self._title, self._panel_titles = compose_titles(settings, self._names, args.split)
         self._embeddings: list[np.ndarray | None] = [None] * len(jobs)
         self._rows: list[dict[str, Any]] = []
         self._frames: list[Image.Image] = []
@@ -311,15 +311,15 @@ class Drawing:
         """The picture of the embeddings at hand, and the table with their rows."""
         panels = []
         for index, name in enumerate(self._names):
-            source, positions = self._sources[index], unit_square(self._embeddings[index])
+            source, positions = self._sources[index], scale_to_unit_square(self._embeddings[index])
             panels.append(Panel(self._panel_titles[index], positions, source.labels))
             columns = source.samples.tolist(), source.labels.tolist(), *positions.T.tolist()
             self._rows += [
                 dict(zip(COLUMNS, (epoch, name, *point), strict=True))
                 for point in zip(*columns, strict=True)
             ]
-        figure = tsne_figure(f"{self._title}: epoch {epoch}", panels, self._classes)
-        self._frames.append(image_of(figure))
+        figure = draw_embeddings(f"{self._title}: epoch {epoch}", panels, self._classes)
+        self._frames.append(render_image(figure))
         save_figure(figure, self._out / f"tsne_epoch_{epoch:03d}.{self._args.format}")
         write_csv(self._out / TABLE, COLUMNS, self._rows)
 

@@ -16,7 +16,7 @@ from input_pipeline import SOURCES
 from input_pipeline.load import image_side, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
-from metrics.extraction import Extracted, extract, split_batches
+from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
 from rundir.config import check_data, read_config
 from rundir.names import name_checkpoint
@@ -98,7 +98,7 @@ def build_batches(
         "num_workers": settings.num_workers,
         "memory_format": precision.memory_format,
     }
-    train_batches = split_batches(
+    train_batches = build_split_batches(
         data,
         "train",
         shuffle=True,
@@ -110,7 +110,7 @@ def build_batches(
     )
     if len(train_batches) == 0:
         raise UserError("the training set has a single image: at least two are needed")
-    return train_batches, split_batches(data, "test", **common)
+    return train_batches, build_split_batches(data, "test", **common)
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Rebuilder:
         batches: BatchLoader = self._build_once(
             split,
             (data, memory_format),
-            lambda: split_batches(
+            lambda: build_split_batches(
                 data,
                 split,
                 batch_size=self._batch_size,

@@ -13,9 +13,10 @@ import train
 from figures.nc_curves import Curve, nc_figure
 from figures.style import save_figure
 from input_pipeline.load import load_dataset
-from metrics.accuracy import uniform_accuracy
-from metrics.neural_collapse import feature_properties, neural_collapse
-from metrics.scores import decision_scores
+from metrics.accuracy import compute_uniform_accuracy
+from metrics.neural_collapse import compute_neural_collapse
+from metrics.properties import compute_feature_properties
+from metrics.scores import compute_decision_scores
 from models import build_model
 from rundir import rebuild as evaluation
 from rundir.checkpoints import parse_epochs, select_checkpoints
@@ -84,12 +85,12 @@ def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
             pairs = [model(((x / 255 - mean) / std)[None]) for x in part.images]
         logits, features = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
-        positive, negative = decision_scores(features, part.labels, weight)
+        positive, negative = compute_decision_scores(features, part.labels, weight)
         expected = {
-            **neural_collapse(features, part.labels, weight, bias),
-            **feature_properties(features, part.labels),
+            **compute_neural_collapse(features, part.labels, weight, bias),
+            **compute_feature_properties(features, part.labels),
             "top1": 100 * (logits.argmax(1) == part.labels).double().mean().item(),
-            "uniform_accuracy": 100 * uniform_accuracy(logits, part.labels)[0],
+            "uniform_accuracy": 100 * compute_uniform_accuracy(logits, part.labels)[0],
             "positive_mean": positive.mean().item(),
             "positive_std": positive.std(correction=0).item(),
             "negative_mean": negative.mean().item(),

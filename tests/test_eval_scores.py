@@ -10,7 +10,7 @@ import eval_scores
 import train
 from figures.scores import Violins, score_figure
 from metrics import distributions as scores
-from metrics.scores import decision_scores
+from metrics.scores import compute_decision_scores
 from rundir.config import read_config
 from rundir.rebuild import Rebuilder, TrainedRun
 from tests.helpers import assert_mistake, run
@@ -53,8 +53,8 @@ def test_distributions_are_those_of_all_scores(dtype, monkeypatch):
     features = torch.randn(700, 6, dtype=dtype) + 3
     labels, weight = torch.randint(9, (700,)), torch.randn(9, 6, dtype=dtype)
     monkeypatch.setattr("metrics.checks.CPU_CHUNK", 500)  # many chunks
-    found = scores.score_distributions(features, labels, weight)
-    for ours, values in zip(found, decision_scores(features, labels, weight), strict=True):
+    found = scores.compute_score_distributions(features, labels, weight)
+    for ours, values in zip(found, compute_decision_scores(features, labels, weight), strict=True):
         values = values.numpy().ravel()
         assert ours.count == values.size
         direct = values.mean(), values.std(), values.min(), values.max()
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_number_of_scores(monkeypatch):
     features, labels = torch.randn(20_000, 4), torch.randint(300, (20_000,))
     monkeypatch.setattr("metrics.checks.CPU_CHUNK", 30_000)
     with Sizes():
-        _, negative = scores.score_distributions(features, labels, torch.randn(300, 4))
+        _, negative = scores.compute_score_distributions(features, labels, torch.randn(300, 4))
     assert negative.count == 20_000 * 299
     assert largest <= 80_000  # the features themselves
 
@@ -117,7 +117,7 @@ def test_the_numbers_drawn_are_those_of_the_runs(runs, tmp_path, capsys):
     rebuilder = Rebuilder(torch.device("cpu"), ["train"])
     extracted = rebuilder.extract(run_, runs[3] / "epoch_002.pth", "train")
     fc = rebuilder.model(run_).fc
-    direct = decision_scores(extracted.features, extracted.labels, fc.weight.detach())
+    direct = compute_decision_scores(extracted.features, extracted.labels, fc.weight.detach())
     exact = predict("BCE", 10, 10, 5e-4, 5e-4, 0)
     positive, bias, negative = rows[-3:]
     for row, values in ((positive, direct[0]), (bias, fc.bias.detach()), (negative, direct[1])):
