@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,17 +210,28 @@ def _label_epochs(layout: Sequence[Sequence[str]], axes: dict[str, plt.Axes]) ->
 def _scale(axis: plt.Axes, scale: str) -> None:
     """Scale the y axis as a `metrics.Panel` names it."""
     if scale == "zero":
-        axis.set_ylim(bottom=0)
+        _scale_from_zero(axis)
     elif scale == "log":
         _scale_to_decades(axis)
     elif scale == "late":
         _scale_to_late(axis)
 
 
+def _collect_values(drawn: Iterable[Any]) -> np.ndarray:
+    """Return all finite values of several lines."""
+    values = np.concatenate([np.asarray(line, dtype=float) for line in drawn])
+    return values[np.isfinite(values)]
+
+
+def _scale_from_zero(axis: plt.Axes) -> None:
+    """Begin at 0 and leave a margin above the largest value."""
+    values = _collect_values(line.get_ydata() for line in axis.lines)
+    axis.set_ylim(0, 1.08 * values.max() if (values > 0).any() else None)
+
+
 def _scale_to_decades(axis: plt.Axes) -> None:
     """Take a log scale over whole decades, with readings between them if they are few."""
-    values = np.concatenate([line.get_ydata() for line in axis.lines])
-    values = values[np.isfinite(values)]
+    values = _collect_values(line.get_ydata() for line in axis.lines)
     axis.set_yscale("log")
     if len(values) == 0:
         return
@@ -233,10 +244,8 @@ def _scale_to_decades(axis: plt.Axes) -> None:
 
 def _scale_to_late(axis: plt.Axes) -> None:
     """Leave the rise of the first epochs out of the frame: runs differ after it. Percent."""
-    drawn = [np.asarray(line.get_ydata()) for line in axis.lines]
-    tails = [values[len(values) // 4 if len(values) >= LONG else 0 :] for values in drawn]
-    values = np.concatenate(tails)
-    values = values[np.isfinite(values)]
+    drawn = [line.get_ydata() for line in axis.lines]
+    values = _collect_values(line[len(line) // 4 if len(line) >= LONG else 0 :] for line in drawn)
     if len(values) == 0:
         return
     low, high = values.min(), values.max()

@@ -60,7 +60,9 @@ def extract(
     """
     model.eval()
     device, count = batches.device, batches.num_samples
-    feature_dim, num_classes = model.feature_dim, len(model.fc.weight)
+    classifier: Any = model.fc
+    feature_dim: Any = model.feature_dim
+    num_classes = len(classifier.weight)
     features = torch.empty(count, feature_dim, device=device)
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)

@@ -157,6 +157,14 @@ def open_run(directory: Path) -> TrainedRun:
     return TrainedRun(directory, config.settings, config.facts)
 
 
+def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:
+    """Refuse a value for a setting that has no effect in any of the runs. Raises UserError."""
+    why_idle = Settings.entries()[flag].why_idle
+    reasons = [why_idle(run.settings) for run in runs]
+    if value is not None and all(reasons):
+        raise UserError(f"--{flag} has no effect here: {reasons[0]}")
+
+
 def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:
     """Pass the test set of a run through its checkpoint of `epoch`. Raises UserError."""
     rebuilder = Rebuilder(device, ("test",))
