@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -149,7 +150,7 @@ def _add_legend(figure: plt.Figure, axis: plt.Axes, runs: Sequence[Violins], col
     )
 
 
-def list_summaries(name: str, run: Violins) -> list[dict[str, object]]:
+def list_summaries(name: str, run: Violins) -> list[dict[str, Any]]:
     """Return the statistics of a run's violins, for a CSV: a row for each kind."""
     return [
         {
@@ -171,7 +172,7 @@ def list_summaries(name: str, run: Violins) -> list[dict[str, object]]:
     ]
 
 
-def list_outlines(name: str, run: Violins) -> list[dict[str, object]]:
+def list_outlines(name: str, run: Violins) -> list[dict[str, Any]]:
     """Return the outlines of a run's violins, for a CSV: a row for each point."""
     return [
         {"run": name, "kind": kind, "value": value, "density": density}

@@ -10,7 +10,7 @@ from PIL import Image
 
 import eval_nc
 import train
-from figures.nc_curves import Curve, nc_figure
+from figures.nc_curves import Curve, draw_nc_curves
 from figures.style import save_figure
 from input_pipeline.load import load_dataset
 from metrics.accuracy import compute_uniform_accuracy
@@ -132,12 +132,12 @@ def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
             raise KeyboardInterrupt
         return whole(*inputs)
 
-    whole = eval_nc.measure
-    monkeypatch.setattr(eval_nc, "measure", measure_twice)
+    whole = eval_nc.compute_measures
+    monkeypatch.setattr(eval_nc, "compute_measures", measure_twice)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, run_dir)
     assert len(table(run_dir)) == 2
-    monkeypatch.setattr(eval_nc, "measure", whole)
+    monkeypatch.setattr(eval_nc, "compute_measures", whole)
     capsys.readouterr()
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
 
@@ -211,7 +211,7 @@ def test_empty_cells_are_gaps_in_the_picture(tmp_path, runs):
     full = [row | dict.fromkeys(names, 1.0) for row in empty]
     for rows in (empty, [*full[:9], *empty[9:20], *full[20:]], [*full[:20], *empty[20:]]):
         curves = [Curve("r", "BCE", "SGD", rows)] * runs
-        save_figure(nc_figure(curves), tmp_path / "a.png")
+        save_figure(draw_nc_curves(curves), tmp_path / "a.png")
         Image.open(tmp_path / "a.png").verify()
 
 
@@ -318,8 +318,8 @@ def test_an_edited_config_is_one_line(run_dir, capsys, edit):
 def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys, monkeypatch):
     other = train_run(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
     loads = []
-    whole = evaluation.rebuild_data
-    monkeypatch.setattr(evaluation, "rebuild_data", lambda *a: loads.append(a) or whole(*a))
+    whole = evaluation.build_data
+    monkeypatch.setattr(evaluation, "build_data", lambda *a: loads.append(a) or whole(*a))
     said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures")
     assert len(loads) == 1
     assert "0 unchanged" in said.out

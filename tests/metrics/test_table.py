@@ -18,14 +18,14 @@ ROWS = {
 @pytest.fixture
 def path(tmp_path):
     """A table of three rows, each with a fingerprint."""
-    table = MetricsTable(tmp_path, COLUMNS, optional=("extra",))
+    table = MetricsTable(tmp_path, MEASURES)
     for key, values in ROWS.items():
         table.put(key, "print", values)
     return tmp_path / "nc_metrics.csv"
 
 
 def read(path):
-    return MetricsTable(path.parent, COLUMNS, optional=("extra",))
+    return MetricsTable(path.parent, MEASURES)
 
 
 def held(table):
