@@ -351,7 +351,7 @@ def format_table(
 ) -> str:
     """Format all chosen rows as one aligned table."""
     shown = list_shown([row for rows in tables for row in rows.rows.values()])
-    header = ["run", "epoch", "split", *(measure.title for measure in shown.values())]
+    header = ["run", "epoch", "split", *(measure.heading for measure in shown.values())]
     lines = []
     for run, rows in zip(runs, tables, strict=True):
         for epoch, split in [(epoch, split) for epoch in run.chosen for split in splits]:

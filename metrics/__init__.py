@@ -33,8 +33,9 @@ class Measure:
         function: maps a `metrics.measures.Evaluation` to a number, or to a dict of numbers by
             column. Measures with the same function share one call. A number may be None where the
             measure is optional.
-        title: heads its column in tables and reports.
+        title: its short name, which heads a column.
         label: its name in words, for legends and lists; by default the title.
+        unit: "%" or nothing.
         digits: decimals in tables and reports.
         significant: whether `digits` counts significant digits instead, for a measure that spans
             many powers of ten.
@@ -53,6 +54,7 @@ class Measure:
     function: str
     title: str
     label: str = ""
+    unit: str = ""
     digits: int = 4
     significant: bool = False
     shown: bool = True
@@ -67,6 +69,11 @@ class Measure:
     def name(self) -> str:
         """Its name in words."""
         return self.label or self.title
+
+    @property
+    def heading(self) -> str:
+        """Its title and unit, for the head of a column."""
+        return f"{self.title} {self.unit}".rstrip()
 
     def format(self, value: float | None, sign: str = "") -> str:
         """Return the value as tables show it; `sign` "+" puts a plus before a positive one."""
@@ -97,18 +104,21 @@ GROUPS = "metrics.measures:measure_group_accuracies"
 MEASURES: dict[str, Measure] = {
     "top1": Measure(
         TOP,
-        "top-1 %",
-        label="top-1",
+        "top-1",
+        unit="%",
         digits=2,
         split="test",
         panel="accuracy",
         history="test_top1",
     ),
-    "top5": Measure(TOP, "top-5 %", digits=2, shown=False, split="test", history="test_top5"),
+    "top5": Measure(
+        TOP, "top-5", unit="%", digits=2, shown=False, split="test", history="test_top5"
+    ),
     "uniform_accuracy": Measure(
         UNIFORM,
-        "uniform %",
-        label="uniform",
+        "uniform",
+        label="uniform accuracy",
+        unit="%",
         digits=2,
         split="test",
         panel="accuracy",
@@ -161,7 +171,19 @@ MEASURES: dict[str, Measure] = {
     "predicted_positive": Measure(PREDICTION, "pred. pos.", digits=3, optional=True),
     "predicted_negative": Measure(PREDICTION, "pred. neg.", digits=3, optional=True),
     "predicted_bias": Measure(PREDICTION, "pred. bias", digits=3, optional=True),
-    "top1_many": Measure(GROUPS, "many %", digits=2, optional=True, split="test"),
-    "top1_medium": Measure(GROUPS, "medium %", digits=2, optional=True, split="test"),
-    "top1_few": Measure(GROUPS, "few %", digits=2, optional=True, split="test"),
+    "top1_many": Measure(
+        GROUPS, "many", label="top-1, many images", unit="%", digits=2, optional=True, split="test"
+    ),
+    "top1_medium": Measure(
+        GROUPS,
+        "medium",
+        label="top-1, medium images",
+        unit="%",
+        digits=2,
+        optional=True,
+        split="test",
+    ),
+    "top1_few": Measure(
+        GROUPS, "few", label="top-1, few images", unit="%", digits=2, optional=True, split="test"
+    ),
 }
