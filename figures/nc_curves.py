@@ -204,7 +204,7 @@ def _label_epochs(layout: Sequence[Sequence[str]], axes: dict[str, plt.Axes]) ->
                 axes[name].tick_params(labelbottom=True)
     for name in set(layout[-1]):
         axes[name].set_xlabel("epoch")
-        axes[name].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes[name].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 def _scale(axis: plt.Axes, scale: str) -> None:
