@@ -112,6 +112,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from args import Settings
 from figures.style import save_figure
 from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
 from input_pipeline.selection import first_per_class
@@ -274,10 +275,11 @@ class Drawing:
     ) -> None:
         self._args, self._runs, self._rebuilder = args, runs, rebuilder
         self._classes, self._out, self._console = classes, out, console
-        names = [run.name for run in runs]
-        unique = len(set(names)) == len(names)
-        self._names = names if unique else [str(run.directory) for run in runs]
-        settings = [run.settings.shaping() for run in runs]
+        unique = len({run.name for run in runs}) == len(runs)
+        self._names = [run.name if unique else str(run.directory) for run in runs]
+        # All panels show the same epoch, whatever number of epochs a run has.
+        names = [name for name in Settings.names(shapes=True) if name != "epochs"]
+        settings = [run.settings.values(names) for run in runs]
         self._title, self._panel_titles = compose_titles(settings, self._names, args.split)
         self._embeddings: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []
