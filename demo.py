@@ -153,7 +153,7 @@ def compare(runs: Mapping[str, Path]) -> str:
 def list_cells(directory: Path) -> dict[str, str]:
     """Return a run's cells by title.
 
-    Raises UserError where a file, a row or a number is missing.
+    Raises UserError if a file, a row or a number is missing.
     """
     trained, evaluated = directory / METRICS, directory / EVALUATED
     history, rows = read_csv(trained), read_csv(evaluated)
@@ -161,16 +161,22 @@ def list_cells(directory: Path) -> dict[str, str]:
         raise UserError(f"{directory} holds no evaluated epoch")
     last = str(rows[-1].get("epoch"))
     by_split = {row.get("split"): row for row in rows if row.get("epoch") == last}
-    cells = {"top-1 % (training set)": f"{read_number(history[-1], 'train_top1', trained):.2f}"}
+    train_top1 = read_number(history[-1], "train_top1", trained)
+    cells = {compose_title("top1", "train"): MEASURES["top1"].format(train_top1)}
     for name in LISTED:
         measure = MEASURES[name]
         row = by_split.get(measure.split, {"epoch": last, "split": measure.split})
-        title = f"{measure.name} {measure.unit}".rstrip()
         value = read_number(row, name, evaluated)
-        cells[f"{title} ({SET_NAMES[measure.split]})"] = measure.format(value)
+        cells[compose_title(name, measure.split)] = measure.format(value)
     cells["seconds"] = f"{sum(read_number(row, 'seconds', trained) for row in history):.1f}"
     cells["run directory"] = str(directory)
     return cells
+
+
+def compose_title(name: str, split: str) -> str:
+    """Return the title of a measure's row."""
+    measure = MEASURES[name]
+    return f"{measure.name} {measure.unit}".rstrip() + f" ({SET_NAMES[split]})"
 
 
 def read_number(row: Mapping[str, str], column: str, path: Path) -> float:

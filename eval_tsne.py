@@ -40,7 +40,29 @@ def build_parser() -> Parser:
         "Writes a picture per epoch (tsne_epoch_NNN), tsne.gif over them, and tsne.csv. "
         "More: docs/figures.md",
     )
-    add = parser.add_argument_group("what to draw").add_argument
+    _add_choice(parser.add_argument_group("what to draw"))
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--perplexity",
+        type=check_value(Annotated[Real, Field(gt=1)]),
+        default=30.0,
+        metavar="X",
+        help="effective number of neighbours, at most a third of the samples (default: 30)",
+    )
+    how.add_argument(
+        "--seed",
+        type=check_value(Natural),
+        default=0,
+        metavar="N",
+        help="of the embeddings (default: 0)",
+    )
+    add_evaluation_flags(how)
+    return parser
+
+
+def _add_choice(group: Any) -> None:
+    """Add the flags that choose what is drawn, and how it is written."""
+    add = group.add_argument
     add("runs", nargs="+", metavar="RUN", help="run directories of one data set, a panel for each")
     add(
         "--checkpoints",
@@ -83,23 +105,6 @@ def build_parser() -> Parser:
         metavar="X",
         help="epochs per second of the GIF, at most 50; the last is held longer (default: 2)",
     )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--perplexity",
-        type=check_value(Annotated[Real, Field(gt=1)]),
-        default=30.0,
-        metavar="X",
-        help="effective number of neighbours, at most a third of the samples (default: 30)",
-    )
-    how.add_argument(
-        "--seed",
-        type=check_value(Natural),
-        default=0,
-        metavar="N",
-        help="of the embeddings (default: 0)",
-    )
-    add_evaluation_flags(how)
-    return parser
 
 
 if __name__ == "__main__":

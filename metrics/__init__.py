@@ -31,8 +31,8 @@ class Measure:
 
     Attributes:
         function: maps a `metrics.measures.Evaluation` to a number, or to a dict of numbers by
-            column. Measures with the same function share one call. A number may be None where the
-            measure is optional.
+            column. Measures with the same function share one call. The number of an optional
+            measure may be None.
         title: its short name, which heads a column.
         label: its name in words, for legends and lists; by default the title.
         unit: "%" or nothing.
@@ -43,7 +43,7 @@ class Measure:
             gives a number for any run.
         optional: whether a cell may be empty. A table from before an optional measure stays as it
             is; other measures are added to the rows of an older table.
-        split: the split that reports and curves take where both are evaluated.
+        split: the split that reports and curves take if both are evaluated.
         panel: where its curve is drawn: a name of `PANELS`, or a new name for a panel of its own.
             None: no curve.
         history: the column of metrics.csv that holds the same number after every epoch.
@@ -105,6 +105,7 @@ MEASURES: dict[str, Measure] = {
     "top1": Measure(
         TOP,
         "top-1",
+        label="top-1 accuracy",
         unit="%",
         digits=2,
         split="test",
@@ -172,18 +173,30 @@ MEASURES: dict[str, Measure] = {
     "predicted_negative": Measure(PREDICTION, "pred. neg.", digits=3, optional=True),
     "predicted_bias": Measure(PREDICTION, "pred. bias", digits=3, optional=True),
     "top1_many": Measure(
-        GROUPS, "many", label="top-1, many images", unit="%", digits=2, optional=True, split="test"
+        GROUPS,
+        "many",
+        label="top-1 accuracy, many images",
+        unit="%",
+        digits=2,
+        optional=True,
+        split="test",
     ),
     "top1_medium": Measure(
         GROUPS,
         "medium",
-        label="top-1, medium images",
+        label="top-1 accuracy, medium images",
         unit="%",
         digits=2,
         optional=True,
         split="test",
     ),
     "top1_few": Measure(
-        GROUPS, "few", label="top-1, few images", unit="%", digits=2, optional=True, split="test"
+        GROUPS,
+        "few",
+        label="top-1 accuracy, few images",
+        unit="%",
+        digits=2,
+        optional=True,
+        split="test",
     ),
 }

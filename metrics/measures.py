@@ -43,7 +43,7 @@ class Evaluation:
 def compute_measures(evaluation: Evaluation) -> dict[str, float | None]:
     """Compute all of `metrics.MEASURES` in their order; each function is called once.
 
-    Raises ValueError where they are not defined: features not finite, a class without samples.
+    Raises ValueError if they are not defined: features are not finite, a class has no samples.
     """
     results: dict[str, Any] = {}
     values: dict[str, float | None] = {}

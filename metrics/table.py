@@ -80,7 +80,7 @@ class MetricsTable:
             self._write_fingerprints()
 
     def _read(self) -> None:
-        """Read what can be read, and rewrite the files where they differ from it."""
+        """Read what can be read, and rewrite the files if they differ from it."""
         path = self._directory / TABLE
         try:
             content = path.read_bytes()

@@ -29,8 +29,8 @@ def test_the_comparison_shows_the_last_epoch_and_all_seconds(tmp_path):
     found = dict(
         line.rsplit(maxsplit=1) for line in demo.compare({"CE": tmp_path / "a"}).splitlines()
     )
-    assert found["top-1 % (training set)"] == "99.12"
-    assert found["top-1 % (test set)"] == "30.00"  # the eleventh of the test row
+    assert found["top-1 accuracy % (training set)"] == "99.12"
+    assert found["top-1 accuracy % (test set)"] == "30.00"  # the eleventh of the test row
     assert found["NC1 (training set)"] == "70"
     assert found["seconds"] == "3.8"
     assert found["run directory"] == str(tmp_path / "a")
