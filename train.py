@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from args import Settings
 from input_pipeline.loader import BatchLoader
-from metrics.accuracy import correct_counts, uniform_accuracy
+from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
 from objective.objective import Objective
 from rundir.config import check_data
@@ -181,12 +181,12 @@ def evaluate(
     logits, labels = torch.cat(collected), torch.cat(targets_seen)
     if not torch.isfinite(logits).all():
         return {"test_loss": math.nan}
-    top1, top5 = (100 * (hits / len(labels)) for hits in correct_counts(logits, labels).tolist())
+    top1, top5 = (100 * (hits / len(labels)) for hits in count_correct(logits, labels).tolist())
     return {
         "test_loss": load_function(LOSSES[loss].function)(logits, labels).item(),
         "test_top1": top1,
         "test_top5": top5,
-        "test_uniform": 100 * uniform_accuracy(logits, labels)[0],
+        "test_uniform": 100 * compute_uniform_accuracy(logits, labels)[0],
     }
 
 

@@ -56,7 +56,7 @@ import torch
 from benchmarks.loops import Images, conventional_transform
 from benchmarks.train_speed import ratio
 from metrics.extraction import extract
-from metrics.measures import measure
+from metrics.measures import Evaluation, compute_measures
 from rundir.checkpoints import select_checkpoints
 from rundir.rebuild import ChosenRun, Rebuilder, rebuild_model
 from rundir.weights import load_weights
@@ -109,8 +109,9 @@ def as_eval_nc_does(
     def work() -> None:
         model = runs.loaded(run, last(run))
         for loader in loaders:
+            weight, bias = model.fc.weight.detach(), model.fc.bias_vector().detach()
             extracted = extract(model, loader, context)
-            measure(extracted, model.fc.weight.detach(), model.fc.bias_vector().detach())
+            compute_measures(Evaluation(extracted, weight, bias, runs.class_sizes(run)))
 
     return work
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.resident_memory import forget_peak, read_memory, read_peak
-from metrics.accuracy import uniform_accuracy
-from metrics.neural_collapse import feature_properties, neural_collapse
-from metrics.scores import score_statistics
+from metrics.accuracy import compute_uniform_accuracy
+from metrics.neural_collapse import compute_neural_collapse
+from metrics.properties import compute_feature_properties
+from metrics.scores import compute_score_statistics
 
 LOOPED = 2000  # samples of a per-sample loop at most; its time is proportional to their number
 
@@ -103,25 +104,25 @@ def make_inputs(size: tuple[int, int, int], *, with_logits: bool) -> Inputs:
 
 
 def compute_ours(inputs: Inputs) -> dict[str, float]:
-    return neural_collapse(inputs.features, inputs.labels, inputs.weight, inputs.bias)
+    return compute_neural_collapse(inputs.features, inputs.labels, inputs.weight, inputs.bias)
 
 
 def compute_properties(inputs: Inputs) -> dict[str, float]:
-    return feature_properties(inputs.features, inputs.labels)
+    return compute_feature_properties(inputs.features, inputs.labels)
 
 
-def compute_uniform_accuracy(inputs: Inputs) -> tuple[float, float]:
-    return uniform_accuracy(inputs.logits, inputs.labels)
+def compute_uniform(inputs: Inputs) -> tuple[float, float]:
+    return compute_uniform_accuracy(inputs.logits, inputs.labels)
 
 
 def compute_all(inputs: Inputs) -> None:
     compute_ours(inputs)
     compute_properties(inputs)
-    compute_uniform_accuracy(inputs)
+    compute_uniform(inputs)
 
 
 def compute_scores(inputs: Inputs) -> dict[str, float]:
-    return score_statistics(inputs.features, inputs.labels, inputs.weight)
+    return compute_score_statistics(inputs.features, inputs.labels, inputs.weight)
 
 
 def loop_in_torch(inputs: Inputs) -> Tensor:
@@ -166,7 +167,7 @@ def compute_plainly(inputs: Inputs) -> tuple[Tensor, list[Tensor], Tensor]:
 METHODS = {
     "neural_collapse": Method(compute_ours),
     "feature_properties": Method(compute_properties),
-    "uniform_accuracy": Method(compute_uniform_accuracy, needs_logits=True),
+    "uniform_accuracy": Method(compute_uniform, needs_logits=True),
     "all three, with uniform_accuracy": Method(compute_all, needs_logits=True),
     "score_statistics": Method(compute_scores),
     "NC1–NC4, plain float64": Method(compute_plainly),

@@ -50,16 +50,16 @@ def measure_distributions(args: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.resident_memory import forget_peak, read_memory, read_peak
-    from metrics.distributions import score_distributions
+    from metrics.distributions import compute_score_distributions
 
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(args.classes, (args.samples,), generator=generator)
     weight = torch.randn(args.classes, args.dim, generator=generator)
     features = torch.randn(args.samples, args.dim, generator=generator).add_(1)
-    score_distributions(features[:1000], labels[:1000], weight)
+    compute_score_distributions(features[:1000], labels[:1000], weight)
     forget_peak()
     before, begun = read_memory(), time.monotonic()
-    positive, negative = score_distributions(features, labels, weight)
+    positive, negative = compute_score_distributions(features, labels, weight)
     seconds = time.monotonic() - begun
     grown = (read_peak() - before) / 2**20
     held = 8 * args.samples * args.classes / 2**30

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 
-from figures.style import LOSS_COLOURS, STYLE
+from figures.style import STYLE, choose_colour
+from objective import LOSSES
 from reproduction.results import MEASURES, Result
 
-MARKS = {"CE": "o", "BCE": "s"}
-PAPER_MARKS = {"CE": "x", "BCE": "+"}
 APART = 0.14  # of a row, between CE and BCE
 
 
@@ -31,9 +30,11 @@ def accuracy_figure(results: Sequence[Result], paper: str = "") -> plt.Figure:
         axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
         axes[0][0].set_xlabel("top-1 accuracy %")
         published = any("paper" in r.references.get(m, {}) for r in results for m in measures)
-        for marks, whose in ((MARKS, ""), (PAPER_MARKS, f"paper ({paper}), ")):
-            for loss, mark in marks.items() if published or not whose else ():
-                axes[0][0].plot([], [], mark, color=LOSS_COLOURS[loss], label=whose + loss)
+        losses = list(dict.fromkeys(result.labels["loss"] for result in results))
+        for index, whose in enumerate(("", f"paper ({paper}), ")[: 1 + published]):
+            for loss in losses:
+                style = {"marker": LOSSES[loss].marks[index], "linestyle": "none"}
+                axes[0][0].plot([], [], color=choose_colour(loss), label=whose + loss, **style)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
@@ -56,13 +57,12 @@ def _draw(axis: plt.Axes, result: Result, measure: str, row: int) -> None:
             mean,
             place,
             xerr=result.std(measure),
-            marker=MARKS.get(loss, "D"),
+            marker=LOSSES[loss].marks[0],
             markersize=5,
             capsize=2,
-            color=LOSS_COLOURS.get(loss, "black"),
+            color=choose_colour(loss),
             linestyle="none",
         )
     if published is not None:
-        axis.plot(
-            published, place, PAPER_MARKS[loss], color=LOSS_COLOURS.get(loss, "black"), markersize=5
-        )
+        mark = LOSSES[loss].marks[1]
+        axis.plot(published, place, marker=mark, color=choose_colour(loss), markersize=5)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.style import SCORES, STYLE
+from figures.style import SCORE_LOOKS, STYLE, escape_name
 from metrics.distributions import Distribution
 
 WIDTH = 0.42  # half of a violin's greatest width, in steps of the x axis
-KINDS = tuple(SCORES)  # positive_score, bias, negative_score
-HATCHES = {"positive_score": "////", "bias": "", "negative_score": "\\\\\\\\"}
 PANEL = 2.7, 2.2  # inches
 
 
@@ -22,10 +21,11 @@ class Violins:
     """One run in a score figure.
 
     Attributes:
-        panel: the title of the panel that it stands in.
-        place: what the x axis says below it.
-        values: a distribution by kind (`KINDS`); no bias for a classifier without one.
-        predicted: the exact prediction by kind, None where there is none.
+        panel: the title of its panel.
+        place: its name on the x axis.
+        values: a distribution by kind, which is positive_score, bias or negative_score; no bias for
+            a classifier without one.
+        predicted: the exact prediction by kind, None if there is none.
     """
 
     panel: str
@@ -34,14 +34,14 @@ class Violins:
     predicted: dict[str, float | None]
 
 
-def score_figure(
+def draw_violins(
     runs: Sequence[Violins], x_label: str, heading: str = "", columns: int = 2
 ) -> plt.Figure:
-    """Positive scores red, biases green, negative scores blue; a panel for each title in the order
-    of `runs`, the runs' places in their order on x, one y axis for all.
+    """Draw violins of positive scores (red), biases (green) and negative scores (blue).
 
-    Marks (triangles up and down, circles) stand at the means, and hatches tell positive from
-    negative without colour; dashed lines are the exact prediction.
+    Panels and places on the x axis are in the order of `runs`; all panels share one y axis. Marks
+    stand at the means, and hatches keep positive and negative scores apart without colour. Dashed
+    lines are the exact prediction.
     """
     titles = list(dict.fromkeys(run.panel for run in runs))
     columns = min(columns, len(titles))
@@ -65,23 +65,22 @@ def score_figure(
         for axis in grid.flat[max(0, len(titles) - columns) : len(titles)]:
             axis.set_xlabel(x_label)
         if heading:
-            figure.suptitle(heading, fontsize=9)
+            figure.suptitle(escape_name(heading), fontsize=9)
         _add_legend(figure, grid.flat[0], runs, columns)
     return figure
 
 
 def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
-    axis.set_title(title, fontsize=9)
+    axis.set_title(escape_name(title), fontsize=9)
     for place, run in enumerate(runs):
         for kind, distribution in run.values.items():
             _draw_violin(axis, place, kind, distribution)
             exact = run.predicted.get(kind)
             if exact is not None:
                 ends = [place - 0.5, place + 0.5]
-                axis.plot(
-                    ends, [exact, exact], color=SCORES[kind][1], linestyle="--", linewidth=1.1
-                )
-    names = [run.place for run in runs]
+                colour = SCORE_LOOKS[kind].colour
+                axis.plot(ends, [exact, exact], color=colour, linestyle="--", linewidth=1.1)
+    names = [escape_name(run.place) for run in runs]
     long = len(names) > 1 and max(map(len, names)) * len(names) > 28
     axis.set_xticks(
         range(len(runs)),
@@ -96,27 +95,28 @@ def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
 
 
 def _draw_violin(axis: plt.Axes, place: int, kind: str, values: Distribution) -> None:
-    _, colour, marker = SCORES[kind]
-    positions, densities = (part.numpy() for part in values.outline())
+    look = SCORE_LOOKS[kind]
+    positions, densities = (part.numpy() for part in values.trace_outline())
     if len(positions) > 1:
         shape = WIDTH * densities / densities.max()
         axis.fill_betweenx(
             positions,
             place - shape,
             place + shape,
-            facecolor=(colour, 0.35),
-            edgecolor=colour,
+            facecolor=(look.colour, 0.35),
+            edgecolor=look.colour,
             linewidth=0.8,
-            hatch=HATCHES[kind],
+            hatch=look.hatch,
         )
     else:
-        axis.plot([place - WIDTH, place + WIDTH], [values.mean] * 2, color=colour, linewidth=1.2)
+        ends = [place - WIDTH, place + WIDTH]
+        axis.plot(ends, [values.mean, values.mean], color=look.colour, linewidth=1.2)
     axis.plot(
         place,
         values.mean,
-        marker=marker,
+        marker=look.mark,
         markersize=4.5,
-        color=colour,
+        color=look.colour,
         markeredgecolor="black",
         markeredgewidth=0.6,
         linestyle="none",
@@ -124,20 +124,17 @@ def _draw_violin(axis: plt.Axes, place: int, kind: str, values: Distribution) ->
 
 
 def _add_legend(figure: plt.Figure, axis: plt.Axes, runs: Sequence[Violins], columns: int) -> None:
-    for kind, (title, colour, marker) in SCORES.items():
+    for kind, look in SCORE_LOOKS.items():
         if any(kind in run.values for run in runs):
-            axis.fill_between(
-                [], [], facecolor=(colour, 0.35), edgecolor=colour, hatch=HATCHES[kind]
-            )
             axis.plot(
                 [],
                 [],
-                marker=marker,
-                color=colour,
+                marker=look.mark,
+                color=look.colour,
                 linestyle="none",
                 markeredgecolor="black",
                 markeredgewidth=0.6,
-                label=title,
+                label=look.title,
             )
     if any(value is not None for run in runs for value in run.predicted.values()):
         axis.plot([], [], color="black", linestyle="--", linewidth=0.9, label="exact prediction")
@@ -153,8 +150,8 @@ def _add_legend(figure: plt.Figure, axis: plt.Axes, runs: Sequence[Violins], col
     )
 
 
-def summary_rows(name: str, run: Violins) -> list[dict[str, object]]:
-    """What is drawn of a run, for a CSV: a row for each kind."""
+def list_summaries(name: str, run: Violins) -> list[dict[str, Any]]:
+    """Return the statistics of a run's violins, for a CSV: a row for each kind."""
     return [
         {
             "run": name,
@@ -165,9 +162,9 @@ def summary_rows(name: str, run: Violins) -> list[dict[str, object]]:
             "mean": values.mean,
             "std": values.std,
             "min": values.min,
-            "q05": values.quantile(0.05),
-            "median": values.quantile(0.5),
-            "q95": values.quantile(0.95),
+            "q05": values.find_quantile(0.05),
+            "median": values.find_quantile(0.5),
+            "q95": values.find_quantile(0.95),
             "max": values.max,
             "predicted": run.predicted.get(kind),
         }
@@ -175,10 +172,10 @@ def summary_rows(name: str, run: Violins) -> list[dict[str, object]]:
     ]
 
 
-def outline_rows(name: str, run: Violins) -> list[dict[str, object]]:
-    """The outlines of a run's violins, for a CSV: a row for each point."""
+def list_outlines(name: str, run: Violins) -> list[dict[str, Any]]:
+    """Return the outlines of a run's violins, for a CSV: a row for each point."""
     return [
         {"run": name, "kind": kind, "value": value, "density": density}
         for kind, values in run.values.items()
-        for value, density in np.stack(values.outline(), axis=1).tolist()
+        for value, density in np.stack(values.trace_outline(), axis=1).tolist()
     ]

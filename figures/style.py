@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 
+from objective import LOSSES, OPTIMIZERS
 from utils.files import write_whole
 
 matplotlib.use("Agg")
 
-# The paper's red, green and blue; marks tell them apart without colour.
-POSITIVE, BIAS, NEGATIVE = "#d62728", "#2ca02c", "#1f77b4"
-SCORES = {
-    "positive_score": ("positive score", POSITIVE, "^"),
-    "bias": ("bias", BIAS, "o"),
-    "negative_score": ("negative score", NEGATIVE, "v"),
+
+@dataclass(frozen=True)
+class ScoreLook:
+    """How figures draw a score or the bias: marks and hatches keep them apart without colour."""
+
+    title: str
+    colour: str
+    mark: str
+    hatch: str
+
+
+# The paper's red, green and blue.
+SCORE_LOOKS = {
+    "positive_score": ScoreLook("positive score", "#d62728", "^", "////"),
+    "bias": ScoreLook("bias", "#2ca02c", "o", ""),
+    "negative_score": ScoreLook("negative score", "#1f77b4", "v", "\\\\\\\\"),
 }
-LOSS_COLOURS = {"CE": "#1f77b4", "BCE": "#d62728", "MSE": "#2ca02c"}
-OPTIMIZER_LINES = {"SGD": "--", "AdamW": "-"}
-MARKERS = "osD^vP*X"  # tell runs apart that share loss and optimizer, and in print without colour
+RUN_MARKS = "osD^vP*X"  # keep runs apart that share loss and optimizer
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -34,8 +44,30 @@ STYLE = {
 }
 
 
+def choose_colour(loss: str | None) -> str:
+    """Return the colour of a loss; black for none."""
+    return LOSSES[loss].colour if loss in LOSSES else "black"
+
+
+def choose_line(optimizer: str | None) -> str:
+    """Return the line style of an optimizer; dotted for none."""
+    return OPTIMIZERS[optimizer].line if optimizer in OPTIMIZERS else ":"
+
+
+def escape_name(name: str) -> str:
+    """Return a name that users chose, so that matplotlib shows it as it is.
+
+    "$" would begin a formula, and a legend leaves out names that begin with "_".
+    """
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def save_figure(figure: plt.Figure, path: Path) -> None:
-    """Write a figure whole, in the format that the path's ending names, and close it."""
+    """Write a figure whole, in the format that the path's ending names, and close it.
+
+    Raises UserError if the file cannot be written.
+    """
     content = io.BytesIO()
     with plt.rc_context(STYLE):
         figure.savefig(content, format=path.suffix.lstrip("."))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
-from figures.style import SCORES, STYLE
+from figures.style import SCORE_LOOKS, STYLE
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.6, 3.2))
         places = range(len(points))
-        for name, (score_title, colour, marker) in SCORES.items():
+        for name, look in SCORE_LOOKS.items():
             expected = [point.predicted[name] for point in points]
             line = [math.nan if value is None else value for value in expected]
-            axis.plot(places, line, color=colour, linestyle="--", linewidth=1.4)
+            axis.plot(places, line, color=look.colour, linestyle="--", linewidth=1.4)
             axis.errorbar(
                 places,
                 [point.found[name] for point in points],
                 yerr=[_list_distances(points, name, end) for end in ("min", "max")],
-                color=colour,
-                marker=marker,
+                color=look.colour,
+                marker=look.mark,
                 markersize=6,
                 linestyle="none",
                 capsize=3,
-                label=f"{score_title}, found",
+                label=f"{look.title}, found",
             )
         axis.plot([], [], color="black", linestyle="--", linewidth=1.4, label="exact prediction")
         axis.set_xticks(places, [f"{point.value:g}" for point in points])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,30 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from figures.style import STYLE
-from rundir.config import shaping_settings
+from figures.style import STYLE, escape_name
 from utils.files import write_whole
 
-# Ten colours that are told apart with any kind of colour vision (M. Petroff, arXiv:2107.02270), and
-# ten marks: class k has the colour k mod 10, and no two of 100 classes share both.
+# Ten colours for any kind of colour vision (M. Petroff, arXiv:2107.02270) and ten marks. Class k
+# has the colour k mod 10, and no two of 100 classes share both.
 COLOURS = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
 )
 MARKS = "os^DvPX<p>"
 LEGEND_CLASSES = 20  # at most so many are named
 PANEL = 2.4  # inches
-LAYERS = 5  # no class lies wholly above another: its points are drawn in so many turns
-SHOWN_SETTINGS = 3  # a panel's title tells at most so many settings besides loss and optimizer
-SPLITS = {"train": "training", "test": "test"}
-HOLD = 4  # the GIF's last frame stands so many times as long as the others
+LAYERS = 5  # the points of a class are drawn in so many turns, so that no class hides another
+SHOWN_SETTINGS = 3  # a panel's title names at most so many settings besides loss and optimizer
+SET_NAMES = {"train": "training set", "test": "test set"}
+HOLD = 4  # the GIF's last frame stays so many times as long as the others
 
 
 @dataclass
@@ -48,14 +55,14 @@ class Panel:
     labels: np.ndarray
 
 
-def tsne_figure(title: str, panels: Sequence[Panel], classes: dict[int, str]) -> plt.Figure:
-    """Embeddings side by side, in one colour and mark for each of `classes` (number to name)."""
+def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]) -> plt.Figure:
+    """Draw embeddings side by side; each of `classes` (number to name) has a colour and a mark."""
     with plt.rc_context(STYLE):
         columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
         rows = -(-len(panels) // columns)
         width = max(PANEL * columns, 3.4)
         titles = [textwrap.fill(panel.title, int(14 * width / columns)) for panel in panels]
-        names = _legend_names(classes)
+        names = _shorten_names(classes)
         legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
         legend_columns = min(legend_columns, len(names) or 1)
         legend_rows = -(-len(names) // legend_columns)
@@ -65,11 +72,11 @@ def tsne_figure(title: str, panels: Sequence[Panel], classes: dict[int, str]) ->
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
             _scatter(axis, panel, list(classes))
-            axis.set_title(text, fontsize=9)
+            axis.set_title(escape_name(text), fontsize=9)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         figure.suptitle(title, fontsize=9, fontweight="bold")
-        _legend(figure, classes, names, legend_columns)
+        _add_legend(figure, classes, names, legend_columns)
     return figure
 
 
@@ -80,35 +87,39 @@ def _scatter(axis: plt.Axes, panel: Panel, classes: Sequence[int]) -> None:
     for layer in range(LAYERS):
         for number in classes:
             x, y = panel.positions[chosen[number][layer::LAYERS]].T
-            axis.scatter(x, y, s=size, linewidths=0, alpha=0.8, **_look(number))
+            axis.scatter(x, y, s=size, linewidths=0, alpha=0.8, **_choose_look(number))
     axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axis.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     axis.tick_params(labelsize=8)
 
 
-def _look(number: int) -> dict[str, Any]:
+def _choose_look(number: int) -> dict[str, Any]:
     tens, ones = divmod(number, 10)
     return {"color": COLOURS[ones], "marker": MARKS[(ones + tens) % 10]}
 
 
-def _legend_names(classes: dict[int, str]) -> list[str]:
+def _shorten_names(classes: dict[int, str]) -> list[str]:
     if len(classes) > LEGEND_CLASSES:
         return []
     return [textwrap.shorten(name, 20, placeholder="…") or name[:20] for name in classes.values()]
 
 
-def _legend(figure: plt.Figure, classes: dict[int, str], names: list[str], columns: int) -> None:
+def _add_legend(
+    figure: plt.Figure, classes: dict[int, str], names: list[str], columns: int
+) -> None:
     if not names:
         note = f"{len(classes)} classes, each a colour and mark"
         figure.supxlabel(note, fontsize=8)
         return
     handles = [
-        plt.Line2D([], [], linestyle="none", markersize=5, markeredgewidth=0, **_look(number))
+        plt.Line2D(
+            [], [], linestyle="none", markersize=5, markeredgewidth=0, **_choose_look(number)
+        )
         for number in classes
     ]
     figure.legend(
         handles,
-        names,
+        [escape_name(name) for name in names],
         loc="outside lower center",
         ncols=columns,
         fontsize=8,
@@ -117,8 +128,8 @@ def _legend(figure: plt.Figure, classes: dict[int, str], names: list[str], colum
     )
 
 
-def image_of(figure: plt.Figure) -> Image.Image:
-    """A figure as pixels, RGB."""
+def render_image(figure: plt.Figure) -> Image.Image:
+    """Return a figure as pixels, RGB."""
     content = io.BytesIO()
     with plt.rc_context(STYLE):
         figure.savefig(content, format="png")
@@ -126,14 +137,14 @@ def image_of(figure: plt.Figure) -> Image.Image:
 
 
 def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
-    """Write frames of one size, in one palette and endlessly repeated, as an animated GIF.
+    """Write frames of one size as an animated GIF of one palette that repeats without end.
 
     Raises UserError if the file cannot be written.
     """
     # The last frame has every colour that the others have.
     palette = frames[-1].quantize(256, method=Image.Quantize.MEDIANCUT)
-    colours = np.reshape(palette.getpalette(), (-1, 3))
-    colours[colours.sum(axis=1).argmax()] = 255  # the page's white, which was averaged with greys
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[colours.sum(axis=1).argmax()] = 255  # the page is white; the palette averages it
     palette.putpalette(colours.ravel().tolist())
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     # GIF counts in hundredths of a second.
@@ -152,40 +163,38 @@ def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
     write_whole(path, lambda file: file.write(content.getvalue()))
 
 
-def titles(
-    settings: Sequence[dict[str, Any]], names: Sequence[str], split: str
+def compose_titles(
+    settings: Sequence[Mapping[str, Any]], names: Sequence[str], split: str
 ) -> tuple[str, list[str]]:
-    """What the figure and each of its panels is called, from the runs' settings and names.
+    """Compose the title of a figure and that of each panel.
 
-    Panels tell loss and optimizer, the model where it differs between them, and where that is the
-    same for two of them the settings in which these differ, or their names.
+    A panel's title names loss and optimizer, and the model if the runs differ in it. If two of them
+    are still the same, it adds the settings in which these runs differ, or their names.
+
+    Args:
+        settings: of each run, those that shape what it learns.
+        names: of the runs.
+        split: "train" or "test".
     """
     models = {each["model"] for each in settings}
     shared = f"{settings[0]['model']} on " if len(models) == 1 else ""
-    figure = f"{shared}{settings[0]['dataset']}, {SPLITS[split]} set"
-    heads = [
-        ", ".join([*([each["model"]] if len(models) > 1 else []), each["loss"], each["optimizer"]])
-        for each in settings
-    ]
+    figure = f"{shared}{settings[0]['dataset']}, {SET_NAMES[split]}"
+    keys = ("loss", "optimizer") if len(models) == 1 else ("model", "loss", "optimizer")
+    heads = [", ".join(each[key] for key in keys) for each in settings]
     panels = []
     for head, own, name in zip(heads, settings, names, strict=True):
         alike = [each for each, other in zip(settings, heads, strict=True) if other == head]
         differing = [
-            key for key, value in shaping_settings(own).items() if _differs(key, value, alike)
+            key for key, value in own.items() if any(each.get(key) != value for each in alike)
         ]
         if len(alike) == 1:
             panels.append(head)
         elif 0 < len(differing) <= SHOWN_SETTINGS:
-            told = [f"{key} {_short(own[key])}" for key in differing]
-            panels.append(", ".join([head, *told]))
+            panels.append(", ".join([head, *(f"{key} {_format(own[key])}" for key in differing)]))
         else:
             panels.append(f"{name} ({head})")
     return figure, panels
 
 
-def _differs(key: str, value: Any, settings: Sequence[dict[str, Any]]) -> bool:
-    return any(each.get(key) != value for each in settings)
-
-
-def _short(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Accuracies from logits: top-k, by class size, uniform accuracy."""
+"""Accuracies from logits: top-k, by class size, and uniform accuracy."""
 
 from __future__ import annotations
 
@@ -7,51 +7,48 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metrics.checks import (
-    check_logits,
-    row_chunks,
-)
+from metrics.checks import check_logits, split_rows
 
 MANY, FEW = 100, 20  # training images of a class: above, many; below, few
 
 
-def correct_counts(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
-    """How many samples have their label among the k largest logits, for each k: int64 [len(ks)].
+def count_correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+    """Count the samples whose label is among the k largest logits, for each k: int64 [len(ks)].
 
-    logits [N, K], labels int64 [N]. Stays on the device: no synchronisation. Where there are fewer
-    than k classes, k is their number.
+    logits [N, K], labels int64 [N]. The counts stay on the device: no synchronisation. If there are
+    fewer than k classes, k is their number.
     """
-    hits = _ranked_hits(logits, labels, max(ks))
+    hits = _rank_hits(logits, labels, max(ks))
     return torch.stack([hits[:, :k].sum() for k in ks])
 
 
-def class_correct_counts(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
-    """`correct_counts` class by class: int64 [len(ks), K], whose sums over the classes those are.
+def count_correct_by_class(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+    """Count as `count_correct` does, class by class: int64 [len(ks), K].
 
-    logits [N, K], labels int64 [N]. Stays on the device: no synchronisation.
+    logits [N, K], labels int64 [N]. The counts stay on the device: no synchronisation.
     """
-    hits = _ranked_hits(logits, labels, max(ks))
+    hits = _rank_hits(logits, labels, max(ks))
     counts = torch.zeros(len(ks), logits.shape[1], dtype=torch.int64, device=logits.device)
     for count, k in zip(counts, ks, strict=True):
         count.index_add_(0, labels, hits[:, :k].sum(dim=1))
     return counts
 
 
-def group_accuracies(
+def compute_group_accuracies(
     correct: Tensor, counts: Tensor, class_sizes: Sequence[float]
 ) -> dict[str, float | None]:
-    """Top-1 by how many training images a class has (Liu et al. 2019, long-tailed recognition).
+    """Compute top-1 for classes of many, medium and few training images (Liu et al., CVPR 2019).
 
     Args:
         correct: int64 [K], correctly classified samples of each class in the evaluated split.
         counts: int64 [K], all samples of each class there.
-        class_sizes: K numbers of training images, which decide the group: many, above 100;
-            medium, 20 to 100; few, below 20.
+        class_sizes: K numbers of training images, which decide the group: many are above 100,
+            medium 20 to 100, few below 20.
 
     Returns:
-        many, medium and few: the share, in [0, 1], of correctly classified samples among all of
-        the group's classes (the mean class accuracy where these have equally many); None for a
-        group without samples.
+        For many, medium and few the share, in [0, 1], of correctly classified samples among those
+        of the group's classes. It is the mean class accuracy if these have equally many samples.
+        None for a group without samples.
 
     Raises:
         ValueError: the three differ in length.
@@ -75,30 +72,38 @@ def group_accuracies(
     }
 
 
-def uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The largest share of samples that one threshold serves at once (paper, section 3), and it.
+def compute_uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Compute the largest share of samples that one threshold serves at once, and the threshold.
 
-    max over t of |{i : z_{i,y} > t ≥ max_{j≠y} z_{i,j}}| / N for logits z [N, K] of any float
-    dtype, labels integer [N]. Never above top-1; O(N log N) after one pass over the logits. Returns
-    (accuracy in [0, 1], the smallest best threshold), the threshold NaN where no sample is
-    classified correctly.
+    max over t of |{i : z_{i,y} > t ≥ max_{j≠y} z_{i,j}}| / N (Li, Xiao, Shen, ICML 2025). It is
+    never above top-1, and takes O(N log N) after one pass over the logits.
 
-    Raises ValueError for shapes that do not match, labels out of range, or logits not finite.
+    Args:
+        logits: [N, K], any float dtype.
+        labels: integer [N].
+
+    Returns:
+        The accuracy in [0, 1] and the smallest best threshold, NaN if no sample is classified
+        correctly.
+
+    Raises:
+        ValueError: shapes do not match, labels are out of range, or logits are not finite.
     """
     check_logits(logits, labels)
     labels = labels.to(logits.device, torch.int64)
-    chunks = row_chunks(logits, logits.shape[1])
-    margins = [positive_and_largest_negative(logits[rows], labels[rows]) for rows in chunks]
+    chunks = split_rows(logits, logits.shape[1])
+    margins = [split_margins(logits[rows], labels[rows]) for rows in chunks]
     positives, negatives = (torch.cat(parts) for parts in zip(*margins, strict=True))
-    return best_threshold(positives, negatives)
+    return find_best_threshold(positives, negatives)
 
 
-def best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, float]:
-    """`uniform_accuracy` from each sample's own logit and the largest of the others, each [N].
+def find_best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, float]:
+    """Compute what `compute_uniform_accuracy` does from each sample's positive logit, that of its
+    own label, and its largest negative one, each [N].
 
-    Each correctly classified sample is the half-open interval [largest negative, positive); the
-    answer is the greatest number of intervals that share a point, which is some interval's left
-    end: two sorts, O(N log N). Raises ValueError if they are not finite.
+    A correctly classified sample is the half-open interval [largest negative, positive). The
+    greatest number of intervals that share a point is reached at some interval's left end: two
+    sorts, O(N log N). Raises ValueError if the logits are not finite.
     """
     if not (torch.isfinite(positives).all() and torch.isfinite(negatives).all()):
         raise ValueError("logits are not finite")
@@ -114,14 +119,14 @@ def best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, float]:
     return best.item() / len(positives), starts[served == best][0].item()
 
 
-def positive_and_largest_negative(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of logits [N, K]: its label's entry and the largest of the others, each [N]."""
+def split_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's entry at its label and the largest other entry of logits [N, K]: [N]."""
     own = labels[:, None]
     positives = logits.gather(1, own).squeeze(1)
     negatives = logits.scatter(1, own, -torch.inf).amax(dim=1)
     return positives, negatives
 
 
-def _ranked_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
+def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
     """Whether the label is the 1st, 2nd, … largest logit: bool [N, min(largest, K)]."""
     return logits.topk(min(largest, logits.shape[1]), dim=1).indices == labels[:, None]

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
-from metrics.accuracy import class_correct_counts, positive_and_largest_negative
+from metrics.accuracy import count_correct_by_class, split_margins
 
 
-def split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
-    """The train or test images of `data` in order, as they are; options as of BatchLoader."""
+def build_split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
+    """Build a loader of the train or test images of `data`, in order and not augmented.
+
+    `options` are further arguments of `BatchLoader`.
+    """
     return BatchLoader(
         getattr(data, split),
         mean=data.mean,
@@ -27,12 +30,13 @@ def split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
 
 @dataclass
 class Extracted:
-    """What one pass of a model over a split of N samples leaves.
+    """The results of one pass of a model over a split of N samples.
 
     Attributes:
         features: float32 [N, d].
         labels: int64 [N].
-        positives, negatives: float32 [N], each sample's own logit and the largest of the others.
+        positives: float32 [N], each sample's logit at its own label.
+        negatives: float32 [N], the largest of its other logits.
         top1, top5: shares of samples, in [0, 1].
         class_correct: int64 [K], samples of each class whose own logit is the largest.
     """
@@ -52,22 +56,25 @@ def extract(
 ) -> Extracted:
     """Pass a split through the model once, in evaluation mode.
 
-    Of the logits only what the measures need is kept, so that memory does not grow with N·K.
+    Only the part of the logits that the measures need is kept: memory does not grow with N·K.
     """
     model.eval()
     device, count = batches.device, batches.num_samples
-    features = torch.empty(count, model.feature_dim, device=device)
+    classifier: Any = model.fc
+    feature_dim: Any = model.feature_dim
+    num_classes = len(classifier.weight)
+    features = torch.empty(count, feature_dim, device=device)
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)
-    correct = torch.zeros(2, len(model.fc.weight), dtype=torch.int64, device=device)
+    correct = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
     first = 0
     for images, targets in batches.batches(epoch=0):
         with autocast:
             logits, batch_features = model(images)
         at = slice(first, first + len(targets))
         features[at], labels[at] = batch_features, targets
-        margins[0, at], margins[1, at] = positive_and_largest_negative(logits, targets)
-        correct += class_correct_counts(logits, targets)
+        margins[0, at], margins[1, at] = split_margins(logits, targets)
+        correct += count_correct_by_class(logits, targets)
         first = at.stop
     top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
     return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])

@@ -8,48 +8,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metrics.checks import (
-    check_scored,
-    row_chunks,
-)
+from metrics.checks import check_score_inputs, split_rows
 
 
 @torch.no_grad()
-def decision_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores W h of every sample (paper, section 1; no bias), split by the sample's label.
+def compute_decision_scores(
+    features: Tensor, labels: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the scores W h of every sample, split by its label (Li, Xiao, Shen, ICML 2025).
 
-    features [N, d], labels integer [N], weight [K, d], any float dtype. Returns float64 tensors on
-    the features' device: positive [N], w_y·h, and negative [N, K−1], w_j·h for j ≠ y in the order
-    of the classes. Beyond what it returns (8·N·K bytes) memory is bounded by chunks;
-    `score_statistics` summarises them without holding them.
+    The bias is not subtracted. Beyond what this returns (8·N·K bytes) memory is bounded by chunks;
+    `compute_score_statistics` summarises the scores without holding them.
 
-    Raises ValueError for shapes that do not match, labels that are not integers from 0 to K−1, or
-    features or weight not finite.
+    Args:
+        features: [N, d], any float dtype.
+        labels: integer [N].
+        weight: [K, d], any float dtype.
+
+    Returns:
+        Float64 tensors on the features' device: positive [N], w_y·h, and negative [N, K−1], w_j·h
+        for j ≠ y in the order of the classes.
+
+    Raises:
+        ValueError: shapes do not match, labels are not integers from 0 to K−1, or features or
+            weight are not finite.
     """
-    labels, weight = check_scored(features, labels, weight)
+    labels, weight = check_score_inputs(features, labels, weight)
     count, num_classes = len(features), len(weight)
     positive = weight.new_empty(count)
     negative = weight.new_empty(count, num_classes - 1)
-    for rows in row_chunks(features, num_classes):
+    for rows in split_rows(features, num_classes):
         positive[rows], negative[rows] = _split_scores(features[rows], labels[rows], weight)
     return positive, negative
 
 
 @torch.no_grad()
-def score_statistics(features: Tensor, labels: Tensor, weight: Tensor) -> dict[str, float]:
-    """Mean, population standard deviation, minimum and maximum of the `decision_scores`.
+def compute_score_statistics(features: Tensor, labels: Tensor, weight: Tensor) -> dict[str, float]:
+    """Compute mean, population standard deviation, minimum and maximum of the decision scores.
 
-    Takes and raises what `decision_scores` does. Keys: positive_mean, positive_std, positive_min,
-    positive_max, and the same with negative. Computed in float64, chunk by chunk: the N·K scores
-    are never held.
+    The arguments and the errors are those of `compute_decision_scores`. The keys are positive_mean,
+    positive_std, positive_min, positive_max, and the same with negative. Computed in float64, chunk
+    by chunk: the N·K scores are never held.
     """
-    labels, weight = check_scored(features, labels, weight)
+    labels, weight = check_score_inputs(features, labels, weight)
     positive, negative = ScoreSummary(), ScoreSummary()
-    for rows in row_chunks(features, len(weight)):
-        own, others = unordered_scores(features[rows], labels[rows], weight)
+    for rows in split_rows(features, len(weight)):
+        own, others = compute_unordered_scores(features[rows], labels[rows], weight)
         positive.add(own)
         negative.add(others)
-    return positive.statistics("positive") | negative.statistics("negative")
+    return positive.describe("positive") | negative.describe("negative")
+
+
+def compute_bias_statistics(bias: Tensor) -> dict[str, float]:
+    """Compute bias_mean, bias_std (population), bias_min and bias_max of the biases [K]."""
+    bias = bias.double()
+    return {
+        "bias_mean": bias.mean().item(),
+        "bias_std": bias.std(correction=0).item(),
+        "bias_min": bias.min().item(),
+        "bias_max": bias.max().item(),
+    }
 
 
 @dataclass
@@ -63,10 +81,10 @@ class ScoreSummary:
     max: float = -math.inf
 
     def add(self, values: Tensor) -> None:
-        """Take in more values (a tensor of any shape, not empty).
+        """Add the values of a tensor of any shape that is not empty.
 
         Each chunk is summed about its own mean and merged by the rule of Chan, Golub and LeVeque
-        (1979): a mean far from 0 costs no accuracy, as it would in Σx² − (Σx)²/n.
+        (1979). A mean far from 0 costs no accuracy, as it would in Σx² − (Σx)²/n.
         """
         mean = values.mean()
         squares = (values - mean).square_().sum().item()
@@ -78,18 +96,20 @@ class ScoreSummary:
         self.count = total
         self.min, self.max = min(self.min, low), max(self.max, high)
 
-    def statistics(self, name: str) -> dict[str, float]:
-        """`name`_mean, _std (population), _min and _max of all values so far."""
+    def describe(self, name: str) -> dict[str, float]:
+        """Return `name`_mean, _std (population), _min and _max of all values so far."""
         values = {"mean": self.mean, "std": math.sqrt(self.squares / self.count)}
         values |= {"min": self.min, "max": self.max}
         return {f"{name}_{key}": value for key, value in values.items()}
 
 
-def unordered_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Float64 scores W h [n, K] of checked inputs: each row's own class [n], the others [n, K−1].
+def compute_unordered_scores(
+    features: Tensor, labels: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute float64 scores W h of checked inputs: each row's own class [n], the others [n, K−1].
 
-    The others in no particular order: the last class takes the place of the row's own, which is
-    several times faster than to close the gap.
+    The others are in no particular order: the last class takes the place of the row's own, which
+    is several times faster than to close the gap.
     """
     scores = features.double() @ weight.T
     own = labels[:, None]

@@ -1,8 +1,8 @@
-"""nc_metrics.csv of a run: which rows are there, which still hold, which are to be computed.
+"""nc_metrics.csv of a run: which rows it has, which of them still hold, which must be computed.
 
-A row holds as long as its checkpoint has the content, and the evaluation the settings, that it was
-computed from. A fingerprint of both is kept for each row in nc_metrics.json beside the CSV. A row
-without a fingerprint stays as it is until its checkpoint is chosen, and is computed again then.
+A row holds while its checkpoint and the settings of the evaluation are those that it was computed
+from. nc_metrics.json beside the CSV keeps a fingerprint of both for each row. A row without a
+fingerprint stays as it is until its checkpoint is chosen, and is computed again then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metrics import Measure
 from utils.errors import UserError
 from utils.files import format_csv, read_json, write_csv, write_json, write_whole
 
@@ -22,19 +23,20 @@ TABLE, FINGERPRINTS = "nc_metrics.csv", "nc_metrics.json"
 SPLITS = ("train", "test")
 DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
 FAULTS_NAMED = 3  # of one file; the rest is counted
-Key = tuple[int, str]  # epoch, split
+KEY_COLUMNS = ("epoch", "split")
+Key = tuple[int, str]
 
 
 class MetricsTable:
     """The rows of a run, kept on disk whole after every change.
 
-    A file that is not as this class writes it is put in order at once. Text that cannot be taken
-    over is not lost: the file as it was is kept as nc_metrics.csv.bad.
+    A file that differs from what this class writes is rewritten at once. No text is lost: if a part
+    of it cannot be read, the file as it was is kept as nc_metrics.csv.bad.
 
     Args:
         directory: the run.
-        columns: of the CSV, beginning with epoch and split.
-        optional: those of them that may be empty, or missing in a file written before they were.
+        measures: the columns after epoch and split. The optional ones may be empty, or missing in
+            an older file.
 
     Attributes:
         rows: by key; an empty cell is None.
@@ -43,10 +45,10 @@ class MetricsTable:
     Raises UserError if a file cannot be opened or written.
     """
 
-    def __init__(
-        self, directory: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
-    ) -> None:
-        self._directory, self._columns, self._optional = directory, columns, optional
+    def __init__(self, directory: Path, measures: Mapping[str, Measure]) -> None:
+        self._directory = directory
+        self._columns = (*KEY_COLUMNS, *measures)
+        self._optional = tuple(name for name, measure in measures.items() if measure.optional)
         self.rows: dict[Key, dict[str, Any]] = {}
         self.notes: list[str] = []
         self._fingerprints: dict[Key, str] = {}
@@ -54,29 +56,31 @@ class MetricsTable:
 
     @property
     def keys(self) -> list[Key]:
-        """By epoch, train before test."""
+        """The rows' keys by epoch, train before test."""
         return sorted(self.rows, key=lambda key: (key[0], key[1] != "train"))
 
     def holds(self, key: Key, fingerprint: str) -> bool:
+        """Return whether there is a row with this fingerprint."""
         return self._fingerprints.get(key) == fingerprint
 
-    def put(self, key: Key, fingerprint: str, values: dict[str, float | None]) -> None:
+    def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
+        """Add or replace a row, and write both files."""
         self.rows[key] = {"epoch": key[0], "split": key[1], **values}
         self._fingerprints[key] = fingerprint
         self._write_rows()
-        # The CSV first: a kill between the two leaves a row without a fingerprint, which is
-        # computed again, and never an old row under a new fingerprint.
+        # The CSV is written first: a kill between the two leaves a row without a fingerprint, which
+        # is computed again, and never an old row under a new fingerprint.
         self._write_fingerprints()
 
     def drop_changed(self, key: Key, fingerprint: str) -> None:
-        """Forget a row that is known to be of another fingerprint."""
+        """Remove a row that has another fingerprint."""
         if self._fingerprints.get(key, fingerprint) != fingerprint:
             del self.rows[key], self._fingerprints[key]
             self._write_rows()
             self._write_fingerprints()
 
     def _read(self) -> None:
-        """Take over what can be read, and put both files in order."""
+        """Read what can be read, and rewrite the files if they differ from it."""
         path = self._directory / TABLE
         try:
             content = path.read_bytes()
@@ -95,8 +99,8 @@ class MetricsTable:
         for key in self.rows.keys() - doubtful:
             if name_key(key) in stored:
                 self._fingerprints[key] = stored[name_key(key)]
-        # The fingerprints first: a kill between the two leaves the damaged cell, and never an
-        # empty one under a fingerprint that holds.
+        # The fingerprints are written first: a kill between the two leaves the damaged cell, and
+        # never an empty one under a fingerprint that holds.
         if len(self._fingerprints) < len(stored):
             self._write_fingerprints()
         if self._format_rows() != content:
@@ -148,11 +152,12 @@ class MetricsTable:
 
 
 def name_key(key: Key) -> str:
+    """Return the name of a row in nc_metrics.json."""
     return f"{key[0]} {key[1]}"
 
 
 def find_free_name(path: Path) -> Path:
-    """nc_metrics.csv -> nc_metrics.csv.bad, or .bad2, .bad3, … where that is taken."""
+    """nc_metrics.csv -> nc_metrics.csv.bad, or .bad2, .bad3, … if there is such a file."""
     name = path.with_name(f"{path.name}.bad")
     count = 1
     while name.exists():
@@ -164,11 +169,14 @@ def find_free_name(path: Path) -> Path:
 def read_rows(
     content: bytes, columns: tuple[str, ...], optional: tuple[str, ...]
 ) -> tuple[dict[Key, dict[str, Any]], set[Key], list[str]]:
-    """The rows of a table's bytes, each read for itself.
+    """Read the rows of a table, each independently of the others.
 
-    Returns the rows by key; the keys of those with a cell that is missing or not a number (None in
-    the row); and the faults, in words: what the bytes hold and the rows do not. Raises ValueError
-    if the bytes are no table with the columns epoch and split.
+    Returns:
+        The rows by key; the keys of rows with a cell that is missing or not a number (None in the
+        row); and in words all that the bytes hold and the rows do not.
+
+    Raises:
+        ValueError: the bytes are no table with the columns epoch and split.
     """
     (_, header), *lines = split_lines(content)
     rows: dict[Key, dict[str, Any]] = {}
@@ -182,10 +190,10 @@ def read_rows(
             faults.append(f"line {number} is {'a second row' if key else 'a row'} of {what}")
             doubtful |= {key} if key else set()
             continue
-        if len(cells) != len(header):  # where one is lost or split, the others have moved
+        if len(cells) != len(header):  # a cell is lost or split: the others have moved
             faults.append(f"line {number} has {len(cells)} cells for {len(header)} columns")
             named = {}
-        values = {name: parse_number(named.get(name, "")) for name in columns[2:]}
+        values = {name: parse_number(named.get(name, "")) for name in columns[len(KEY_COLUMNS) :]}
         rows[key] = {"epoch": key[0], "split": key[1], **values}
         empty = [name for name, value in values.items() if value is None]
         faults += [f"line {number}: {n} is {quote(named[n])}" for n in empty if named.get(n)]
@@ -195,10 +203,10 @@ def read_rows(
 
 
 def split_lines(content: bytes) -> list[tuple[int, list[str]]]:
-    """Number and cells of each line of a table that is not empty; the header is the first.
+    """Return number and cells of each line that is not empty; the header is the first.
 
-    Each line is parsed alone, so that a stray quote ends with its line. A spreadsheet's delimiter,
-    its decimal commas and its byte order mark are understood. Raises ValueError without a header.
+    Each line is parsed alone, so that a stray quote ends with its line. Delimiter, decimal comma
+    and byte order mark may be those of a spreadsheet. Raises ValueError if there is no header.
     """
     try:
         lines = content.decode("utf-8-sig").splitlines()
@@ -213,6 +221,7 @@ def split_lines(content: bytes) -> list[tuple[int, list[str]]]:
 
 
 def split_line(line: str, delimiter: str) -> list[str]:
+    """Return the cells of a line, decimal commas as points."""
     try:
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:  # a cell of more than 128 KB
@@ -221,7 +230,7 @@ def split_line(line: str, delimiter: str) -> list[str]:
 
 
 def parse_key(cells: Mapping[str, str]) -> Key | None:
-    """None where epoch is not a whole number of at least 0, or split is neither train nor test."""
+    """Return epoch and split; None if they are no whole number ≥ 0 and train or test."""
     epoch = parse_number(cells.get("epoch", ""))
     if epoch is None or not epoch.is_integer() or epoch < 0 or cells.get("split") not in SPLITS:
         return None
@@ -229,22 +238,23 @@ def parse_key(cells: Mapping[str, str]) -> Key | None:
 
 
 def quote(text: str) -> str:
-    """On one line, and cut where it is long."""
+    """Quote text from a file on one line, and cut it if it is long."""
     return repr(text if len(text) <= 20 else f"{text[:20]}…")
 
 
 def parse_number(text: str) -> float | None:
+    """Return a cell's number; None if it is not one."""
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def fingerprint(checkpoint: Path, *settings: Any) -> str:
-    """A hash of a checkpoint's content and of what else a row depends on.
+def compute_fingerprint(checkpoint: Path, *settings: Any) -> str:
+    """Hash a checkpoint's content and the settings that its rows depend on.
 
-    A .pth is a zip archive that holds a CRC of each tensor, so its directory is enough; a file of
-    another format is read whole.
+    A .pth is a zip archive with a CRC of each tensor: its directory is enough. A file of another
+    format is read whole.
     """
     digest = hashlib.sha256(repr(settings).encode())
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,8 @@ EXAGGERATED_ITERATIONS, ITERATIONS = 250, 500
 REPORT_EVERY = 50  # iterations between two calls of `on_progress`
 
 
-def library() -> ModuleType:
-    """openTSNE, which only this module's users need. Raises UserError if it is not installed."""
+def load_library() -> ModuleType:
+    """Import openTSNE, which nothing else needs. Raises UserError if it is not installed."""
     try:
         import openTSNE
     except ImportError as error:
@@ -27,7 +28,7 @@ def library() -> ModuleType:
 
 
 def check_perplexity(perplexity: float, samples: int) -> None:
-    """Refuse what openTSNE would silently lower: 3·perplexity neighbours are looked up.
+    """Refuse a perplexity that openTSNE would silently lower: it takes 3·perplexity neighbours.
 
     Raises UserError.
     """
@@ -50,9 +51,9 @@ def embed(
 
     Args:
         perplexity: effective number of neighbours of each sample.
-        seed: of the jitter of the first positions; the result follows from it.
-        start: an earlier embedding [N, 2] of the same samples, where this one begins;
-            else their two principal components.
+        seed: decides the jitter of the first positions, and with it the result.
+        start: an earlier embedding [N, 2] of the same samples, at which this one begins; None: it
+            begins at their two principal components.
         on_progress: called now and then with the share of the iterations done, in [0, 1].
 
     Returns:
@@ -66,27 +67,27 @@ def embed(
         raise ValueError("features are not finite")
     if (features == features[0]).all():
         raise ValueError("the features of all samples are the same")
-    open_tsne = library()
+    open_tsne = load_library()
     # The result depends on the number of threads, and on 2 shared cores two were no faster.
-    common = {"n_jobs": 1, "random_state": seed}
+    common: dict[str, Any] = {"n_jobs": 1, "random_state": seed}
     affinities = open_tsne.affinity.PerplexityBasedNN(features, perplexity=perplexity, **common)
     if start is None:
         start = open_tsne.initialization.pca(features, random_state=seed)
-    options = {"inplace": True, "propagate_exception": True}
+    options: dict[str, Any] = {"inplace": True, "propagate_exception": True}
     if on_progress:
-        reporter = _reporter(on_progress)
+        reporter = _build_reporter(on_progress)
         options |= {"callbacks": reporter, "callbacks_every_iters": REPORT_EVERY}
     embedding = open_tsne.TSNEEmbedding(np.array(start, dtype=np.float64), affinities, **common)
-    # A start is taken as it is: shrunk first, as openTSNE shrinks what comes from elsewhere, points
-    # move up to twice as far between epochs. Exaggeration is needed all the same: without it,
-    # classes stay where they were that belong elsewhere by now, and the divergence is 13 % higher.
+    # A start is not shrunk, as openTSNE would shrink it: points would move up to twice as far
+    # between epochs. Exaggeration is still needed: without it, classes stay at places where they
+    # no longer belong, and the divergence is 13 % higher.
     embedding.optimize(EXAGGERATED_ITERATIONS, exaggeration=EXAGGERATION, momentum=0.5, **options)
     embedding.optimize(ITERATIONS, momentum=0.8, **options)
     return np.array(embedding, dtype=np.float64)
 
 
-def _reporter(on_progress: Callable[[float], None]) -> Callable[..., None]:
-    """openTSNE's callback; it counts for itself, as openTSNE counts each phase from 1."""
+def _build_reporter(on_progress: Callable[[float], None]) -> Callable[..., None]:
+    """Build openTSNE's callback. It counts its calls, as openTSNE counts each phase from 1."""
     calls = 0
 
     def report(*_state: object) -> None:
@@ -97,10 +98,10 @@ def _reporter(on_progress: Callable[[float], None]) -> Callable[..., None]:
     return report
 
 
-def unit_square(embedding: np.ndarray) -> np.ndarray:
-    """Each axis of an embedding [N, 2] shifted and scaled to [0, 1], as the paper's figure has it.
+def scale_to_unit_square(embedding: np.ndarray) -> np.ndarray:
+    """Shift and scale each axis of an embedding [N, 2] to [0, 1], as in the paper's figure.
 
-    An axis along which nothing varies is put to 0.5.
+    An axis along which nothing varies becomes 0.5.
     """
     low, span = embedding.min(axis=0), np.ptp(embedding, axis=0)
     varied = span > 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from metrics.neural_collapse import neural_collapse
+from metrics.neural_collapse import compute_neural_collapse
 from theory.comparison import Comparison, compare
 from theory.minimiser import FoundMinimum, Problem, minimise
 from theory.minimum import predict
@@ -49,7 +49,7 @@ def compare_minima(setting: Setting, class_sizes: Sequence[int]) -> Comparison:
 
 def measure_collapse(found: FoundMinimum) -> dict[str, float]:
     """Return the NC metrics of a found minimum by name."""
-    return neural_collapse(
+    return compute_neural_collapse(
         torch.from_numpy(found.features.copy()),
         torch.from_numpy(found.labels),
         torch.from_numpy(found.weight.copy()),

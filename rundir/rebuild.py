@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from input_pipeline import SOURCES
 from input_pipeline.load import image_side, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
-from metrics.extraction import Extracted, extract, split_batches
+from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
 from rundir.config import check_data, read_config
 from rundir.names import name_checkpoint
@@ -98,7 +99,7 @@ def build_batches(
         "num_workers": settings.num_workers,
         "memory_format": precision.memory_format,
     }
-    train_batches = split_batches(
+    train_batches = build_split_batches(
         data,
         "train",
         shuffle=True,
@@ -110,7 +111,7 @@ def build_batches(
     )
     if len(train_batches) == 0:
         raise UserError("the training set has a single image: at least two are needed")
-    return train_batches, split_batches(data, "test", **common)
+    return train_batches, build_split_batches(data, "test", **common)
 
 
 @dataclass
@@ -157,10 +158,33 @@ def open_run(directory: Path) -> TrainedRun:
     return TrainedRun(directory, config.settings, config.facts)
 
 
+def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:
+    """Refuse a value for a setting that has no effect in any of the runs. Raises UserError."""
+    why_idle = Settings.entries()[flag].why_idle
+    reasons = [why_idle(run.settings) for run in runs]
+    if value is not None and all(reasons):
+        raise UserError(f"--{flag} has no effect here: {reasons[0]}")
+
+
 def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:
     """Pass the test set of a run through its checkpoint of `epoch`. Raises UserError."""
     rebuilder = Rebuilder(device, ("test",))
     return rebuilder.extract(open_run(directory), directory / name_checkpoint(epoch), "test")
+
+
+@dataclass
+class LoadedData:
+    """A run's data set as it is evaluated.
+
+    Attributes:
+        data: the samples that were selected, or all.
+        facts: of the whole data set.
+        samples: by split the numbers, int64 [N], of those that were selected; empty for all.
+    """
+
+    data: DataSet
+    facts: dict[str, Any]
+    samples: dict[str, torch.Tensor]
 
 
 class Rebuilder:
@@ -172,6 +196,10 @@ class Rebuilder:
         batch_size: images per pass.
         data_dir, num_workers: in place of those in the runs' settings, where given.
         precision: that the networks compute in: fp32, tf32, bf16 or fp16.
+        select: maps the labels of a split, int64 [N], to the numbers of the samples to keep; None
+            keeps all.
+        keep_all: whether what was built for one run is kept while another run is evaluated, for
+            runs that take turns.
     """
 
     def __init__(
@@ -183,27 +211,43 @@ class Rebuilder:
         data_dir: str | None = None,
         num_workers: int | None = None,
         precision: str = "fp32",
+        select: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        keep_all: bool = False,
     ) -> None:
         self._device, self._splits, self._precision = device, tuple(splits), precision
         self._batch_size, self._data_dir, self._num_workers = batch_size, data_dir, num_workers
-        self._built: dict[str, tuple[Any, Any]] = {}
+        self._select, self._keep_all = select, keep_all
+        self._built: dict[str, list[tuple[Any, Any]]] = {}
 
     def data(self, run: TrainedRun) -> DataSet:
         """Load a run's data set.
 
         Raises UserError if it cannot be loaded or is not what the run was trained on.
         """
-        identity = run.settings.values(["dataset", *Settings.names(builds="data")])
-        data: DataSet = self._build_once("data", identity, lambda: self._load(run))
-        check_data(run.directory, run.facts, data.facts())
-        return data
+        return self._load_once(run).data
 
-    def _load(self, run: TrainedRun) -> DataSet:
+    def samples(self, run: TrainedRun, split: str) -> torch.Tensor:
+        """Return the numbers of the samples of a split that were selected, int64 [N]."""
+        return self._load_once(run).samples[split]
+
+    def _load_once(self, run: TrainedRun) -> LoadedData:
+        identity = run.settings.values(["dataset", *Settings.names(builds="data")])
+        loaded: LoadedData = self._build_once("data", identity, lambda: self._load(run))
+        check_data(run.directory, run.facts, loaded.facts)
+        return loaded
+
+    def _load(self, run: TrainedRun) -> LoadedData:
         # The training set of a long tail shows the class sizes even where it is not evaluated.
         splits = self._splits if run.settings.imbalance_factor == 1 else BOTH
-        return build_data(
+        data = build_data(
             run.settings, splits, data_dir=self._data_dir, num_workers=self._num_workers
         )
+        facts = data.facts()
+        if self._select is None:
+            return LoadedData(data, facts, {})
+        samples = {split: self._select(getattr(data, split).labels) for split in self._splits}
+        parts = {split: getattr(data, split).select(kept) for split, kept in samples.items()}
+        return LoadedData(dataclasses.replace(data, **parts), facts, samples)
 
     def precision(self, run: TrainedRun) -> Precision:
         """Return the precision and memory format of a run's network."""
@@ -224,7 +268,7 @@ class Rebuilder:
         batches: BatchLoader = self._build_once(
             split,
             (data, memory_format),
-            lambda: split_batches(
+            lambda: build_split_batches(
                 data,
                 split,
                 batch_size=self._batch_size,
@@ -268,7 +312,7 @@ class Rebuilder:
     def class_sizes(self, run: TrainedRun) -> list[float]:
         """Return the training images per class, from the training split where it is loaded."""
         data = self.data(run)
-        known = data.class_sizes or run.facts.get("class_sizes")
+        known = self._load_once(run).facts.get("class_sizes") or run.facts.get("class_sizes")
         if known:
             return list(known)
         # An older run, the test set alone loaded: its shares at the training set's size.
@@ -286,7 +330,11 @@ class Rebuilder:
 
     def _build_once(self, kind: str, identity: Any, build: Callable[[], Any]) -> Any:
         """Return what `build` built, until one of its kind with another identity is asked for."""
-        if kind not in self._built or self._built[kind][0] != identity:
-            self._built.pop(kind, None)  # frees the memory of the last one first
-            self._built[kind] = identity, build()
-        return self._built[kind][1]
+        built = self._built.setdefault(kind, [])
+        for known, result in built:
+            if known == identity:
+                return result
+        if not self._keep_all:
+            built.clear()  # frees the memory of the last one first
+        built.append((identity, build()))
+        return built[-1][1]

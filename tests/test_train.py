@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from input_pipeline.load import load_dataset
-from metrics.accuracy import uniform_accuracy
+from metrics.accuracy import compute_uniform_accuracy
 from models import NETWORKS, build_model
 from objective import LOSSES, OPTIMIZERS
 from objective.decay import compute_decay
@@ -62,7 +62,7 @@ def test_metrics_are_those_of_the_saved_weights(tmp_path):
             hits.append(z.argmax().item() == y)
     assert float(row["test_loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert float(row["test_top1"]) == pytest.approx(100 * sum(hits) / len(hits))
-    uniform = uniform_accuracy(torch.stack(logits), data.test.labels)[0]
+    uniform = compute_uniform_accuracy(torch.stack(logits), data.test.labels)[0]
     assert float(row["test_uniform"]) == pytest.approx(100 * uniform, abs=0.3)
 
 

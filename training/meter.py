@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metrics.accuracy import correct_counts
+from metrics.accuracy import count_correct
 
 # Steps counted at once: at every step the GPU would wait while the host asks for tiny things.
 PENDING = 16
@@ -71,7 +71,7 @@ class Meter:
         self._losses[steps] = torch.stack(losses)
         all_targets = torch.cat(targets)
         labels = all_targets.argmax(dim=1) if all_targets.ndim == 2 else all_targets
-        self._correct += correct_counts(torch.cat(logits), labels)
+        self._correct += count_correct(torch.cat(logits), labels)
         self._pending = []
 
     def check_finite(self, epoch: int, learning_rate: float) -> None:

@@ -50,7 +50,7 @@ class Progress:
     def due(self) -> bool:
         return time.monotonic() - self._last >= self._interval
 
-    def show(self, done: int, note: str) -> None:
+    def show(self, done: float, note: str) -> None:
         self._last = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)

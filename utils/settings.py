@@ -77,7 +77,13 @@ class Table(BaseModel):
         for name, entry in cls.entries().items():
             if entry.group not in groups:
                 groups[entry.group] = parser.add_argument_group(entry.group)
-            groups[entry.group].add_argument(f"--{name}", **_describe_flag(cls, name, entry))
+            cls.add_flag(groups[entry.group], name)
+
+    @classmethod
+    def add_flag(cls, group: Any, name: str, default_text: str | None = None) -> None:
+        """Add the flag of one setting to a parser or a group, with another text for its default."""
+        options = _describe_flag(cls, name, default_text)
+        group.add_argument(f"--{name}", **options)
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
@@ -142,10 +148,10 @@ class Table(BaseModel):
                 raise UserError(f"--{name} has no effect here: {reason}")
 
 
-def _describe_flag(table: type[Table], name: str, entry: Entry) -> dict[str, Any]:
+def _describe_flag(table: type[Table], name: str, default_text: str | None) -> dict[str, Any]:
     """Return the options of argparse's add_argument for a setting; the table checks the value."""
-    field = table.model_fields[name]
-    default = entry.default_text
+    field, entry = table.model_fields[name], table.entries()[name]
+    default = default_text or entry.default_text
     if default is None:
         default = "off" if field.default is False else _format(field.default)
     options: dict[str, Any] = {"help": f"{field.description} (default: {default})", "default": None}

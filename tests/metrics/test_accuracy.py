@@ -1,4 +1,4 @@
-"""Accuracies against brute force, decision scores against loops and numpy."""
+"""Accuracies against brute force."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,11 @@ import torch
 
 from metrics import checks
 from metrics.accuracy import (
-    class_correct_counts,
-    correct_counts,
-    group_accuracies,
-    uniform_accuracy,
+    compute_group_accuracies,
+    compute_uniform_accuracy,
+    count_correct,
+    count_correct_by_class,
 )
-from metrics.scores import decision_scores, score_statistics
 
 
 def brute_force(logits, labels):
@@ -42,7 +41,7 @@ def test_uniform_accuracy_equals_brute_force(k, ties, seed):
         logits = (2 * logits).round()
     labels = torch.randint(k, (40,), generator=generator)
     logits[torch.arange(30), labels[:30]] += 1
-    accuracy, threshold = uniform_accuracy(logits, labels)
+    accuracy, threshold = compute_uniform_accuracy(logits, labels)
     assert accuracy == brute_force(logits, labels)
     assert served_by(logits, labels, threshold) == accuracy
     top1 = (logits.argmax(1) == labels).double().mean().item()
@@ -52,7 +51,7 @@ def test_uniform_accuracy_equals_brute_force(k, ties, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_uniform_accuracy_of_any_dtype(dtype):
     logits = torch.tensor([[3.0, 1.0], [1.0, 2.0], [0.5, 0.0]], dtype=dtype)
-    accuracy, threshold = uniform_accuracy(logits, torch.tensor([0, 1, 0]))
+    accuracy, threshold = compute_uniform_accuracy(logits, torch.tensor([0, 1, 0]))
     assert (accuracy, threshold) == (2 / 3, 1.0)
 
 
@@ -60,14 +59,14 @@ def test_uniform_accuracy_by_chunks_of_many_samples(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(7, (3000,), generator=generator)
     logits = torch.randn(3000, 7, generator=generator) + 2 * torch.eye(7)[labels]
-    whole = uniform_accuracy(logits, labels)
+    whole = compute_uniform_accuracy(logits, labels)
     monkeypatch.setattr(checks, "CPU_CHUNK", 100)
-    assert uniform_accuracy(logits, labels.to(torch.uint8)) == whole
+    assert compute_uniform_accuracy(logits, labels.to(torch.uint8)) == whole
     assert served_by(logits, labels, whole[1]) == whole[0]
 
 
 def test_nothing_correct_has_no_threshold():
-    accuracy, threshold = uniform_accuracy(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+    accuracy, threshold = compute_uniform_accuracy(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
     assert accuracy == 0
     assert threshold != threshold
 
@@ -78,7 +77,7 @@ def test_correct_counts_against_sorting():
     labels = torch.randint(8, (50,), generator=generator)
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     expected = [(ranks < 1).sum().item(), (ranks < 5).sum().item()]
-    assert correct_counts(logits, labels).tolist() == expected
+    assert count_correct(logits, labels).tolist() == expected
 
 
 def test_correct_counts_by_class_against_a_loop():
@@ -90,20 +89,20 @@ def test_correct_counts_by_class_against_a_loop():
     for ranked, label in zip(order, labels.tolist(), strict=True):
         expected[0][label] += ranked[0] == label
         expected[1][label] += label in ranked
-    counts = class_correct_counts(logits, labels)
+    counts = count_correct_by_class(logits, labels)
     assert counts.tolist() == expected
-    assert counts.sum(dim=1).tolist() == correct_counts(logits, labels).tolist()
+    assert counts.sum(dim=1).tolist() == count_correct(logits, labels).tolist()
 
 
 def test_groups_are_of_more_than_100_of_20_to_100_and_of_fewer_images():
     sizes = [500, 101, 100, 20, 19, 1]
     correct, counts = torch.tensor([8, 6, 5, 1, 3, 0]), torch.tensor([10, 10, 10, 10, 5, 5])
     expected = {"many": 14 / 20, "medium": 6 / 20, "few": 3 / 10}
-    assert group_accuracies(correct, counts, sizes) == expected
+    assert compute_group_accuracies(correct, counts, sizes) == expected
     empty = {"many": None, "medium": 23 / 50, "few": None}
-    assert group_accuracies(correct, counts, [50] * 6) == empty
+    assert compute_group_accuracies(correct, counts, [50] * 6) == empty
     with pytest.raises(ValueError, match="one length"):
-        group_accuracies(correct, counts, sizes[1:])
+        compute_group_accuracies(correct, counts, sizes[1:])
 
 
 def test_groups_of_a_balanced_test_set_are_mean_class_accuracies():
@@ -111,7 +110,9 @@ def test_groups_of_a_balanced_test_set_are_mean_class_accuracies():
     labels = torch.arange(12).repeat(20)
     logits = torch.randn(240, 12, generator=generator) + 2 * torch.eye(12)[labels]
     sizes = [300 * 0.6**k for k in range(12)]
-    found = group_accuracies(class_correct_counts(logits, labels)[0], labels.bincount(), sizes)
+    found = compute_group_accuracies(
+        count_correct_by_class(logits, labels)[0], labels.bincount(), sizes
+    )
     hits = (logits.argmax(1) == labels).double()
     accuracies = [hits[labels == k].mean().item() for k in range(12)]
     groups = {"many": range(0, 3), "medium": range(3, 6), "few": range(6, 12)}
@@ -120,7 +121,7 @@ def test_groups_of_a_balanced_test_set_are_mean_class_accuracies():
 
 
 def test_top5_of_three_classes_is_everything():
-    assert correct_counts(torch.randn(6, 3), torch.zeros(6, dtype=torch.int64))[1] == 6
+    assert count_correct(torch.randn(6, 3), torch.zeros(6, dtype=torch.int64))[1] == 6
 
 
 @pytest.mark.parametrize(
@@ -139,77 +140,4 @@ def test_top5_of_three_classes_is_everything():
 )
 def test_mistakes_are_named(logits, labels, words):
     with pytest.raises(ValueError, match=words):
-        uniform_accuracy(logits, labels)
-
-
-def scored_case(num_samples, num_classes, *, offset=0.0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(2)
-    features = torch.randn(num_samples, 6, generator=generator, dtype=torch.float64)
-    weight = torch.randn(num_classes, 6, generator=generator, dtype=torch.float64)
-    labels = torch.randint(num_classes, (num_samples,), generator=generator)
-    return (features + offset).to(dtype), labels, weight.to(dtype)
-
-
-def scores_by_loops(features, labels, weight):
-    features, weight = features.double().numpy(), weight.double().numpy()
-    positive, negative = [], []
-    for h, y in zip(features, labels.tolist(), strict=True):
-        positive.append(weight[y] @ h)
-        negative.append([weight[j] @ h for j in range(len(weight)) if j != y])
-    return np.array(positive), np.array(negative)
-
-
-@pytest.mark.parametrize("chunk", [1, 50, 1 << 19])
-@pytest.mark.parametrize("num_classes", [2, 3, 20])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_scores_equal_those_of_loops(monkeypatch, chunk, num_classes, dtype):
-    monkeypatch.setattr(checks, "CPU_CHUNK", chunk)
-    case = scored_case(60, num_classes, dtype=dtype)
-    ours, expected = decision_scores(*case), scores_by_loops(*case)
-    statistics = score_statistics(*case)
-    for name, scores, truth in zip(("positive", "negative"), ours, expected, strict=True):
-        assert scores.dtype == torch.float64
-        assert scores.numpy() == pytest.approx(truth, rel=1e-12, abs=1e-12)
-        for key, value in {
-            "mean": truth.mean(), "std": truth.std(), "min": truth.min(), "max": truth.max(),
-        }.items():  # fmt: skip
-            assert statistics.pop(f"{name}_{key}") == pytest.approx(value, rel=1e-10, abs=1e-12)
-    assert not statistics
-
-
-def test_score_statistics_of_scores_far_from_zero(monkeypatch):
-    """Σx² − (Σx)²/n would leave about one digit of the standard deviation here."""
-    monkeypatch.setattr(checks, "CPU_CHUNK", 50)
-    features, labels, weight = scored_case(500, 4, offset=1e7)
-    weight = 1 + 1e-7 * weight
-    ours = score_statistics(features, labels, weight)
-    positive, negative = scores_by_loops(features, labels, weight)
-    assert ours["positive_std"] == pytest.approx(positive.std(), rel=1e-7)
-    assert ours["negative_std"] == pytest.approx(negative.std(), rel=1e-7)
-
-
-def test_scores_do_not_carry_gradients():
-    features, labels, weight = scored_case(5, 3)
-    positive, negative = decision_scores(features.requires_grad_(), labels, weight)
-    assert not positive.requires_grad
-    assert not negative.requires_grad
-
-
-@pytest.mark.parametrize("function", [decision_scores, score_statistics])
-@pytest.mark.parametrize(
-    ("features", "labels", "weight", "words"),
-    [
-        (torch.zeros(3), torch.tensor([0, 1, 0]), torch.zeros(2, 4), "features must be"),
-        (torch.zeros(3, 4), torch.tensor([0, 1]), torch.zeros(2, 4), "labels"),
-        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(2, 4), "empty"),
-        (torch.zeros(2, 4), torch.tensor([0, 2]), torch.zeros(2, 4), "from 0 to 1"),
-        (torch.zeros(2, 4), torch.tensor([0.0, 1.0]), torch.zeros(2, 4), "integers"),
-        (torch.zeros(2, 4), torch.tensor([0, 1]), torch.zeros(2, 5), "weight must be"),
-        (torch.zeros(2, 4), torch.tensor([0, 0]), torch.zeros(1, 4), "at least 2"),
-        (torch.full((2, 4), torch.inf), torch.tensor([0, 1]), torch.zeros(2, 4), "features not"),
-        (torch.zeros(2, 4), torch.tensor([0, 1]), torch.full((2, 4), torch.nan), "weight not"),
-    ],
-)
-def test_mistakes_in_scores_are_named(function, features, labels, weight, words):
-    with pytest.raises(ValueError, match=words):
-        function(features, labels, weight)
+        compute_uniform_accuracy(logits, labels)

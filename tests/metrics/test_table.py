@@ -1,13 +1,18 @@
-"""nc_metrics.csv of a run: rows are read one by one, and nothing is lost without a word."""
+"""nc_metrics.csv of a run: rows are read one by one, and nothing is lost in silence."""
 
 import json
 
 import pytest
 
+from metrics import Measure
 from metrics import table as nc_table
 from metrics.table import MetricsTable
 
-COLUMNS = ("epoch", "split", "a", "b", "extra")
+MEASURES = {
+    "a": Measure("", "a"),
+    "b": Measure("", "b"),
+    "extra": Measure("", "extra", optional=True),
+}
 ROWS = {
     (1, "train"): {"a": 0.1, "b": 1 / 3, "extra": None},
     (1, "test"): {"a": 1e-300, "b": float("inf"), "extra": 4.0},
@@ -18,14 +23,14 @@ ROWS = {
 @pytest.fixture
 def path(tmp_path):
     """A table of three rows, each with a fingerprint."""
-    table = MetricsTable(tmp_path, COLUMNS, optional=("extra",))
+    table = MetricsTable(tmp_path, MEASURES)
     for key, values in ROWS.items():
         table.put(key, "print", values)
     return tmp_path / "nc_metrics.csv"
 
 
 def read(path):
-    return MetricsTable(path.parent, COLUMNS, optional=("extra",))
+    return MetricsTable(path.parent, MEASURES)
 
 
 def held(table):
@@ -33,7 +38,7 @@ def held(table):
 
 
 def values(table):
-    return {key: {name: row[name] for name in COLUMNS[2:]} for key, row in table.rows.items()}
+    return {key: {name: row[name] for name in MEASURES} for key, row in table.rows.items()}
 
 
 def bad(path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime, minimize, minimize_scalar
 
-from metrics.neural_collapse import neural_collapse
+from metrics.neural_collapse import compute_neural_collapse
 from objective import LOSSES
 from objective.decay import compute_decay
 from theory.losses import EXACT_LOSSES
@@ -483,7 +483,7 @@ def test_the_found_features_collapse(loss, weight_decay_bias, regime):
     assert found.gradient_norm < 1e-7
     assert found.iterations > 0
     arrays = found.features, found.labels, found.weight, found.bias
-    metrics = neural_collapse(*map(torch.from_numpy, arrays))
+    metrics = compute_neural_collapse(*map(torch.from_numpy, arrays))
     assert metrics["nc1"] < 1e-8
     assert metrics["nc2_h"] < 1e-4
     assert metrics["nc3"] < 1e-4
