@@ -25,21 +25,25 @@ MANY = 1000  # times that a job may run into its time limit and be requeued
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit status and the last line that it complained."""
+    """How a command ended: its exit status, and the last line that it wrote to stderr."""
 
     status: int
     complaint: str = ""
 
 
 class Command:
-    """A command as a job: its `checkpoint`, called by submitit before a job is preempted or its
-    time is up, has it save its state and puts it into the queue again."""
+    """A command that runs as a process, or as a job of submitit.
+
+    submitit calls `checkpoint` before a job is preempted or its time is up: the command saves its
+    state, and the job goes into the queue again.
+    """
 
     def __init__(self, words: Sequence[str], threads: int | None = None) -> None:
         self.words, self._threads = list(words), threads
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
+        """Start the process."""
         environment = dict(os.environ)
         if self._threads:
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))
@@ -54,21 +58,23 @@ class Command:
             start_new_session=True,
         )
 
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def outcome(self) -> Outcome:
-        """Wait for the end."""
+    def wait(self) -> Outcome:
+        """Wait for the end of the process, which has been started."""
+        assert self._process is not None
         _, complaints = self._process.communicate()
         lines = complaints.strip().splitlines()
         return Outcome(self._process.returncode, lines[-1] if lines else "")
 
     def ask_to_stop(self) -> None:
-        if self.running():
+        """Send SIGTERM; train.py then saves its state."""
+        if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """Ask for the end and wait for it; after a grace without mercy."""
+        """Ask the process to stop and wait `GRACE` seconds; kill it if it still runs then."""
         self.ask_to_stop()
         if self._process is None:
             return
@@ -81,11 +87,12 @@ class Command:
     def __call__(self) -> Outcome:
         self.start()
         try:
-            return self.outcome()
+            return self.wait()
         finally:
             self.ask_to_stop()  # where this process is interrupted
 
     def checkpoint(self, *_: Any) -> Any:
+        """Stop, and return the submission that goes on."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -93,11 +100,11 @@ class Command:
 
 
 def run_here(commands: Mapping[str, Sequence[str]], jobs: int) -> Iterator[tuple[str, Outcome]]:
-    """Run commands by name, `jobs` at a time; yields each name and outcome as it ends.
+    """Run commands by name, `jobs` at a time; yield each name and outcome as it ends.
 
-    When the caller leaves early (a stop, an error), those that run are stopped and waited for.
+    When the caller leaves early (a stop, an error), the running ones are stopped and waited for.
     """
-    # Together they take the cores once, not once each.
+    # All together use the cores once, not each of them all cores.
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     waiting = [(name, Command(words, threads)) for name, words in commands.items()]
     running: list[tuple[str, Command]] = []
@@ -106,14 +113,14 @@ def run_here(commands: Mapping[str, Sequence[str]], jobs: int) -> Iterator[tuple
             while waiting and len(running) < jobs:
                 running.append(waiting.pop(0))
                 running[-1][1].start()
-            ended = [pair for pair in running if not pair[1].running()]
+            ended = [pair for pair in running if not pair[1].is_running()]
             running = [pair for pair in running if pair not in ended]
             for name, command in ended:
-                yield name, command.outcome()
+                yield name, command.wait()
             if not ended:
                 time.sleep(POLL)
     finally:
-        for _, command in running:  # all are asked before the first is waited for
+        for _, command in running:  # all are asked to stop before one is waited for
             command.ask_to_stop()
         for _, command in running:
             command.stop()
@@ -130,21 +137,22 @@ def run_submitted(
     extra: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, Outcome]]:
-    """Run commands as jobs of submitit; yields each name and outcome as it ends.
+    """Run commands as jobs of submitit; yield each name and outcome as it ends.
 
     Args:
         cluster: "slurm" (one job array, `jobs` of it at a time) or "local" (processes of this
             machine, `jobs` at a time).
         folder: where submitit keeps its files and the jobs' output.
-        gpu: the local GPU that the jobs use (with SLURM: one each, whatever the number), None for
-            none.
+        gpu: the local GPU that the jobs use; with SLURM each job gets one, whatever the number.
+            None: no GPU.
         minutes: time limit of one job, after which it is requeued and resumes.
         extra: more parameters for SLURM, by their sbatch names.
+        say: prints a line.
 
     Raises:
         UserError: submitit is not installed, or the cluster cannot be reached.
     """
-    executor = _executor(cluster, jobs, folder, gpu, minutes, extra)
+    executor = _build_executor(cluster, jobs, folder, gpu, minutes, extra)
     todo = {name: Command(words) for name, words in commands.items()}
     running: dict[str, Any] = {}
     try:
@@ -157,14 +165,14 @@ def run_submitted(
                 name = next(iter(todo))
                 running[name] = executor.submit(todo.pop(name))
             for name in [name for name, job in running.items() if job.done()]:
-                yield name, _outcome(running.pop(name))
+                yield name, _read_outcome(running.pop(name))
             if running:
                 time.sleep(POLL if cluster == "local" else 10)
     finally:
-        _leave(cluster, running, say)
+        _leave_jobs(cluster, running, say)
 
 
-def _executor(
+def _build_executor(
     cluster: str, jobs: int, folder: Path, gpu: int | None, minutes: int, extra: Mapping[str, Any]
 ) -> Any:
     try:
@@ -192,13 +200,13 @@ def _executor(
 
 
 def _submit_array(executor: Any, commands: Mapping[str, Command]) -> dict[str, Any]:
-    with _cluster_errors(), executor.batch():
+    with _explain_cluster_errors(), executor.batch():
         submitted = [executor.submit(command) for command in commands.values()]
     return dict(zip(commands, submitted, strict=True))
 
 
 @contextlib.contextmanager
-def _cluster_errors() -> Iterator[None]:
+def _explain_cluster_errors() -> Iterator[None]:
     from submitit.core.utils import FailedJobError
 
     try:
@@ -208,8 +216,8 @@ def _cluster_errors() -> Iterator[None]:
         raise UserError(f"--launcher slurm: the jobs were not accepted: {reason}") from error
 
 
-def _outcome(job: Any) -> Outcome:
-    """Of a job that ended; one that died without a result counts as failed."""
+def _read_outcome(job: Any) -> Outcome:
+    """Return the outcome of a job that ended; one that died without a result counts as failed."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
@@ -219,7 +227,7 @@ def _outcome(job: Any) -> Outcome:
         return Outcome(1, f"{lines[0] if lines else 'no result'} (log: {job.paths.stderr})")
 
 
-def _leave(cluster: str, running: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def _leave_jobs(cluster: str, running: Mapping[str, Any], say: Callable[[str], None]) -> None:
     if not running:
         return
     if cluster == "slurm":
