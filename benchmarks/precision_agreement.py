@@ -21,11 +21,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from args import PRECISIONS, Parser, _integer, _one_of
-from reproduction.results import MEASURES, run_values, shown
+from reproduction.results import find_measure, format_mean, read_values
 from utils.console import table
 from utils.signals import StopSignal
 
-TOLD = ("top1", "uniform", "nc1", "nc2", "nc3", "positive", "negative", "bias")
+COMPARED = (
+    "top1",
+    "uniform_accuracy",
+    "nc1",
+    "nc2",
+    "nc3",
+    "positive_mean",
+    "negative_mean",
+    "bias_mean",
+)
 TASK = ["--model", "ResNet18", "--dataset", "digits", "--loss", "BCE", "--epochs", "15"]
 TASK += ["--lr", "0.02"]
 # What a run gets from this command, not from the task.
@@ -89,19 +98,19 @@ def measured(
         command = [sys.executable, str(ROOT / script), *words, *place]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     print(f"{precision}, seed {seed}: done", file=sys.stderr)
-    return run_values(directory / name, TOLD)[0]
+    return read_values(directory / name, COMPARED)[0]
 
 
 def compared(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
     rows = []
-    for measure in TOLD:
+    for measure in COMPARED:
         samples = [[run[measure] for run in runs] for runs in found.values()]
         means = [statistics.fmean(values) for values in samples]
         stds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in samples]
-        digits, spread = MEASURES[measure].digits, max(stds)
+        entry, spread = find_measure(measure), max(stds)
         gap = f"{(means[1] - means[0]) / spread:+.2f}" if spread else "–"
-        cells = [shown(mean, std, digits) for mean, std in zip(means, stds, strict=True)]
-        rows.append([MEASURES[measure].title, *cells, gap])
+        cells = [format_mean(entry, mean, std) for mean, std in zip(means, stds, strict=True)]
+        rows.append([entry.title, *cells, gap])
     return rows
 
 

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reproduction.experiments import (
-    EXPERIMENTS,
-    Experiment,
-    imagenet,
-)
+from args import Settings, complete
+from input_pipeline import SOURCES
+from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
+from utils.registry import load_function
 
-# Settings by scale; at `smoke` and `cpu` also by data set.
-_FULL = {"epochs": 100, "lr": {"SGD": 0.01, "AdamW": 0.01}}
-_SMALL = {
-    "smoke": {
-        None: {
-            **{"epochs": 6, "sample_size": 60, "test_sample_size": 30, "batch_size": 32},
-            **{"width": 128, "depth": 2, "lr": {"SGD": 0.1, "AdamW": 0.008}},
-        },
-    },
-    "cpu": {
-        "folder": {
-            **{"epochs": 20, "sample_size": 200, "test_sample_size": 100},
-            **{"lr": {"SGD": 0.02, "AdamW": 0.002}},
-        },
-        "digits": {"epochs": 40, "lr": {"SGD": 0.02, "AdamW": 0.002}},
-        None: {
-            **{"epochs": 20, "sample_size": 200, "test_sample_size": 100, "img_size": 16},
-            **{"lr": {"SGD": 0.02, "AdamW": 0.002}},
-        },
-    },
-}
-_SMALL_DATASETS = {"smoke": ("digits",), "cpu": ("mnist",)}
-_SMALL_MODELS = {"smoke": ("MLP",), "cpu": ("ResNet18",)}
-# Checkpoints of a run with fewer than 14 epochs, in place of 6-13.
-EARLY = 13
+# What begins the name of a run, and which settings follow in which order. Runs of earlier versions
+# are found by these names. Other settings with a `short` form follow in the order of the entries.
+NAMED_FIRST = ("model", "dataset", "loss", "optimizer")
+NAMED_NEXT = (
+    "augment",
+    "sep_decay",
+    "bias_init_mean",
+    "weight_decay_bias",
+    "imbalance_factor",
+    "epoch_save_step",
+)
 
 
 @dataclass(frozen=True)
@@ -47,32 +31,40 @@ class GridRun:
 
     Attributes:
         name: of its run directory.
-        settings: flags of train.py with their values, in order.
-        group: the same for the runs that differ in the seed alone.
+        given: the settings that its command gives, in order.
+        settings: the complete ones.
+        group: the labels of its setting; the runs that differ in the seed alone share them.
         stands_for: data set and model of the paper whose numbers it is held against.
     """
 
     name: str
-    settings: dict[str, Any]
+    given: Mapping[str, Any]
+    settings: Settings
     group: tuple[tuple[str, Any], ...]
-    stands_for: dict[str, Any]
+    stands_for: Mapping[str, str]
 
     def flags(self) -> list[str]:
-        words = []
-        for key, value in self.settings.items():
-            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
-        return words
+        """Return the flags of train.py that give its settings."""
+        return format_flags(self.given)
 
-    def published(self, experiment: Experiment) -> Mapping[str, float | None]:
-        """The paper's numbers for it, by measure."""
-        return experiment.published({**_PLAIN, **self.settings, **self.stands_for})
-
-
-# What a published number may depend on and a grid does not set.
-_PLAIN = {"augment": "none", "weight_decay_bias": 0.0, "imbalance_factor": 1}
+    def look_up_published(self, experiment: Experiment) -> dict[str, float]:
+        """Return the paper's numbers for it, by measure."""
+        if experiment.published is None:
+            return {}
+        in_the_paper = self.settings.replace(**self.stands_for)
+        found = load_function(experiment.published)(in_the_paper)
+        return {measure: number for measure, number in found.items() if number is not None}
 
 
-def grid(
+def format_flags(given: Mapping[str, Any]) -> list[str]:
+    """Return settings as the words of a command line."""
+    words = []
+    for name, value in given.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+def build_grid(
     name: str,
     scale: str,
     *,
@@ -81,95 +73,90 @@ def grid(
     models: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[GridRun]:
-    """The training runs of an experiment; none for one that trains nothing.
+    """Return the training runs of an experiment; none for one that trains nothing.
 
     Args:
-        scale: "smoke", "cpu" or "full".
-        seeds: 0 … seeds − 1.
+        name: a key of `EXPERIMENTS`.
+        scale: a key of `SCALES`.
+        seeds: each setting gets the seeds 0 … seeds − 1.
         datasets, models: in place of the experiment's at this scale.
-        overrides: settings in place of the scale's, by their name; `lr_SGD` and `lr_AdamW` are the
-            learning rates of one optimizer.
+        overrides: settings in place of the scale's, by their name; `lr_NAME` is the learning rate
+            of the optimizer NAME.
+
+    Raises:
+        UserError: settings that do not go together.
     """
-    experiment = EXPERIMENTS[name]
-    if not experiment.datasets:
+    experiment, size = EXPERIMENTS[name], SCALES[scale]
+    if not experiment.trains:
         return []
-    datasets = datasets or _SMALL_DATASETS.get(scale, experiment.datasets)
-    models = models or _SMALL_MODELS.get(scale, experiment.models)
     axes = {**experiment.axes, **experiment.smaller.get(scale, {})}
-    runs = []
-    for dataset, model, loss in itertools.product(datasets, models, experiment.losses):
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
-            for seed in range(seeds):
-                runs.append(
-                    _run(experiment, scale, dataset, model, loss, chosen, seed, overrides or {})
-                )
-    return runs
+    combinations = itertools.product(
+        datasets or size.datasets or experiment.datasets,
+        models or size.models or experiment.models,
+        experiment.losses,
+        *axes.values(),
+        range(seeds),
+    )
+    names = ("dataset", "model", "loss", *axes)
+    return [
+        _build_run(experiment, size, dict(zip(names, values, strict=True)), seed, overrides or {})
+        for *values, seed in combinations
+    ]
 
 
-def _run(
+def _build_run(
     experiment: Experiment,
-    scale: str,
-    dataset: str,
-    model: str,
-    loss: str,
-    chosen: dict[str, Any],
+    scale: Scale,
+    labels: Mapping[str, Any],
     seed: int,
     overrides: Mapping[str, Any],
 ) -> GridRun:
-    small = _SMALL.get(scale, {None: _FULL})
-    base = {**small.get(dataset, small[None])}
-    if dataset == "folder" and scale == "full":
-        base["img_size"] = 224 if experiment.published is imagenet else None
-    rates = base.pop("lr")
-    if model != "MLP" or scale == "full":
-        base = {key: value for key, value in base.items() if key not in ("width", "depth")}
-    given = {key: value for key, value in overrides.items() if not key.startswith("lr_")}
-    optimizer = chosen["optimizer"]
+    dataset, model = labels["dataset"], labels["model"]
+    chosen = {**labels, **experiment.fixed}
+    optimizer = chosen.get("optimizer", Settings.model_fields["optimizer"].default)
+    rate_flag = f"lr_{optimizer}"
+    given_here = {name: value for name, value in overrides.items() if not name.startswith("lr_")}
     settings = {
         "model": model,
         "dataset": dataset,
-        "loss": loss,
-        **base,
+        "loss": labels["loss"],
+        **_choose_sizes(experiment, scale, dataset, model),
         **chosen,
-        **experiment.fixed,
-        **given,
-        "lr": overrides.get(f"lr_{optimizer}") or rates[optimizer],
+        **given_here,
+        "lr": overrides.get(rate_flag) or scale.rates.get(optimizer),
         "seed": seed,
     }
-    settings = {key: value for key, value in settings.items() if value is not None}
     settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
-    group = {"dataset": dataset, "model": model, "loss": loss, **chosen}
-    paper_data = dataset if dataset in experiment.datasets else experiment.datasets[0]
-    paper_model = model if model in experiment.models else experiment.models[0]
+    given = {name: value for name, value in settings.items() if value is not None}
+    own_words = [f"{name}{value}" for name, value in given_here.items()]
+    if rate_flag in overrides:
+        own_words.append(f"lr{given['lr']:g}")
+    complete_settings = complete(Settings.from_flags(given))
+    first_words = [str(getattr(complete_settings, name)) for name in NAMED_FIRST]
     return GridRun(
-        _name(settings, given, overrides),
-        settings,
-        tuple(group.items()),
-        {"dataset": paper_data, "model": paper_model},
+        name="_".join([*first_words, *_list_short_forms(given), *own_words, f"s{seed}"]),
+        given=given,
+        settings=complete_settings,
+        group=tuple(labels.items()),
+        stands_for={
+            "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
+            "model": model if model in experiment.models else experiment.models[0],
+        },
     )
 
 
-def _name(settings: dict[str, Any], given: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    """Tells runs of one scale apart, also those of different experiments and overrides."""
-    parts = [str(settings[key]) for key in ("model", "dataset", "loss", "optimizer")]
-    short = {
-        "augment": "{}",
-        "sep_decay": "sep",
-        "bias_init_mean": "mean{:g}",
-        "weight_decay_bias": "decay{:g}",
-        "imbalance_factor": "lt{:g}",
-        "epoch_save_step": "every{}",
-    }
-    parts += [form.format(settings[key]) for key, form in short.items() if key in settings]
-    parts += [f"{key}{value}" for key, value in given.items() if key != "data_dir"]
-    if f"lr_{settings['optimizer']}" in overrides:
-        parts.append(f"lr{settings['lr']:g}")
-    return "_".join([*parts, f"s{settings['seed']}"])
+def _choose_sizes(experiment: Experiment, scale: Scale, dataset: str, model: str) -> dict[str, Any]:
+    """Return how long is trained on how many images of which side by which size of network."""
+    sizes = dict(scale.of_datasets.get(dataset, scale.settings))
+    if scale.is_papers and SOURCES[dataset].streams:
+        sizes["img_size"] = experiment.image_side
+    return {**sizes, **scale.of_models.get(model, {})}
 
 
-def drawn_epochs(epochs: int) -> str:
-    """Epochs of the t-SNE pictures: 6 to 13, or as many of the last as a short run has."""
-    if epochs >= EARLY:
-        return "6-13"
-    return f"{math.ceil(epochs / 2)}-{epochs}"
+def _list_short_forms(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the words that tell runs of one scale apart, also those of different experiments."""
+    entries = Settings.entries()
+    for name in dict.fromkeys((*NAMED_NEXT, *entries)):
+        short = entries[name].short
+        if short is not None and name in given:
+            yield short.format(given[name])

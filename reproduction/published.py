@@ -5,6 +5,9 @@ Accuracies are percent on the test set: top-1 and, where published, uniform accu
 
 from __future__ import annotations
 
+from args import Settings
+from input_pipeline import SOURCES
+
 Scores = tuple[float | None, float | None, float | None]  # positive score, negative score, bias
 
 # (optimizer, augment) of the four columns of the accuracy table.
@@ -42,7 +45,7 @@ IMAGENET = {
 }
 
 # (imbalance factor, loss) on CIFAR100-LT: top-1.
-LONG_TAIL = {
+LONG_TAIL: dict[tuple[float, str], float] = {
     (10, "CE"): 70.91,
     (50, "CE"): 57.59,
     (100, "CE"): 51.48,
@@ -78,3 +81,40 @@ def find_scores(num_classes: int, loss: str, weight_decay_bias: float) -> Scores
     """Return the scores and the bias of the paper's figures; None for what they do not show."""
     independent = SCORE_FIGURES.get((num_classes, loss, None), (None, None, None))
     return SCORE_FIGURES.get((num_classes, loss, weight_decay_bias), independent)
+
+
+# The functions that `reproduction.EXPERIMENTS` names: they map the settings of a run in the paper's
+# terms to the published numbers by measure, None for what is not published.
+
+
+def look_up_accuracy(settings: Settings) -> dict[str, float | None]:
+    """Return the entry of the table of accuracies."""
+    s = settings
+    top1, uniform = ACCURACY.get((s.dataset, s.model, s.loss, s.optimizer, s.augment), (None, None))
+    return {"top1": top1, "uniform_accuracy": uniform}
+
+
+def look_up_imagenet(settings: Settings) -> dict[str, float | None]:
+    """Return the entry of the ImageNet table."""
+    top1, uniform = IMAGENET.get((settings.model, settings.loss), (None, None))
+    return {"top1": top1, "uniform_accuracy": uniform}
+
+
+def look_up_long_tail(settings: Settings) -> dict[str, float | None]:
+    """Return the entry of the CIFAR100-LT table."""
+    return {"top1": LONG_TAIL.get((settings.imbalance_factor, settings.loss))}
+
+
+def look_up_nc_curves(settings: Settings) -> dict[str, float | None]:
+    """Return what the curves show at their end."""
+    nc2, nc3 = NC_CURVES.get((settings.loss, settings.optimizer), (None, None))
+    return {"nc2": nc2, "nc3": nc3}
+
+
+def look_up_scores(settings: Settings) -> dict[str, float | None]:
+    """Return what the score figures show, which were read off for Swin with AdamW."""
+    if (settings.model, settings.optimizer) != ("Swin", "AdamW"):
+        return {}
+    num_classes = SOURCES[settings.dataset].num_classes or 0
+    values = find_scores(num_classes, settings.loss, settings.weight_decay_bias or 0.0)
+    return dict(zip(("positive_mean", "negative_mean", "bias_mean"), values, strict=True))

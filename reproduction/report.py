@@ -5,147 +5,200 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reproduction.experiments import EXPERIMENTS
+from args import Settings
+from input_pipeline import SOURCES
 from reproduction.grid import GridRun
-from reproduction.results import Result, csv_rows, losses_compared, markdown_table, report_tables
+from reproduction.pictures import name_dataset
+from reproduction.results import (
+    Result,
+    compare_losses,
+    find_measure,
+    format_markdown,
+    format_tables,
+    list_rows,
+)
+from reproduction.work import Work
+from rundir.config import Config, read_config
+from rundir.names import METRICS
 from utils.console import table
-from utils.environment import environment, processor
+from utils.environment import describe_environment, name_processor
+from utils.files import read_csv, write_csv, write_whole
 
-PAPER_NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "folder": "ImageNet-1K"}
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run of a grid: what config.json records of it, and the seconds it trained."""
+
+    run: GridRun
+    config: Config
+    seconds: float
+
+    @property
+    def settings(self) -> Settings:
+        return self.config.settings
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """Everything that a report tells.
+    """All that a report shows.
 
     Attributes:
-        experiment, scale: of the grid.
-        command: that gives it again.
+        work: experiment, scale and runs.
+        command: gives the report again.
         results: one for each setting.
-        measures: what is told of each.
-        runs: those that have results, with their facts (settings, data, environment, seconds).
         pictures: files beside the report.
-        stands_for: data set and model of the paper's numbers.
+        trained: the runs that have a result.
     """
 
-    experiment: str
-    scale: str
+    work: Work
     command: str
     results: Sequence[Result]
-    measures: Sequence[str]
-    runs: Sequence[tuple[GridRun, Mapping[str, Any]]]
     pictures: Sequence[Path]
-    stands_for: Mapping[str, Any] = field(default_factory=dict)
-
-    def csv(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Columns and rows of results.csv."""
-        rows = csv_rows(self.results, self.measures)
-        return list(rows[0]) if rows else ["measure"], rows
+    trained: Sequence[FinishedRun]
 
 
-def render(report: Report, *, markdown: bool) -> str:
-    """The report, or with `markdown` false its tables alone."""
-    tabulate = markdown_table if markdown else table
-    tables = [tabulate(*part) for part in report_tables(report.results, report.measures)]
-    compared = losses_compared(report.results, report.measures) if report.runs else None
-    if compared and compared[0]:
-        tables.append(f"BCE minus CE\n\n{tabulate(*compared)}")
-    missing = [line for result in report.results for line in result.missing]
-    if missing:
-        tables.append("Without a result:\n\n" + "\n".join(f"- {line}" for line in missing))
-    if not markdown:
-        return "\n\n".join([*tables, _how_to_read(report).replace("**", "")])
-    experiment = EXPERIMENTS[report.experiment]
+def build_report(
+    work: Work, command: str, results: Sequence[Result], pictures: Sequence[Path]
+) -> Report:
+    """Read what the run directories record of the finished runs. Raises UserError."""
+    trained = [_read_finished(run, work.locate(run)) for run in work.finished]
+    return Report(work, command, results, pictures, trained)
+
+
+def _read_finished(run: GridRun, directory: Path) -> FinishedRun:
+    seconds = sum(float(row["seconds"]) for row in read_csv(directory / METRICS))
+    return FinishedRun(run, read_config(directory), seconds)
+
+
+def write_report(report: Report) -> Path:
+    """Write report.md and results.csv, and return the path of the first. Raises UserError."""
+    out = report.work.out
+    rows = list_rows(report.results, report.work.experiment.measures)
+    write_csv(out / "results.csv", list(rows[0]) if rows else ["measure"], rows)
+    text = format_report(report)
+    write_whole(out / "report.md", lambda file: file.write(text.encode()))
+    return out / "report.md"
+
+
+def format_report(report: Report) -> str:
+    """Return the whole report in markdown."""
+    experiment = report.work.experiment
     parts = [
         f"# {experiment.title}",
         experiment.what,
         f"```bash\n{report.command}\n```",
-        "\n".join(f"- {line}" for line in _facts(report)),
-        _how_to_read(report),
-        *tables,
+        "\n".join(f"- {line}" for line in _list_facts(report)),
+        _explain(report),
+        *_list_tables(report, format_markdown),
         *(f"![{path.stem}]({path.name})" for path in report.pictures),
-        _runs_table(report),
+        _format_runs(report),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _facts(report: Report) -> list[str]:
-    lines = [f"Scale: {report.scale}."]
-    if not report.runs:
-        versions = ", ".join(f"{k} {v}" for k, v in environment()["packages"].items() if v)
-        return [*lines, f"Machine: {processor()}. Python {platform.python_version()}, {versions}."]
-    data = {
-        f"{run.settings['dataset']}{_folder(facts)}: {facts['data'].get('train_size'):,} training "
-        f"and {facts['data'].get('test_size'):,} test images of "
-        + "×".join(map(str, facts["data"].get("image_shape", [])[1:]))
-        + f", {facts['data'].get('num_classes')} classes"
-        for run, facts in report.runs
-    }
-    first = report.runs[0][1]
-    settings, found = first["settings"], first["environment"]
-    packages = ", ".join(f"{k} {v}" for k, v in found.get("packages", {}).items() if v)
-    rates = sorted({f"{r.settings['optimizer']} {r.settings['lr']:g}" for r, _ in report.runs})
-    seeds = sorted({run.settings["seed"] for run, _ in report.runs})
+def format_tables_plainly(report: Report) -> str:
+    """Return the tables of the report and how to read them, for a terminal."""
+    return "\n\n".join([*_list_tables(report, table), _explain(report).replace("**", "")])
+
+
+def _list_tables(report: Report, tabulate: Any) -> list[str]:
+    experiment, results = report.work.experiment, report.results
+    tables = [tabulate(*part) for part in format_tables(results, experiment.measures)]
+    baseline, *others = experiment.losses
+    for loss in others if report.trained else ():
+        compared = compare_losses(results, experiment.measures, loss, baseline)
+        if compared:
+            tables.append(f"{loss} minus {baseline}\n\n{tabulate(*compared)}")
+    missing = [line for result in results for line in result.missing]
+    if missing:
+        tables.append("Without a result:\n\n" + "\n".join(f"- {line}" for line in missing))
+    return tables
+
+
+def _list_facts(report: Report) -> list[str]:
+    """Return what was trained, on what, where and when."""
+    scale = f"Scale: {report.work.scale_name}."
+    if not report.trained:
+        packages = _format_packages(describe_environment())
+        python = platform.python_version()
+        return [scale, f"Machine: {name_processor()}. Python {python}, {packages}."]
+    trained = report.trained
+    settings, environment = trained[0].settings, trained[0].config.environment
+    rates = sorted({f"{each.settings.optimizer} {each.settings.lr:g}" for each in trained})
+    seeds = sorted({each.settings.seed for each in trained})
     return [
-        *lines,
-        *(f"Data: {line}." for line in sorted(data)),
-        f"Training: {settings['epochs']} epochs, batch {settings['batch_size']}, learning rate "
-        f"{', '.join(rates)}, {settings['schedule']} schedule; seed "
-        f"{', '.join(map(str, seeds))}.",
-        f"Machine: {found.get('processor') or processor()}, device {found.get('device')}. "
-        f"Python {found.get('python')}, {packages}.",
+        scale,
+        *(f"Data: {line}." for line in sorted({_describe_data(each.config) for each in trained})),
+        f"Training: {settings.epochs} epochs, batch {settings.batch_size}, learning rate "
+        f"{', '.join(rates)}, {settings.schedule} schedule; seed {', '.join(map(str, seeds))}.",
+        f"Machine: {environment.get('processor') or name_processor()}, device "
+        f"{environment.get('device')}. Python {environment.get('python')}, "
+        f"{_format_packages(environment)}.",
         f"Date: {time.strftime('%Y-%m-%d')}; training took "
-        f"{sum(facts['seconds'] for _, facts in report.runs):.0f} s in all runs together.",
+        f"{sum(each.seconds for each in trained):.0f} s in all runs together.",
     ]
 
 
-def _folder(facts: Mapping[str, Any]) -> str:
-    if facts["settings"]["dataset"] != "folder":
-        return ""
-    return f" {Path(facts['settings']['data_dir']).name}"
+def _format_packages(environment: Mapping[str, Any]) -> str:
+    packages = environment.get("packages", {})
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if version)
 
 
-def _how_to_read(report: Report) -> str:
-    experiment = EXPERIMENTS[report.experiment]
+def _describe_data(config: Config) -> str:
+    settings, facts = config.settings, config.facts
+    streams = SOURCES[settings.dataset].streams
+    name = f"{settings.dataset} {Path(settings.data_dir).name}" if streams else settings.dataset
+    sides = "×".join(map(str, facts.get("image_shape", [])[1:]))
+    return (
+        f"{name}: {facts.get('train_size'):,} training and {facts.get('test_size'):,} test images "
+        f"of {sides}, {facts.get('num_classes')} classes"
+    )
+
+
+def _explain(report: Report) -> str:
+    """Return how the numbers are to be read."""
+    work = report.work
     lines = ["Accuracies in percent; with several seeds mean ± sample standard deviation."]
-    if "positive" in report.measures:
+    if any(find_measure(measure).predicted for measure in work.experiment.measures):
         lines.append(
             "`predicted` is the exact minimum of the regularised problem for the same settings; "
-            "the difference tells how far training is from it."
+            "the difference shows how far training is from it."
         )
-    references = any("paper" in r for result in report.results for r in result.references.values())
-    if references and report.runs:
-        model, dataset = report.stands_for["model"], report.stands_for["dataset"]
-        name = paper_name(dataset)
-        run = report.runs[0][0]
-        same = (
-            report.scale == "full"
-            and run.settings["dataset"] in experiment.datasets
-            and run.settings["model"] in experiment.models
+    held = any("paper" in numbers for r in report.results for numbers in r.references.values())
+    if held and work.runs and not _is_papers(work):
+        model = work.runs[0].stands_for["model"]
+        dataset = name_dataset(work, work.runs[0].stands_for["dataset"])
+        lines.append(
+            f"**The paper's numbers are of {model} on {dataset} after its full training**; ours "
+            "here are of the data and the network above. Only the direction from "
+            f"{' to '.join(work.experiment.losses)} can be compared."
         )
-        if not same:
-            lines.append(
-                f"**The paper's numbers are of {model} on {name} after its full training**; ours "
-                "here are of the data and the network above. Only the direction from CE to BCE can "
-                "be compared."
-            )
     return " ".join(lines)
 
 
-def paper_name(dataset: str) -> str:
-    """A data set as the paper calls it."""
-    return PAPER_NAMES.get(dataset, dataset)
+def _is_papers(work: Work) -> bool:
+    """Whether the grid trains the paper's networks on the paper's data for as long."""
+    settings, experiment = work.finished[0].settings, work.experiment
+    return (
+        work.scale.is_papers
+        and settings.dataset in experiment.datasets
+        and settings.model in experiment.models
+    )
 
 
-def _runs_table(report: Report) -> str:
-    if not report.runs:
+def _format_runs(report: Report) -> str:
+    if not report.trained:
         return ""
     cells = [
-        [run.name, f"{facts['seconds']:.0f}", str(facts["environment"].get("git_commit"))[:12]]
-        for run, facts in report.runs
+        [
+            each.run.name,
+            f"{each.seconds:.0f}",
+            str(each.config.environment.get("git_commit"))[:12],
+        ]
+        for each in report.trained
     ]
-    return "## Runs\n\n" + markdown_table(["run", "seconds", "commit"], cells)
+    return "## Runs\n\n" + format_markdown(["run", "seconds", "commit"], cells)

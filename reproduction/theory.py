@@ -44,9 +44,9 @@ def _compute_result(
     found = minimise(problem, bias_init_mean=bias_init_mean)
     exact = predict(loss, num_classes, per_class, DECAY, DECAY, weight_decay_bias)
     values = {
-        "positive": found.positive_scores.mean(),
-        "negative": found.negative_scores.mean(),
-        "bias": found.bias.mean(),
+        "positive_mean": found.positive_scores.mean(),
+        "negative_mean": found.negative_scores.mean(),
+        "bias_mean": found.bias.mean(),
     }
     predicted = (exact.positive_score, exact.negative_score, exact.bias)
     paper = published.find_scores(num_classes, loss, weight_decay_bias)
