@@ -182,11 +182,10 @@ def _explain(report: Report) -> str:
 
 def _is_papers(work: Work) -> bool:
     """Whether the grid trains the paper's networks on the paper's data for as long."""
-    settings, experiment = work.finished[0].settings, work.experiment
-    return (
-        work.scale.is_papers
-        and settings.dataset in experiment.datasets
-        and settings.model in experiment.models
+    experiment = work.experiment
+    return work.scale.is_papers and all(
+        run.settings.dataset in experiment.datasets and run.settings.model in experiment.models
+        for run in work.runs
     )
 
 
