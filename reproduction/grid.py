@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from args import Settings, complete
 from input_pipeline import SOURCES
-from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
+from reproduction import EXPERIMENTS, SCALES, Experiment, Scale, Values
 from utils.registry import load_function
 
 # What begins the name of a run, and which settings follow in which order. Runs of earlier versions
-# are found by these names. Other settings with a `short` form follow in the order of the entries.
+# are found by these names. Other settings follow in the order of their entries in args.py.
 NAMED_FIRST = ("model", "dataset", "loss", "optimizer")
 NAMED_NEXT = (
     "augment",
@@ -60,7 +60,10 @@ def format_flags(given: Mapping[str, Any]) -> list[str]:
     """Return settings as the words of a command line."""
     words = []
     for name, value in given.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        if value is False:  # the default of every switch
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}"] if value is True else [f"--{name}", *map(str, values)]
     return words
 
 
@@ -89,7 +92,7 @@ def build_grid(
     experiment, size = EXPERIMENTS[name], SCALES[scale]
     if not experiment.trains:
         return []
-    axes = {**experiment.axes, **experiment.smaller.get(scale, {})}
+    axes = _choose_axes(experiment, scale)
     combinations = itertools.product(
         datasets or size.datasets or experiment.datasets,
         models or size.models or experiment.models,
@@ -99,18 +102,19 @@ def build_grid(
     )
     names = ("dataset", "model", "loss", *axes)
     return [
-        _build_run(experiment, size, dict(zip(names, values, strict=True)), seed, overrides or {})
+        _build_run(experiment, scale, dict(zip(names, values, strict=True)), seed, overrides or {})
         for *values, seed in combinations
     ]
 
 
 def _build_run(
     experiment: Experiment,
-    scale: Scale,
+    scale_name: str,
     labels: Mapping[str, Any],
     seed: int,
     overrides: Mapping[str, Any],
 ) -> GridRun:
+    scale = SCALES[scale_name]
     dataset, model = labels["dataset"], labels["model"]
     chosen = {**labels, **experiment.fixed}
     optimizer = chosen.get("optimizer", Settings.model_fields["optimizer"].default)
@@ -123,21 +127,22 @@ def _build_run(
         **_choose_sizes(experiment, scale, dataset, model),
         **chosen,
         **given_here,
-        "lr": overrides.get(rate_flag) or scale.rates.get(optimizer),
+        "lr": overrides.get(rate_flag) or chosen.get("lr") or scale.rates.get(optimizer),
         "seed": seed,
     }
     settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
     given = {name: value for name, value in settings.items() if value is not None}
+    spelled = _list_spelled(experiment, scale_name) - set(given_here)
     own_words = [f"{name}{value}" for name, value in given_here.items()]
     if rate_flag in overrides:
         own_words.append(f"lr{given['lr']:g}")
     complete_settings = complete(Settings.from_flags(given))
     first_words = [str(getattr(complete_settings, name)) for name in NAMED_FIRST]
     return GridRun(
-        name="_".join([*first_words, *_list_short_forms(given), *own_words, f"s{seed}"]),
+        name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
         given=given,
         settings=complete_settings,
-        group=tuple(labels.items()),
+        group=tuple((name, settings[name]) for name in labels),
         stands_for={
             "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
             "model": model if model in experiment.models else experiment.models[0],
@@ -153,10 +158,29 @@ def _choose_sizes(experiment: Experiment, scale: Scale, dataset: str, model: str
     return {**sizes, **scale.of_models.get(model, {})}
 
 
-def _list_short_forms(given: Mapping[str, Any]) -> Iterator[str]:
+def _choose_axes(experiment: Experiment, scale_name: str) -> dict[str, Values]:
+    return {**experiment.axes, **experiment.smaller.get(scale_name, {})}
+
+
+def _list_spelled(experiment: Experiment, scale_name: str) -> set[str]:
+    """Return the settings that a name spells out where their entry has no short form."""
+    axes = _choose_axes(experiment, scale_name)
+    varied = {name for name, values in axes.items() if len(values) > 1}
+    return (varied | set(experiment.fixed)) - set(NAMED_FIRST)
+
+
+def _list_name_words(given: Mapping[str, Any], spelled: Collection[str]) -> Iterator[str]:
     """Yield the words that tell runs of one scale apart, also those of different experiments."""
     entries = Settings.entries()
     for name in dict.fromkeys((*NAMED_NEXT, *entries)):
-        short = entries[name].short
-        if short is not None and name in given:
-            yield short.format(given[name])
+        value, short = given.get(name), entries[name].short
+        if value is None or value is False:
+            continue
+        if short is not None:
+            yield short.format(value)
+        elif name in spelled:
+            yield name if value is True else f"{name}{_format_value(value)}"
+
+
+def _format_value(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -7,7 +7,7 @@ from input_pipeline import SOURCES
 from metrics import MEASURES
 from models import NETWORKS
 from objective import LOSSES, OPTIMIZERS
-from reproduction import EXPERIMENTS, OVER_EPOCHS, SCALES, choose_epochs
+from reproduction import EXPERIMENTS, OVER_EPOCHS, SCALES, Experiment, choose_epochs
 from reproduction.grid import build_grid
 from utils.errors import UserError
 from utils.registry import load_function
@@ -108,3 +108,29 @@ def test_epochs_of_a_short_run():
     assert EXPERIMENTS["tsne"].choose_checkpoints(100) == "6-13"
     assert EXPERIMENTS["nc-curves"].choose_checkpoints(100) == "all"
     assert EXPERIMENTS["table-cifar"].choose_checkpoints(100) is None
+
+
+def test_an_entry_is_all_that_an_experiment_needs(monkeypatch):
+    entry = Experiment(
+        title="Label smoothing",
+        what="Smoothed labels under a fixed classifier and a trained one.",
+        axes={"smoothing": (0.0, 0.1), "fixed_etf": (False, True), "lr": (0.5, 0.25)},
+        fixed={"schedule": "step", "step_milestones": [2, 3]},
+    )
+    monkeypatch.setitem(EXPERIMENTS, "smoothing", entry)
+    runs = build_grid("smoothing", "smoke", overrides={"epochs": 4})
+    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 2 * 2
+    for run in runs:
+        assert "schedulestep" in run.name
+        settings = parse_settings(run.flags())
+        labels = dict(run.group)
+        for name in ("smoothing", "fixed_etf", "lr"):
+            assert getattr(settings, name) == getattr(run.settings, name) == labels[name]
+        assert settings.step_milestones == [2, 3]
+        assert run.settings.optimizer == "SGD"
+        assert run.look_up_published(entry) == {}
+
+
+def test_labels_show_what_was_given():
+    runs = build_grid("long-tail", "smoke", overrides={"sample_size": 7})
+    assert dict(runs[0].group)["sample_size"] == runs[0].settings.sample_size == 7
