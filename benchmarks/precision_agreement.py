@@ -110,7 +110,7 @@ def compared(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
         entry, spread = find_measure(measure), max(stds)
         gap = f"{(means[1] - means[0]) / spread:+.2f}" if spread else "–"
         cells = [format_mean(entry, mean, std) for mean, std in zip(means, stds, strict=True)]
-        rows.append([entry.title, *cells, gap])
+        rows.append([entry.heading, *cells, gap])
     return rows
 
 

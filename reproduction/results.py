@@ -56,8 +56,8 @@ def find_measure(name: str) -> Measure:
 
 
 def title_measure(name: str) -> str:
-    """Return the title of a measure's column."""
-    return find_measure(name).title + (OVER_EPOCHS if name.endswith(OVER_EPOCHS) else "")
+    """Return what heads a measure's column."""
+    return find_measure(name).heading + (OVER_EPOCHS if name.endswith(OVER_EPOCHS) else "")
 
 
 def collect_results(work: Work) -> list[Result]:

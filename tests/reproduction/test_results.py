@@ -50,7 +50,7 @@ def test_seeds_are_averaged_and_compared_with_the_paper(table):
     assert len(results) == len(table.runs) / 3
     assert results[0].missing == [f"{table.runs[0].name}: diverged"]
     header, cells = format_results(results, table.experiment.measures)
-    title = MEASURES["top1"].title
+    title = MEASURES["top1"].heading
     first = header.index(title)
     assert header[first : first + 3] == [title, f"{title} paper", "difference"]
     for i, result in enumerate(results):
@@ -66,8 +66,8 @@ def test_losses_are_compared(table):
     header, cells = compare_losses(results, table.experiment.measures, "BCE", "CE")
     ce, bce = (next(r for r in results if r.labels["loss"] == loss) for loss in ("CE", "BCE"))
     gap = bce.mean("top1") - ce.mean("top1")
-    assert cells[0][header.index(MEASURES["top1"].title)] == f"{gap:+.2f}"
-    uniform = f"{MEASURES['uniform_accuracy'].title} paper"
+    assert cells[0][header.index(MEASURES["top1"].heading)] == f"{gap:+.2f}"
+    uniform = f"{MEASURES['uniform_accuracy'].heading} paper"
     assert cells[0][header.index(uniform)] == "+6.70"  # 91.9 − 85.2
     assert compare_losses(results, table.experiment.measures, "MSE", "CE") is None
     assert compare_losses(results, ["positive_mean"], "BCE", "CE") is None
