@@ -29,7 +29,7 @@ from torch import nn
 from figures.style import save_figure
 from figures.tsne import Panel, image_of, titles, tsne_figure, write_gif
 from input_pipeline.loader import BatchLoader
-from input_pipeline.selection import first_per_class
+from input_pipeline.selection import select_first
 from input_pipeline.splits import DataSet
 from metrics.extraction import extract, split_batches
 from metrics.tsne import check_perplexity, embed, library, unit_square
@@ -228,7 +228,7 @@ def build_data(
     """The data set with the samples to draw alone, their numbers, and the whole set's facts."""
     whole = rebuild_data(job.settings, args.data_dir, (args.split,))
     split = getattr(whole, args.split)
-    first = first_per_class(split.labels, args.samples_per_class)
+    first = select_first(split.labels, args.samples_per_class)
     samples = first[torch.isin(split.labels[first], torch.tensor(classes))]
     drawn = dataclasses.replace(whole, **{args.split: split.select(samples)})
     return drawn, samples, whole.facts()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from input_pipeline.load import image_side, load_dataset
+from input_pipeline.load import find_image_side, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.accuracy import correct_counts, uniform_accuracy
@@ -373,7 +373,7 @@ def run_training(args: argparse.Namespace, stop: StopSignal) -> int:
     if args.compile:
         check_compiler(device)
     # Kept in config.json as resolved: a resumed run goes on in the same precision anywhere.
-    side = image_side(args.dataset, args.data_dir, args.img_size)
+    side = find_image_side(args.dataset, args.data_dir, args.img_size)
     args.precision = resolve_precision(args.precision, device, args.model, side)
     settings = {key: value for key, value in vars(args).items() if key != "distinct"}
     run = choose_run(settings, args.distinct)

@@ -21,7 +21,7 @@ import torch
 
 from figures.style import save_figure
 from figures.sweep import SweepPoint, sweep_figure
-from input_pipeline.longtail import long_tailed_sizes
+from input_pipeline.longtail import compute_tail_sizes
 from metrics.neural_collapse import neural_collapse
 from theory.minimiser import Found, Problem, minimise
 from theory.minimum import Prediction, predict
@@ -167,7 +167,7 @@ def find_for(args: argparse.Namespace) -> Found:
 def class_sizes(args: argparse.Namespace) -> list[int]:
     """Samples of each class: ⌈n⌉, or with --imbalance_factor train.py's profile from there."""
     largest = math.ceil(args.samples_per_class)
-    return long_tailed_sizes(largest, args.num_classes, args.imbalance_factor)
+    return compute_tail_sizes(largest, args.num_classes, args.imbalance_factor)
 
 
 def why_not_applicable(args: argparse.Namespace, predicted: Prediction) -> str | None:

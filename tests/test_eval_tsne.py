@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import eval_tsne
 from figures.tsne import Panel, image_of, titles, tsne_figure, write_gif
 from input_pipeline.load import load_dataset
-from input_pipeline.selection import first_per_class
+from input_pipeline.selection import select_first
 from metrics import tsne
 from metrics.tsne import check_perplexity, embed, unit_square
 from models import build_model
@@ -112,7 +112,7 @@ def test_the_largest_perplexity():
 
 def test_the_first_of_each_class():
     labels = torch.tensor([2, 0, 2, 1, 0, 2, 0])
-    assert first_per_class(labels, 2).tolist() == [0, 1, 2, 3, 4]
+    assert select_first(labels, 2).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_without_the_library(monkeypatch, runs, capsys):
