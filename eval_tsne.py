@@ -120,7 +120,7 @@ from PIL import Image
 from args import Settings
 from figures.style import save_figure
 from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
-from input_pipeline.selection import first_per_class
+from input_pipeline.selection import select_first
 from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
 from rundir.checkpoints import select_checkpoints
 from rundir.names import CONFIG
@@ -160,7 +160,7 @@ def draw_runs(args: argparse.Namespace) -> int:
     chosen = torch.tensor(list(classes))
 
     def select(labels: torch.Tensor) -> torch.Tensor:
-        first = first_per_class(labels, args.samples_per_class)
+        first = select_first(labels, args.samples_per_class)
         return first[torch.isin(labels[first], chosen)]
 
     rebuilder = Rebuilder(

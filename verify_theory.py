@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from input_pipeline.longtail import long_tailed_sizes
+from input_pipeline.longtail import compute_tail_sizes
 from objective import LOSSES
 from theory.setting import DECAY_SWEEP, SWEEPS, Setting, Sweep
 from utils.cli import (
@@ -204,7 +204,7 @@ def resolve_request(flags: argparse.Namespace) -> Request:
     if sweep and plot is None:
         plot = f"theory_{setting.loss}_{sweep.name}.png"
     largest = math.ceil(setting.samples_per_class)
-    sizes = long_tailed_sizes(largest, setting.num_classes, setting.imbalance_factor)
+    sizes = compute_tail_sizes(largest, setting.num_classes, setting.imbalance_factor)
     request = Request(setting, sizes, sweep, make_path(json), make_path(plot))
     if request.json is not None:
         check_target("--json", request.json)

@@ -1,27 +1,106 @@
-"""Batched data augmentation on the device, and the random draws it follows.
+"""Data augmentation in batches on the device, and the random draws that it follows.
 
-Every draw of an epoch is made at once, on the CPU, from a generator seeded by (seed, epoch), and is
-indexed by the position in the epoch. A resume at step s therefore needs no replay, the result does
-not depend on the device or on worker processes, and no training step waits for the host.
+All draws of an epoch are made at once, on the CPU, from a generator seeded by (seed, epoch). Entry
+i of a draw belongs to the i-th position of the epoch. A resume at step s therefore needs no replay,
+the result does not depend on the device or on worker processes, and no training step waits for the
+host.
 
-DA1 is a zero-padded random crop and a horizontal flip (with a rotation where asked for), DA2 is
-Mixup or CutMix, one of the two with probability 1/2 per batch: the paper's section on training.
+DA1 is a zero-padded random crop and a horizontal flip, with a rotation for some data sets. DA2 is
+Mixup or CutMix, one of the two with probability 1/2 per batch. Both follow the training settings of
+Li, Xiao, Shen (ICML 2025).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from input_pipeline import AUGMENTATIONS
+from utils.registry import load_function
 from utils.seeds import mix_seed
 
-AUGMENTS = ("none", "DA1", "DA1+DA2")
 MIXUP_ALPHA = 0.8
 CUTMIX_ALPHA = 1.0
+
+Draws = tuple[Tensor, ...]
+
+
+class Transform(Protocol):
+    """Changes each image alone, as drawn at the start of the epoch. It is built without arguments.
+
+    A complete transform, to be named in an entry of `input_pipeline.AUGMENTATIONS`:
+
+        class Erase:
+            def draw(
+                self, num_samples: int, generator: torch.Generator, image_side: int, rotation: float
+            ) -> Draws | None:
+                top, left = torch.randint(image_side, (2, num_samples), generator=generator)
+                return top, left
+
+            def apply(self, images: Tensor, draws: Draws) -> Tensor:
+                top, left = draws
+                height, width = images.shape[-2:]
+                row = torch.arange(height, device=images.device) - top[:, None]
+                column = torch.arange(width, device=images.device) - left[:, None]
+                erased_rows = (row >= 0) & (row < height // 2)
+                erased_columns = (column >= 0) & (column < width // 2)
+                square = erased_rows[:, None, :, None] & erased_columns[:, None, None, :]
+                return images.masked_fill(square, 0)
+    """
+
+    def draw(
+        self, num_samples: int, generator: torch.Generator, image_side: int, rotation: float
+    ) -> Draws | None:
+        """Draw for one epoch.
+
+        Args:
+            num_samples: N.
+            generator: the epoch's generator on the CPU, to be used for every draw.
+            image_side: H of the images in pixels.
+            rotation: the data set's largest angle in degrees, 0 for none.
+
+        Returns:
+            CPU tensors whose first dimension is N. None: all images stay as they are.
+        """
+        ...
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """Change the images of some positions of the epoch. It must not wait for the device.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            draws: the same tensors as `draw` returned, but only the B entries of these images, on
+                the images' device.
+
+        Returns:
+            uint8 [B, C, H, W].
+        """
+        ...
+
+
+class Mixer(Protocol):
+    """Mixes the samples of a batch. It is built as `mixer(num_classes, seed)`."""
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix one batch; the draws follow from (seed, epoch, step) alone.
+
+        Args:
+            images: float32 [B, C, H, W], normalised.
+            labels: int64 [B].
+            epoch, step: where in the run the batch stands, ≥ 0.
+
+        Returns:
+            Mixed images, float32 [B, C, H, W], and soft targets, float32 [B, K]. Rows sum to 1.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +109,38 @@ class EpochPlan:
 
     Attributes:
         order: int64 [N], which sample of the split is visited i-th.
-        padding: zero pixels added on each side before the crop.
-        dy, dx: int64 [N] crop offsets in 0…2·padding, or None without DA1.
-        flip: bool [N], or None without DA1.
-        angle: float32 [N], degrees counter-clockwise, or None without rotation.
+        steps: the transforms to apply in turn, each with its draws for N samples.
     """
 
     order: Tensor
-    padding: int = 0
-    dy: Tensor | None = None
-    dx: Tensor | None = None
-    flip: Tensor | None = None
-    angle: Tensor | None = None
+    steps: tuple[tuple[Transform, Draws], ...] = ()
 
     def to(self, device: torch.device | str) -> EpochPlan:
-        """The same plan with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
-        return EpochPlan(**moved)
+        """Move the plan's tensors to `device`."""
+        steps = tuple(
+            (transform, tuple(draw.to(device) for draw in draws)) for transform, draws in self.steps
+        )
+        return EpochPlan(self.order.to(device), steps)
+
+
+def build_transforms(augment: str) -> tuple[Transform, ...]:
+    """Build the transforms of one of `AUGMENTATIONS`, in their order."""
+    return tuple(load_function(name)() for name in AUGMENTATIONS[augment].transforms)
+
+
+def build_mixer(augment: str, num_classes: int, seed: int) -> Mixer | None:
+    """Build the mixer of one of `AUGMENTATIONS`, None where it has none.
+
+    Args:
+        augment: the name.
+        num_classes: K, the width of the soft targets.
+        seed: the run's seed, ≥ 0.
+    """
+    name = AUGMENTATIONS[augment].mixer
+    if name is None:
+        return None
+    mixer: Mixer = load_function(name)(num_classes, seed)
+    return mixer
 
 
 def draw_plan(
@@ -56,21 +149,21 @@ def draw_plan(
     seed: int,
     epoch: int,
     shuffle: bool = False,
-    augment: str = "none",
-    padding: int = 0,
+    transforms: Sequence[Transform] = (),
+    image_side: int = 0,
     rotation: float = 0.0,
 ) -> EpochPlan:
     """Draw one epoch's order and augmentations; the result follows from the arguments alone.
 
-    The draws come in a fixed order, so the samples' order is the same with and without
-    augmentation, and crops and flips are the same with and without rotation.
+    The order comes first and the transforms draw in turn. The samples' order is therefore the same
+    with and without augmentation, and crops and flips are the same with and without rotation.
 
     Args:
         num_samples: N, samples in the split.
         seed, epoch: integers ≥ 0.
         shuffle: visit in random order, otherwise in the split's.
-        augment: one of `AUGMENTS`.
-        padding: pixels of the crop's zero border.
+        transforms: what is done to each image.
+        image_side: H of the images in pixels.
         rotation: largest angle in degrees; 0 for none.
 
     Returns:
@@ -79,18 +172,16 @@ def draw_plan(
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     permutation = torch.randperm(num_samples, generator=generator)
     order = permutation if shuffle else torch.arange(num_samples)
-    if augment == "none":
-        return EpochPlan(order)
-    dy, dx = torch.randint(2 * padding + 1, (2, num_samples), generator=generator)
-    flip = torch.rand(num_samples, generator=generator) < 0.5
-    angle = None
-    if rotation:
-        angle = torch.empty(num_samples).uniform_(-rotation, rotation, generator=generator)
-    return EpochPlan(order, padding, dy, dx, flip, angle)
+    steps = []
+    for transform in transforms:
+        draws = transform.draw(num_samples, generator, image_side, rotation)
+        if draws is not None:
+            steps.append((transform, draws))
+    return EpochPlan(order, tuple(steps))
 
 
 def augment_batch(images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
-    """Apply DA1 as drawn: crop, flip, rotate.
+    """Apply the plan's transforms in turn.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -98,19 +189,59 @@ def augment_batch(images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
         at: the batch's B positions in the epoch.
 
     Returns:
-        uint8 [B, C, H, W]; the images themselves where the plan holds no augmentation.
+        uint8 [B, C, H, W]; the images themselves where the plan holds no transform.
     """
-    if plan.flip is None:
-        return images
-    images = crop_and_flip(images, plan.dy[at], plan.dx[at], plan.flip[at], plan.padding)
-    return images if plan.angle is None else rotate(images, plan.angle[at])
+    for transform, draws in plan.steps:
+        images = transform.apply(images, tuple(draw[at] for draw in draws))
+    return images
+
+
+class CropAndFlip:
+    """A crop of the image with a zero border of 1/8 of its side, mirrored with probability 1/2."""
+
+    def draw(
+        self, num_samples: int, generator: torch.Generator, image_side: int, rotation: float
+    ) -> Draws | None:
+        """Draw dy and dx, int64 [N] in 0…2·padding, and flip, bool [N]."""
+        offsets = 2 * compute_padding(image_side) + 1
+        dy, dx = torch.randint(offsets, (2, num_samples), generator=generator)
+        flip = torch.rand(num_samples, generator=generator) < 0.5
+        return dy, dx, flip
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """See Transform."""
+        dy, dx, flip = draws
+        return crop_and_flip(images, dy, dx, flip, compute_padding(images.shape[-2]))
+
+
+class Rotation:
+    """A rotation about the centre by a uniform angle, for data sets whose entry has one."""
+
+    def draw(
+        self, num_samples: int, generator: torch.Generator, image_side: int, rotation: float
+    ) -> Draws | None:
+        """Draw angles, float32 [N], degrees counter-clockwise. None without rotation."""
+        if not rotation:
+            return None
+        angles = torch.empty(num_samples)
+        return (angles.uniform_(-rotation, rotation, generator=generator),)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """See Transform."""
+        (angles,) = draws
+        return rotate(images, angles)
+
+
+def compute_padding(image_side: int) -> int:
+    """Compute the zero pixels on each side of an image before its crop: 4 for 32 pixels."""
+    return image_side // 8
 
 
 def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Crop each zero-padded image back to its size at its own offset, then mirror those chosen.
 
-    RandomCrop(size, padding) and RandomHorizontalFlip of torchvision for given draws, in one
-    gather: five times as fast on the CPU as indexing and mirroring after each other.
+    The result is that of torchvision's RandomCrop(size, padding) and RandomHorizontalFlip for given
+    draws. One gather does both: on the CPU it is five times as fast as a crop and then a flip.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -135,8 +266,8 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Rotate each image about its centre by its own angle.
 
     The result is that of torchvision.transforms.v2.functional.rotate called on tensors sample by
-    sample: nearest neighbour, size kept, zeros outside. Of PIL images Pillow computes it, and takes
-    another neighbour at one pixel in some thousands.
+    sample: nearest neighbour, size kept, zeros outside. For PIL images torchvision calls Pillow,
+    which takes another neighbour at one pixel in some thousands.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -150,8 +281,8 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     cos, sin = angle.cos().float()[:, None, None], angle.sin().float()[:, None, None]
     y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
     x = torch.arange(width, device=images.device) - (width - 1) / 2
-    # Where each output pixel comes from, in units of half the image. Written out rather than as a
-    # matrix product, which could run in TF32 and then misses by a pixel.
+    # The place that each output pixel comes from, in units of half the image. It is written out: a
+    # matrix product could run in TF32 and then miss by a pixel.
     source_x = (cos * x - sin * y) / (width / 2)
     source_y = (sin * x + cos * y) / (height / 2)
     grid = torch.stack((source_x, source_y), dim=-1)
@@ -160,7 +291,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images/255 − mean)/std per channel, as torchvision's ToTensor and Normalize.
+    """Compute (images/255 − mean)/std per channel, as torchvision's ToTensor and Normalize do.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -192,19 +323,11 @@ class BatchMixer:
     def __call__(
         self, images: Tensor, labels: Tensor, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix one batch; the draws follow from (seed, epoch, step) alone.
-
-        Args:
-            images: float32 [B, C, H, W], normalised.
-            labels: int64 [B].
-            epoch, step: where in the run the batch stands, ≥ 0.
-
-        Returns:
-            Mixed images, float32 [B, C, H, W], and soft targets, float32 [B, K], rows sum to 1.
-        """
+        """See Mixer."""
         with torch.random.fork_rng(devices=[]):
-            # torchvision draws from the CPU's default generator. torch.manual_seed would seed the
-            # GPU's as well, which the fork doesn't restore, and so change the model's dropout.
+            # torchvision draws from the CPU's default generator. torch.manual_seed would also seed
+            # the GPU's, which the fork doesn't restore: the model's dropout would change.
             torch.default_generator.manual_seed(mix_seed(self.seed, epoch, step))
             mix = self.mixup if torch.rand(()) < 0.5 else self.cutmix
-            return mix(images, labels)
+            mixed, targets = mix(images, labels)
+            return mixed, targets

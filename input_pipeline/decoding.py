@@ -7,30 +7,61 @@ import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from input_pipeline.splits import FileSplit
+from input_pipeline.splits import FileSplit, TensorSplit
 from utils.errors import UserError
 
 _DECODE_CHUNK = 64  # files a worker decodes at a time
 
 
-def decode(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
+def decode_whole(split: FileSplit, num_workers: int) -> TensorSplit:
+    """Decode every file into memory; the order is kept.
+
+    Args:
+        split: the files.
+        num_workers: processes that decode. 0 decodes in this one.
+
+    Raises:
+        UserError: a file can't be decoded.
+    """
+    # NumPy copies: torch's copies would wake all threads for a few kilobytes at a time.
+    images = np.empty((len(split), 3, *split.image_size), dtype=np.uint8)
+    filled = 0
+    for batch in _decode(split, torch.arange(len(split)), num_workers):
+        images[filled : filled + len(batch)] = batch.numpy()
+        filled += len(batch)
+    return TensorSplit(torch.from_numpy(images), split.labels)
+
+
+def decode_evenly(split: FileSplit, most: int, num_workers: int) -> Iterator[Tensor]:
+    """Decode at most `most` evenly spaced files, as uint8 [B, 3, H, W] batches.
+
+    Args and errors are those of `decode_whole`.
+    """
+    count = min(len(split), most)
+    numbers = torch.arange(count) * len(split) // count
+    return _decode(split, numbers, num_workers)
+
+
+def _decode(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
+    """Decode the samples `numbers`, int64 [n], as uint8 [B, 3, H, W] batches."""
     chunks = [chunk.tolist() for chunk in numbers.split(_DECODE_CHUNK)]
-    return decoded_batches(decoding_loader(split, chunks, num_workers=num_workers))
+    return iterate_decoded(build_decoding_loader(split, chunks, num_workers=num_workers))
 
 
-def decoding_loader(
+def build_decoding_loader(
     split: FileSplit,
     batches: Iterable[list[int]],
     *,
     num_workers: int,
     pin_memory: bool = False,
     persistent: bool = False,
-) -> DataLoader:
-    """A DataLoader that decodes batches of a FileSplit; read it through `decoded_batches`.
+) -> DataLoader[Tensor | UserError]:
+    """Build a DataLoader that decodes batches of a FileSplit; read it through `iterate_decoded`.
 
     Args:
         split: the files.
@@ -53,15 +84,15 @@ def decoding_loader(
     )
 
 
-def decoded_batches(loader: DataLoader) -> Iterator[Tensor]:
-    """uint8 [B, 3, H, W] batches on the CPU, in order.
+def iterate_decoded(loader: DataLoader[Tensor | UserError]) -> Iterator[Tensor]:
+    """Iterate over the uint8 [B, 3, H, W] batches on the CPU, in order.
 
     Raises:
-        UserError: a file can't be decoded, wherever that happened, or a worker process died.
+        UserError: a file can't be decoded, here or in a worker, or a worker process died.
     """
     batches = iter(loader)
     if loader.num_workers > 0:
-        # Anew each time: of functions to be called at exit, the last one registered is first.
+        # Registered anew each time: at exit, the function registered last is called first.
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)
     try:
@@ -79,17 +110,17 @@ def decoded_batches(loader: DataLoader) -> Iterator[Tensor]:
 def init_worker(worker: int) -> None:
     """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the main process.
 
-    It finishes its step, for which it may still need batches, and then ends the workers through
-    their queue; a worker whose main process was killed notices and leaves by itself.
+    The main process finishes its step, for which it may still need batches. Then it ends the
+    workers through their queue. A worker whose main process was killed notices it and ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end_workers() -> None:
-    """End workers that a loader kept alive (by a traceback, in a notebook) still has at exit.
+    """End the workers of a loader that is still alive at exit, in a traceback or a notebook.
 
-    DataLoader would send them SIGTERM, which they leave to the main process, and wait for ever.
+    DataLoader would send them SIGTERM, which they ignore, and wait for ever.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would complain
     for process in multiprocessing.active_children():
@@ -97,10 +128,10 @@ def _end_workers() -> None:
             process.kill()
 
 
-class _Decoder:
-    """The map-style data set behind `decoding_loader`: a list of numbers -> a batch.
+class _Decoder(Dataset[Tensor | UserError]):
+    """The map-style data set behind `build_decoding_loader`: a list of numbers -> a batch.
 
-    Errors are returned, not raised: DataLoader would wrap them into a worker's traceback.
+    It returns errors and does not raise them: DataLoader would wrap them in a traceback.
     """
 
     def __init__(self, split: FileSplit) -> None:

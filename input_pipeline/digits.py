@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 
-def read_digits(name: str, data_dir: Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
-    """scikit-learn's 8×8 digits, grey values 0…16, in a fixed stratified 80/20 split."""
-    # Only this set needs scikit-learn, which takes a second to import.
+def read_digits(data_dir: Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
+    """Read scikit-learn's 8×8 digits, grey values 0…16, in a fixed stratified 80/20 split.
+
+    Args:
+        data_dir: not used, scikit-learn brings the images.
+        train: the 80 %, otherwise the 20 %.
+
+    Returns:
+        images uint8 [N, 1, 8, 8], labels int64 [N], class names.
+    """
+    # Only this set needs scikit-learn, and it takes a second to import.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

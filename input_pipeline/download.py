@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, MNIST
 from utils.errors import UserError
 
 _DOWNLOAD_TIMEOUT = 15  # seconds without an answer
-# What a failed connection, a full disk or a cut-off archive end in.
+# A failed connection, a full disk or a cut-off archive raise one of these.
 _DOWNLOAD_ERRORS = (
     OSError,
     RuntimeError,
@@ -32,19 +32,24 @@ _DOWNLOAD_ERRORS = (
 def download(
     dataset: type[MNIST | CIFAR10], data_dir: Path, archives: list[str], source: str, folder: Path
 ) -> None:
-    """Have torchvision download and unpack a set; its talk is kept off the console.
+    """Have torchvision download and unpack a set; nothing that it prints reaches the console.
 
     Args:
         dataset: torchvision's class.
         data_dir: its root.
-        archives: the files wanted, `source` where they are published, `folder` where they belong:
-            told where the download fails.
+        archives: names of the files that are absent.
+        source: the address where they are published.
+        folder: where they belong.
+
+    Raises:
+        UserError: the download failed. The message has archives, source and folder, so that a
+            person can put them there by hand.
     """
     timeout = socket.getdefaulttimeout()
     try:
         # torchvision sets no time limit, and an unanswered connection would hang for minutes.
         socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-        with _quiet():
+        with _silence():
             dataset(data_dir, download=True)
     except _DOWNLOAD_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -59,7 +64,7 @@ def download(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Drop what is printed, but keep a progress bar that a person can see on a terminal."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -9,14 +9,14 @@ from torchvision.transforms import v2
 from utils.errors import UserError
 
 
-def size_of(path: str) -> tuple[int, int]:
-    """(height, width) in pixels of an image file."""
+def read_size(path: str) -> tuple[int, int]:
+    """Read (height, width) in pixels of an image file. Raises UserError if it can't be decoded."""
     image = open_rgb(path)
     return image.height, image.width
 
 
 def open_rgb(path: str) -> Image.Image:
-    """Decode a file to 8-bit RGB."""
+    """Decode a file to 8-bit RGB. Raises UserError if it can't be decoded."""
     try:
         with Image.open(path) as image:
             return _to_rgb(image)
@@ -37,7 +37,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
-def fit(image: Image.Image, side: int) -> Image.Image:
+def fit_square(image: Image.Image, side: int) -> Image.Image:
     """Resize the shorter side to `side` pixels and crop the centre square."""
     resized = v2.functional.resize(image, [side], v2.InterpolationMode.BILINEAR, antialias=True)
     return v2.functional.center_crop(resized, [side, side])

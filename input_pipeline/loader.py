@@ -7,20 +7,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from input_pipeline import AUGMENTATIONS
 from input_pipeline.augmentation import (
-    AUGMENTS,
-    BatchMixer,
     EpochPlan,
     augment_batch,
+    build_mixer,
+    build_transforms,
     draw_plan,
     normalise,
 )
-from input_pipeline.decoding import decoded_batches, decoding_loader
-from input_pipeline.splits import FileSplit, Split
+from input_pipeline.decoding import build_decoding_loader, iterate_decoded
+from input_pipeline.splits import FileSplit, Split, TensorSplit
 from utils.errors import UserError
+from utils.registry import find_name
 
-# In-memory images are prepared for as many batches at once as take so much in float32: of one small
-# batch the GPU would spend less time on the work than the host on asking for it.
+# In-memory images are prepared for several batches at once, up to so many bytes in float32. For one
+# small batch, the host would take longer to start the work than the GPU to do it.
 PIECE_BYTES = 2**25
 
 
@@ -29,8 +31,8 @@ class BatchLoader:
 
     A TensorSplit is moved to the device once and indexed there. A FileSplit is decoded by worker
     processes ahead of its use and crosses to the device as uint8. Augmentation and normalisation
-    run on the device for both. Order and augmentation follow from (seed, epoch) alone: not from
-    `num_workers`, the kind of split, or the step an interrupted epoch is taken up at.
+    run on the device for both. Order and augmentation follow from (seed, epoch) alone. They do not
+    depend on `num_workers`, the kind of split, or the step at which an epoch is resumed.
 
     Args:
         split: the samples.
@@ -39,8 +41,8 @@ class BatchLoader:
         mean, std: per channel, in units of the full range 0…1.
         num_classes: K, the width of soft targets.
         shuffle: visit in a new random order each epoch, otherwise in the split's.
-        augment: one of `utils.augment.AUGMENTS`.
-        rotation: largest angle of DA1 in degrees; 0 for none.
+        augment: one of `input_pipeline.AUGMENTATIONS`.
+        rotation: largest angle in degrees of augmentations that rotate; 0 for none.
         seed: ≥ 0, of the order and the augmentation.
         num_workers: processes that decode a FileSplit; 0 decodes in this one.
         drop_single: leave out a last batch of one sample, on which BatchNorm can't train.
@@ -67,22 +69,21 @@ class BatchLoader:
         drop_single: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        if augment not in AUGMENTS:
-            raise UserError(f"augmentation {augment!r} is unknown: use one of {AUGMENTS}")
+        augment = find_name(augment, AUGMENTATIONS, "augmentation")
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
         self.device = torch.device(device)
         self.split = split.to(self.device)
         self.batch_size = batch_size
-        # Made here once: a tensor built from Python numbers at every step would stall the GPU.
+        # Built here once: a tensor built from Python numbers at every step would stall the GPU.
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
         self.std = torch.tensor(std, dtype=torch.float32, device=self.device)
         self.shuffle = shuffle
-        self.augment = augment
+        self.transforms = build_transforms(augment)
         self.rotation = rotation
         self.memory_format = memory_format
         self.seed = seed
-        self.mixer = BatchMixer(num_classes, seed) if augment == "DA1+DA2" else None
+        self.mixer = build_mixer(augment, num_classes, seed)
         single = drop_single and len(split) % batch_size == 1
         self.num_samples = len(split) - int(single)
         # Images prepared at once: whole batches.
@@ -90,22 +91,30 @@ class BatchLoader:
         batch_bytes = batch_size * 3 * height * width * 4
         self._piece = batch_size * max(1, PIECE_BYTES // batch_bytes)
         self._sampler = _OrderSampler(batch_size)
-        self._files = self._file_loader(num_workers) if isinstance(split, FileSplit) else None
+        self._files = None
+        if isinstance(self.split, FileSplit):
+            self._files = build_decoding_loader(
+                self.split,
+                self._sampler,
+                num_workers=num_workers,
+                pin_memory=self.device.type == "cuda",
+                persistent=True,
+            )
 
     def __len__(self) -> int:
         """Steps per epoch."""
         return -(-self.num_samples // self.batch_size)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from `start_step` on, exactly as the whole epoch has them.
+        """Iterate over the batches of one epoch from `start_step` on, as the whole epoch has them.
 
         Args:
             epoch: ≥ 0.
             start_step: steps of the epoch already done.
 
         Yields:
-            images, float32 [B, 3, H, W], normalised, and targets, int64 [B] (float32 [B, K] with
-            DA2), both on the device.
+            images, float32 [B, 3, H, W], normalised, and targets, int64 [B] (float32 [B, K] where
+            the augmentation mixes labels), both on the device.
 
         Raises:
             UserError: a file can't be decoded (its path is named), here or in a worker.
@@ -115,8 +124,8 @@ class BatchLoader:
             seed=self.seed,
             epoch=epoch,
             shuffle=self.shuffle,
-            augment=self.augment,
-            padding=self.split.image_size[0] // 8,
+            transforms=self.transforms,
+            image_side=self.split.image_size[0],
             rotation=self.rotation,
         )
         on_device = plan.to(self.device)
@@ -135,41 +144,37 @@ class BatchLoader:
             first = at.stop
 
     def _fetch(self, order: Tensor, first: int) -> Iterator[Tensor]:
-        """uint8 [n, 3, H, W] images on the device, n of one or of several batches, for `order`
-        [num_samples] from its entry `first` on."""
-        if self._files is None:
+        """Iterate over the images of `order` [num_samples] from its entry `first` on.
+
+        Yields:
+            uint8 [n, 3, H, W] on the device, for one or for several batches.
+        """
+        if isinstance(self.split, TensorSplit):
             for begin in range(first, len(order), self._piece):
                 yield self.split.fetch(order[begin : begin + self._piece])
             return
         self._sampler.order = order[first:]
-        for images in decoded_batches(self._files):
+        assert self._files is not None
+        for images in iterate_decoded(self._files):
             yield images.to(self.device, non_blocking=True)
 
     def _prepare(self, images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
-        """Augmented and normalised images of the epoch's positions `at`."""
+        """Augment and normalise the images of the epoch's positions `at`."""
         images = normalise(augment_batch(images, plan, at), self.mean, self.std)
         return images.contiguous(memory_format=self.memory_format)
 
     def _mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mix one batch and its labels, if the augmentation does."""
         if self.mixer is None:
             return images, labels
         images, targets = self.mixer(images, labels, epoch, step)
         return images.contiguous(memory_format=self.memory_format), targets
 
-    def _file_loader(self, num_workers: int) -> torch.utils.data.DataLoader:
-        return decoding_loader(
-            self.split,
-            self._sampler,
-            num_workers=num_workers,
-            pin_memory=self.device.type == "cuda",
-            persistent=True,
-        )
-
 
 class _OrderSampler:
     """Cuts `order`, int64 [N] on the CPU, into batches of sample numbers for a DataLoader.
 
-    It is set anew for each epoch, so that one DataLoader and its workers serve them all.
+    Its owner sets `order` for each epoch, so that one DataLoader and its workers serve all epochs.
     """
 
     def __init__(self, batch_size: int) -> None:

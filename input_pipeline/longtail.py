@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
-# The power may come out a rounding error below a whole number; far less than any true distance.
+# The power may be a rounding error below a whole number. No true distance is as small as this.
 _ROUNDING = 1e-9
 
 
-def long_tailed_sizes(largest: int, num_classes: int, factor: float) -> list[int]:
-    """n_k = ⌊n · factor^(−k/(K−1))⌋ for k = 0…K−1, at least 1 (Cui et al. 2019, Cao et al. 2019).
+def compute_tail_sizes(largest: int, num_classes: int, factor: float) -> list[int]:
+    """Compute n_k = ⌊n · factor^(−k/(K−1))⌋ for k = 0…K−1, at least 1.
+
+    The profile of Cui et al. (CVPR 2019) and Cao et al. (NeurIPS 2019).
 
     Args:
         largest: n, the size of class 0.

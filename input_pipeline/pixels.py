@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024  # images handled at a time, to bound temporary memory
+from input_pipeline import Channels
+
+_CHUNK = 1024  # images handled at a time, to bound temporary memory
 
 
 def resize(images: Tensor, side: int | None) -> Tensor:
@@ -16,14 +18,14 @@ def resize(images: Tensor, side: int | None) -> Tensor:
     if side is None or images.shape[-2:] == (side, side):
         return images
     resized = images.new_empty((*images.shape[:2], side, side))
-    for source, target in zip(images.split(CHUNK), resized.split(CHUNK), strict=True):
+    for source, target in zip(images.split(_CHUNK), resized.split(_CHUNK), strict=True):
         values = F.interpolate(source.float(), (side, side), mode="bilinear", antialias=True)
         target.copy_(values.round_().clamp_(0, 255))
     return resized
 
 
-def channel_stats(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel over all pixels, in float64.
+def measure_channels(batches: Iterable[Tensor]) -> tuple[Channels, Channels]:
+    """Measure mean and population standard deviation of each channel over all pixels, in float64.
 
     Args:
         batches: uint8 [B, 3, H, W] each.
@@ -34,7 +36,7 @@ def channel_stats(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[f
     """
     # Pixels take 256 values: counting them is exact however many there are.
     counts = torch.zeros(3, 256, dtype=torch.float64)
-    for chunk in (chunk for batch in batches for chunk in batch.split(CHUNK)):
+    for chunk in (chunk for batch in batches for chunk in batch.split(_CHUNK)):
         for channel in range(3):
             counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
@@ -42,4 +44,5 @@ def channel_stats(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[f
     mean = share @ values
     std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt()
     std[std == 0] = 1
-    return tuple(mean.tolist()), tuple(std.tolist())
+    (mean_0, mean_1, mean_2), (std_0, std_1, std_2) = mean.tolist(), std.tolist()
+    return (mean_0, mean_1, mean_2), (std_0, std_1, std_2)

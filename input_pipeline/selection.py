@@ -7,31 +7,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from input_pipeline.longtail import long_tailed_sizes
+from input_pipeline.longtail import compute_tail_sizes
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which samples of a split are used: the first so many of each class.
+    """The rule that picks the samples of a split: the first so many of each class.
 
     Attributes:
         split: "train" or "test".
-        sample_size: of each class; None takes all.
-        imbalance_factor: of the long tail made of these; 1 leaves them.
+        sample_size: images of each class. None takes all.
+        imbalance_factor: largest over smallest class of the long tail they are cut to. 1: no cut.
     """
 
     split: str
     sample_size: int | None
     imbalance_factor: float = 1.0
 
-    def numbers(self, labels: Tensor, classes: list[str]) -> Tensor:
-        """The samples, int64 and ascending, of a split of these labels. Raises UserError."""
-        counts = torch.bincount(labels, minlength=len(classes))
-        return first_per_class(labels, self._tail(self._equal(counts, classes)))
+    def choose(self, labels: Tensor, classes: list[str]) -> Tensor:
+        """Choose the samples of a split.
 
-    def _equal(self, counts: Tensor, classes: list[str]) -> Tensor:
-        """The class sizes [K] that sample_size leaves of `counts` [K]."""
+        Args:
+            labels: int64 [N] of the whole split.
+            classes: K class names.
+
+        Returns:
+            int64, ascending: the numbers of the chosen samples.
+
+        Raises:
+            UserError: a class has fewer samples than asked for, or a long tail has no effect.
+        """
+        counts = torch.bincount(labels, minlength=len(classes))
+        return select_first(labels, self._cut_tail(self._limit(counts, classes)))
+
+    def _limit(self, counts: Tensor, classes: list[str]) -> Tensor:
+        """Compute the class sizes [K] that sample_size leaves from `counts` [K]."""
         if self.sample_size is None:
             return counts
         fewest = int(counts.argmin())
@@ -43,11 +54,11 @@ class Selection:
             )
         return torch.full_like(counts, self.sample_size)
 
-    def _tail(self, counts: Tensor) -> Tensor:
-        """The class sizes [K] that the long tail leaves of `counts` [K]."""
+    def _cut_tail(self, counts: Tensor) -> Tensor:
+        """Compute the class sizes [K] that the long tail leaves from `counts` [K]."""
         if self.imbalance_factor == 1:
             return counts
-        profile = long_tailed_sizes(int(counts.max()), len(counts), self.imbalance_factor)
+        profile = compute_tail_sizes(int(counts.max()), len(counts), self.imbalance_factor)
         sizes = torch.minimum(counts, torch.tensor(profile))
         if torch.equal(sizes, counts):
             raise UserError(
@@ -57,11 +68,16 @@ class Selection:
         return sizes
 
 
-def first_per_class(labels: Tensor, limits: Tensor | int) -> Tensor:
-    """Numbers, int64 and ascending, of the first samples of each class of labels [N].
+def select_first(labels: Tensor, limits: Tensor | int) -> Tensor:
+    """Select the first samples of each class.
 
-    `limits` are how many of each class [K], or one number for all; all samples of a class that has
-    fewer.
+    Args:
+        labels: int64 [N].
+        limits: how many to take of each class, int64 [K], or one number for all classes. A class
+            that has fewer gives all.
+
+    Returns:
+        int64, ascending: the numbers of the selected samples.
     """
     counts = torch.bincount(labels)
     limits = torch.full_like(counts, limits) if isinstance(limits, int) else limits

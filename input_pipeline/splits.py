@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from input_pipeline.image_files import fit, open_rgb
+from input_pipeline import Channels
+from input_pipeline.image_files import fit_square, open_rgb
 from utils.errors import UserError
 
 
@@ -33,18 +34,19 @@ class TensorSplit:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return tuple(self.images.shape[-2:])
+        height, width = self.images.shape[-2:]
+        return height, width
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W] of the samples `indices`, int64 [B] on the images' device."""
+        """Gather uint8 [B, 3, H, W] of the samples `indices`, int64 [B] on the images' device."""
         return self.images[indices]
 
     def select(self, indices: Tensor) -> TensorSplit:
-        """The samples `indices`, int64 [B], alone."""
+        """Keep the samples `indices`, int64 [B]."""
         return TensorSplit(self.images[indices], self.labels[indices])
 
     def to(self, device: torch.device | str) -> TensorSplit:
-        """The same samples on `device`."""
+        """Move the samples to `device`."""
         return TensorSplit(self.images.to(device), self.labels.to(device))
 
 
@@ -69,7 +71,7 @@ class FileSplit:
         return len(self.labels)
 
     def fetch(self, indices: Iterable[int]) -> Tensor:
-        """Decode the samples `indices`, B in number.
+        """Decode the B samples `indices`.
 
         Returns:
             uint8 [B, 3, H, W] on the CPU.
@@ -80,29 +82,29 @@ class FileSplit:
         numbers = list(indices)
         images = np.empty((len(numbers), 3, *self.image_size), dtype=np.uint8)
         with warnings.catch_warnings():
-            # Pillow warns of oddities in metadata, which say nothing about the pixels.
+            # Pillow warns about odd metadata, which does not affect the pixels.
             warnings.simplefilter("ignore")
             for image, number in zip(images, numbers, strict=True):
                 image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
         return torch.from_numpy(images)
 
     def select(self, indices: Tensor) -> FileSplit:
-        """The samples `indices`, int64 [B], alone."""
+        """Keep the samples `indices`, int64 [B]."""
         paths = [self.paths[i] for i in indices.tolist()]
         return FileSplit(paths, self.labels[indices], self.image_size, self.size_from)
 
     def to(self, device: torch.device | str) -> FileSplit:
-        """The same samples with the labels on `device`; the images remain files."""
+        """Move the labels to `device`; the images remain files."""
         return FileSplit(self.paths, self.labels.to(device), self.image_size, self.size_from)
 
     def _decode(self, path: str) -> np.ndarray:
-        """One file as uint8 [H, W, 3]."""
+        """Decode one file to uint8 [H, W, 3]."""
         image = open_rgb(path)
         size = (image.height, image.width)
         if size == self.image_size:
             return np.asarray(image)
         if self.size_from is None:
-            return np.asarray(fit(image, self.image_size[0]))
+            return np.asarray(fit_square(image, self.image_size[0]))
         (h0, w0), (h1, w1) = self.image_size, size
         raise UserError(
             f"images differ in size: {self.size_from} is {w0}×{h0} pixels, {path} is {w1}×{h1}; "
@@ -118,7 +120,7 @@ class DataSet:
     """A data set ready for loaders.
 
     Attributes:
-        name: one of `DATASETS`.
+        name: one of `input_pipeline.SOURCES`.
         classes: K class names; labels are indices into it.
         image_shape: (3, H, W).
         mean, std: three numbers each, per channel, in units of the full range 0…1.
@@ -128,8 +130,8 @@ class DataSet:
     name: str
     classes: list[str]
     image_shape: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     train: Split | None
     test: Split | None
 
@@ -147,18 +149,22 @@ class DataSet:
         """Training images of each class; None where that split was not asked for."""
         if self.train is None:
             return None
-        return torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).tolist()
+        sizes = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
+        return [int(size) for size in sizes]
 
     def facts(self) -> dict[str, Any]:
-        """What config.json keeps: what a resumed or evaluated run must find unchanged."""
-        sizes = {"train_size": self.train, "test_size": self.test}
-        class_sizes = self.class_sizes
-        return {
+        """List what a resumed or evaluated run must find unchanged, as kept in config.json."""
+        facts: dict[str, Any] = {
             "num_classes": self.num_classes,
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "mean": list(self.mean),
             "std": list(self.std),
-            **{key: len(split) for key, split in sizes.items() if split is not None},
-            **({} if class_sizes is None else {"class_sizes": class_sizes}),
         }
+        if self.train is not None:
+            facts["train_size"] = len(self.train)
+        if self.test is not None:
+            facts["test_size"] = len(self.test)
+        if self.train is not None:
+            facts["class_sizes"] = self.class_sizes
+        return facts

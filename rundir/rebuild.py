@@ -14,7 +14,7 @@ from torch import nn
 
 from args import Settings
 from input_pipeline import SOURCES
-from input_pipeline.load import image_side, load_dataset
+from input_pipeline.load import find_image_side, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
@@ -79,7 +79,7 @@ def build_precision(settings: Settings, asked: str, device: torch.device) -> Pre
     return choose_precision(
         asked,
         device,
-        image_side(settings.dataset, settings.data_dir, settings.img_size),
+        find_image_side(settings.dataset, settings.data_dir, settings.img_size),
         convolutional=network.convolutional,
         bf16_side=network.bf16_side,
         channels_last_side=network.channels_last_side,

@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 
 from input_pipeline import decoding
 from input_pipeline.load import DATASETS, load_dataset
-from input_pipeline.longtail import long_tailed_sizes
-from input_pipeline.pixels import channel_stats
+from input_pipeline.longtail import compute_tail_sizes
+from input_pipeline.pixels import measure_channels
 from input_pipeline.splits import FileSplit, TensorSplit
 from utils.errors import UserError
 
@@ -92,7 +92,7 @@ def test_measured_stats_are_numpys_on_the_training_images_used(tmp_path):
 def test_stats_of_several_batches_and_of_a_constant_channel():
     images = torch.randint(0, 256, (2500, 3, 4, 5), dtype=torch.uint8)
     images[:, 1] = 51
-    mean, std = channel_stats([images[:7], images[7:]])
+    mean, std = measure_channels([images[:7], images[7:]])
     values = images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(mean, values.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std[::2], values.std((0, 2, 3))[::2], rtol=1e-12)
@@ -124,19 +124,19 @@ TAILS += [(5000, 10, 10, 20431), (5000, 10, 50, 13996), (5000, 10, 100, 12406)]
 
 @pytest.mark.parametrize(("largest", "num_classes", "factor", "total"), TAILS)
 def test_long_tails_have_the_published_sizes(largest, num_classes, factor, total):
-    sizes = long_tailed_sizes(largest, num_classes, factor)
+    sizes = compute_tail_sizes(largest, num_classes, factor)
     last = num_classes - 1
     assert sizes == [int(largest * (1 / factor) ** (k / last)) for k in range(num_classes)]
     assert (sum(sizes), sizes[0], sizes[-1]) == (total, largest, largest // factor)
 
 
 def test_long_tails_at_their_ends():
-    assert long_tailed_sizes(7, 5, 1) == [7] * 5
-    assert long_tailed_sizes(10, 3, 1000) == [10, 1, 1]
+    assert compute_tail_sizes(7, 5, 1) == [7] * 5
+    assert compute_tail_sizes(10, 3, 1000) == [10, 1, 1]
     # Powers of whole numbers are whole, whatever floating point makes of them.
     for base in range(2, 12):
         expected = [base**5, base**4, base**3, base**2, base, 1]
-        assert long_tailed_sizes(base**5, 6, base**5) == expected
+        assert compute_tail_sizes(base**5, 6, base**5) == expected
 
 
 def test_a_long_tail_takes_the_first_of_each_class_up_to_its_size(tmp_path):
@@ -427,7 +427,7 @@ def test_streamed_stats_are_of_evenly_spaced_images(folder, monkeypatch):
     monkeypatch.setattr("input_pipeline.folder.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("input_pipeline.folder._STATS_IMAGES", 3)
     streamed = load_dataset("folder", folder)
-    assert (streamed.mean, streamed.std) == channel_stats([images[[0, 2, 4]]])
+    assert (streamed.mean, streamed.std) == measure_channels([images[[0, 2, 4]]])
 
 
 def test_val_stands_in_for_test_but_test_comes_first(folder):
@@ -563,7 +563,7 @@ def test_real_mnist(tmp_path):
         *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
     ]
     native = load_dataset("mnist", tmp_path, img_size=28, splits=("train",))
-    mean, std = channel_stats([native.train.images])
+    mean, std = measure_channels([native.train.images])
     # The published constants are those of the native images.
     np.testing.assert_allclose((mean, std), (data.mean, data.std), atol=5e-5)
 

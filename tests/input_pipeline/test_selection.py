@@ -2,9 +2,9 @@
 
 import torch
 
-from input_pipeline.selection import first_per_class
+from input_pipeline.selection import select_first
 
 
 def test_the_first_of_each_class():
     labels = torch.tensor([2, 0, 2, 1, 0, 2, 0])
-    assert first_per_class(labels, 2).tolist() == [0, 1, 2, 3, 4]
+    assert select_first(labels, 2).tolist() == [0, 1, 2, 3, 4]
