@@ -25,16 +25,6 @@ def run(script: str, *flags: object, **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def train_small(save_dir: Path, name: str, *flags: object) -> Path:
-    """Train a small MLP on a few digits within this process; return its run directory."""
-    import train
-
-    command = ["--model", "MLP", "--width", 32, "--depth", 2, "--sample_size", 30]
-    command += ["--batch_size", 32, "--gpu_id", -1, "--save_dir", save_dir, "--run_name", name]
-    assert train.main([str(word) for word in (*command, *flags)]) == 0
-    return save_dir / name
-
-
 def assert_mistake(result: subprocess.CompletedProcess, *words: str) -> None:
     """A user's mistake: status 2, one line on stderr that has all the words, no traceback."""
     assert result.returncode == 2, result.stderr

@@ -19,7 +19,7 @@ from metrics.scores import compute_decision_scores
 from models import build_model
 from rundir import rebuild as evaluation
 from rundir.weights import load
-from tests.helpers import assert_mistake, run, train_small
+from tests.helpers import assert_mistake, read_table, run, train_run
 from theory.minimum import predict
 from utils.files import read_csv, write_csv
 
@@ -36,7 +36,7 @@ DOCUMENTED = re.findall(  # in docs/measures.md
 def trained(tmp_path_factory):
     """A run of three epochs on digits with augmentation, which evaluation must leave out."""
     flags = ["--epochs", 3, "--augment", "DA1", "--bias_init_mean", 2]
-    return train_small(tmp_path_factory.mktemp("runs"), "run", *flags)
+    return train_run(tmp_path_factory.mktemp("runs"), "run", *flags)
 
 
 @pytest.fixture
@@ -52,13 +52,8 @@ def evaluate(capsys, *flags, status=0):
     return capsys.readouterr()
 
 
-def table(run_dir):
-    rows = read_csv(run_dir / "nc_metrics.csv")
-    return {(int(row["epoch"]), row["split"]): row for row in rows}
-
-
 def remove_columns(run_dir, removed):
-    rows = list(table(run_dir).values())
+    rows = list(read_table(run_dir).values())
     names = [name for name in rows[0] if name not in removed]
     write_csv(run_dir / "nc_metrics.csv", names, [{n: row[n] for n in names} for row in rows])
 
@@ -95,11 +90,11 @@ def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
             "bias_mean": bias.mean().item(),
             "bias_min": bias.min().item(),
         }
-        row = table(run_dir)[2, split]
+        row = read_table(run_dir)[2, split]
         for key, value in expected.items():
             assert float(row[key]) == pytest.approx(value, rel=1e-4, abs=1e-6), (split, key)
     trained_row = read_csv(run_dir / "metrics.csv")[1]
-    assert float(table(run_dir)[2, "test"]["top1"]) == float(trained_row["test_top1"])
+    assert float(read_table(run_dir)[2, "test"]["top1"]) == float(trained_row["test_top1"])
 
 
 def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys):
@@ -112,9 +107,9 @@ def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys)
     state = load(run_dir / "epoch_002.pth")
     state["fc.bias"] += 1
     torch.save(state, run_dir / "epoch_002.pth")
-    before = table(run_dir)
+    before = read_table(run_dir)
     assert "2 evaluated, 4 unchanged" in evaluate(capsys, run_dir).out
-    after = table(run_dir)
+    after = read_table(run_dir)
     shift = float(after[2, "train"]["bias_mean"]) - float(before[2, "train"]["bias_mean"])
     assert shift == pytest.approx(1, rel=1e-5)
     assert after[1, "train"] == before[1, "train"]
@@ -133,7 +128,7 @@ def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
     monkeypatch.setattr(eval_nc, "compute_measures", measure_twice)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, run_dir)
-    assert len(table(run_dir)) == 2
+    assert len(read_table(run_dir)) == 2
     monkeypatch.setattr(eval_nc, "compute_measures", whole)
     capsys.readouterr()
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
@@ -157,19 +152,19 @@ def test_a_table_from_before_optional_columns_is_kept(run_dir, capsys, later):
     del config["settings"]["imbalance_factor"]
     (run_dir / "config.json").write_text(json.dumps(config))
     assert "0 evaluated, 2 unchanged" in evaluate(capsys, run_dir, "--checkpoints", "last").out
-    assert len(table(run_dir)) == 6
+    assert len(read_table(run_dir)) == 6
 
 
 def test_a_damaged_row_is_computed_again_when_its_checkpoint_is_chosen(run_dir, capsys):
     evaluate(capsys, run_dir)
     path = run_dir / "nc_metrics.csv"
-    whole, rows = path.read_bytes(), table(run_dir)
+    whole, rows = path.read_bytes(), read_table(run_dir)
     path.write_text(path.read_text().replace(rows[2, "test"]["nc1"], "x") + "x,test\n")
     said = evaluate(capsys, run_dir, "--checkpoints", "3")
     assert "0 evaluated, 2 unchanged" in said.out
     assert said.err.count("\n") == 1
     assert "nc1 is 'x'" in said.err and "epoch 'x', 'test'" in said.err
-    assert table(run_dir) == {**rows, (2, "test"): {**rows[2, "test"], "nc1": ""}}
+    assert read_table(run_dir) == {**rows, (2, "test"): {**rows[2, "test"], "nc1": ""}}
     said = evaluate(capsys, run_dir)
     assert "1 evaluated, 5 unchanged" in said.out
     assert said.err == ""
@@ -178,14 +173,14 @@ def test_a_damaged_row_is_computed_again_when_its_checkpoint_is_chosen(run_dir, 
 
 def test_a_measure_that_a_table_lacks_is_computed_where_the_checkpoint_is_there(run_dir, capsys):
     evaluate(capsys, run_dir)
-    rows = table(run_dir)
+    rows = read_table(run_dir)
     remove_columns(run_dir, ["nc3"])
     (run_dir / "epoch_001.pth").unlink()
     said = evaluate(capsys, run_dir)
     assert "4 evaluated, 0 unchanged" in said.out
     assert said.err == ""
     gone = {key: {**rows[key], "nc3": ""} for key in ((1, "train"), (1, "test"))}
-    assert table(run_dir) == {**rows, **gone}
+    assert read_table(run_dir) == {**rows, **gone}
     assert "0 evaluated, 4 unchanged" in evaluate(capsys, run_dir).out
     Image.open(run_dir / "nc_curves.png").verify()
 
@@ -197,7 +192,7 @@ def measure_largest_feature(evaluation):
 def test_an_added_measure_gets_column_title_and_curve(run_dir, capsys, monkeypatch):
     """Rows of an old table are computed again when their checkpoint is chosen."""
     evaluate(capsys, run_dir)
-    before = table(run_dir)
+    before = read_table(run_dir)
     entry = Measure(f"{__name__}:measure_largest_feature", "largest", digits=1, panel="largest")
     monkeypatch.setitem(MEASURES, "largest_feature", entry)
     drawn = []
@@ -207,7 +202,7 @@ def test_an_added_measure_gets_column_title_and_curve(run_dir, capsys, monkeypat
     assert "2 evaluated, 0 unchanged" in said.out
     assert said.err == ""
     heading, _, row = said.out.strip().split("\n\n")[-1].splitlines()[:3]
-    after = table(run_dir)
+    after = read_table(run_dir)
     assert heading.split()[-1] == "largest"
     assert row.split()[-1] == f"{float(after[3, 'train']['largest_feature']):.1f}"
     for key, cells in after.items():
@@ -216,7 +211,7 @@ def test_an_added_measure_gets_column_title_and_curve(run_dir, capsys, monkeypat
     (axis,) = [axis for axis in drawn[0].axes if axis.get_title().startswith("largest")]
     assert len(axis.lines) == 1
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
-    assert all(cells["largest_feature"] for cells in table(run_dir).values())
+    assert all(cells["largest_feature"] for cells in read_table(run_dir).values())
 
 
 def test_a_file_that_is_no_table_is_not_overwritten(run_dir, capsys):
@@ -237,7 +232,7 @@ def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
     assert len(lines) == 2
     assert "epoch_002.pth is damaged" in lines[0]
     assert "epoch_003.pth does not fit the model" in lines[1]
-    assert set(table(run_dir)) == {(1, "train"), (1, "test")}
+    assert set(read_table(run_dir)) == {(1, "train"), (1, "test")}
 
 
 def test_weights_that_are_not_finite_are_named(run_dir, capsys):
@@ -247,7 +242,7 @@ def test_weights_that_are_not_finite_are_named(run_dir, capsys):
     said = evaluate(capsys, run_dir, "--split", "train", status=2)
     assert "epoch_001.pth, train set" in said.err
     assert "finite" in said.err
-    assert set(table(run_dir)) == {(2, "train"), (3, "train")}
+    assert set(read_table(run_dir)) == {(2, "train"), (3, "train")}
 
 
 def test_bare_weights_of_another_program(run_dir, tmp_path, capsys):
@@ -258,14 +253,14 @@ def test_bare_weights_of_another_program(run_dir, tmp_path, capsys):
         shutil.copy(path, bare)
     flags = ["--model", "mlp", "--width", 32, "--depth", 2, "--dataset", "digits"]
     evaluate(capsys, bare, *flags, "--sample_size", 30)
-    assert table(bare) == table(run_dir)
+    assert read_table(bare) == read_table(run_dir)
 
     for path in bare.glob("epoch_*.pth"):  # as torch.nn.Linear would have written them
         state = load(path)
         state["fc.bias"] *= -1
         torch.save(state, path)
     evaluate(capsys, bare, *flags, "--sample_size", 30, "--bias_added")
-    assert table(bare) == table(run_dir)
+    assert read_table(bare) == read_table(run_dir)
 
 
 def test_rows_of_bare_weights_depend_on_the_data_they_were_computed_from(run_dir, capsys):
@@ -273,15 +268,15 @@ def test_rows_of_bare_weights_depend_on_the_data_they_were_computed_from(run_dir
     flags = ["--model", "MLP", "--width", 32, "--depth", 2, "--dataset", "digits"]
     flags += ["--split", "test", "--checkpoints", "last"]
     evaluate(capsys, run_dir, *flags, "--test_sample_size", 5)
-    few = table(run_dir)
+    few = read_table(run_dir)
     assert "1 evaluated" in evaluate(capsys, run_dir, *flags).out
-    assert table(run_dir) != few
+    assert read_table(run_dir) != few
 
 
 def test_force_leaves_the_rows_that_are_not_chosen(run_dir, capsys):
     evaluate(capsys, run_dir)
     evaluate(capsys, run_dir, "--checkpoints", "3", "--split", "test", "--force")
-    assert len(table(run_dir)) == 6
+    assert len(read_table(run_dir)) == 6
 
 
 def test_the_best_model_alone_is_enough(run_dir, capsys):
@@ -308,7 +303,7 @@ def test_an_edited_config_is_one_line(run_dir, capsys, edit):
 
 
 def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys, monkeypatch):
-    other = train_small(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
+    other = train_run(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
     loads = []
     whole = evaluation.build_data
     monkeypatch.setattr(
@@ -327,10 +322,10 @@ def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys,
 
 def test_precision(run_dir, tmp_path, capsys):
     evaluate(capsys, run_dir, "--checkpoints", "last")
-    exact = table(run_dir)[3, "train"]
+    exact = read_table(run_dir)[3, "train"]
     said = evaluate(capsys, run_dir, "--checkpoints", "last", "--precision", "bf16")
     assert "2 evaluated" in said.out  # another precision is another row
-    rough = table(run_dir)[3, "train"]
+    rough = read_table(run_dir)[3, "train"]
     assert rough["nc1"] != exact["nc1"]
     for key in ("nc1", "nc2", "compactness", "positive_mean"):
         assert float(rough[key]) == pytest.approx(float(exact[key]), rel=0.05)
@@ -369,7 +364,7 @@ def test_a_config_that_does_not_match_the_data_is_refused(run_dir, capsys):
 def long_tailed(tmp_path_factory):
     """A run on digits with 120 to 6 training images a class: many, medium and few."""
     flags = ["--sample_size", 120, "--imbalance_factor", 20, "--sep_decay", "--epochs", 3]
-    return train_small(tmp_path_factory.mktemp("tails"), "lt", *flags, "--lr", 0.1)
+    return train_run(tmp_path_factory.mktemp("tails"), "lt", *flags, "--lr", 0.1)
 
 
 TAIL = [math.floor(120 * 20 ** (-k / 9)) for k in range(10)]  # 120, 86, 61, … 8, 6
@@ -398,7 +393,7 @@ def test_accuracy_by_class_size_is_that_of_predictions_one_by_one(lt_dir, capsys
                 hit = model(((image / 255 - mean) / std)[None])[0].argmax().item() == label
                 size = TAIL[label]
                 hits["many" if size > 100 else "few" if size < 20 else "medium"].append(hit)
-        row = table(lt_dir)[3, split]
+        row = read_table(lt_dir)[3, split]
         for name, group in hits.items():
             expected = 100 * sum(group) / len(group)
             assert float(row[f"top1_{name}"]) == pytest.approx(expected), (split, name)
@@ -408,28 +403,28 @@ def test_accuracy_by_class_size_is_that_of_predictions_one_by_one(lt_dir, capsys
 
 def test_the_test_split_alone_knows_the_tail(lt_dir, capsys):
     evaluate(capsys, lt_dir, "--checkpoints", "last")
-    both = table(lt_dir)[3, "test"]
+    both = read_table(lt_dir)[3, "test"]
     assert (
         "1 evaluated"
         in evaluate(capsys, lt_dir, "--checkpoints", "last", "--split", "test", "--force").out
     )
-    assert table(lt_dir)[3, "test"] == both
+    assert read_table(lt_dir)[3, "test"] == both
     assert both["predicted_positive"] == ""
 
 
 def test_bare_weights_of_a_long_tail(lt_dir, capsys):
     evaluate(capsys, lt_dir, "--checkpoints", "last", "--split", "test")
-    expected = table(lt_dir)[3, "test"]
+    expected = read_table(lt_dir)[3, "test"]
     (lt_dir / "config.json").unlink()
     flags = ["--model", "MLP", "--width", 32, "--depth", 2, "--dataset", "digits"]
     flags += ["--sample_size", 120, "--checkpoints", "last", "--split", "test"]
     assert "1 evaluated" in evaluate(capsys, lt_dir, *flags, "--imbalance_factor", 20).out
-    found = table(lt_dir)[3, "test"]
+    found = read_table(lt_dir)[3, "test"]
     assert all(found[f"top1_{g}"] == expected[f"top1_{g}"] for g in ("many", "medium", "few"))
     said = evaluate(capsys, lt_dir, *flags).out  # the factor unknown: another row without groups
     assert "1 evaluated" in said
     assert "many %" not in said
-    assert table(lt_dir)[3, "test"]["top1_many"] == ""
+    assert read_table(lt_dir)[3, "test"]["top1_many"] == ""
 
 
 def test_another_tail_of_the_same_number_of_images_is_told(lt_dir, capsys):
@@ -452,7 +447,7 @@ def test_the_command_itself(run_dir):
 
 @pytest.mark.parametrize("sep_decay", [True, False])
 def test_the_prediction_of_a_run_with_sep_decay_is_shown(tmp_path, capsys, sep_decay):
-    run_dir = train_small(tmp_path, "r", "--epochs", 1, *(["--sep_decay"] if sep_decay else []))
+    run_dir = train_run(tmp_path, "r", "--epochs", 1, *(["--sep_decay"] if sep_decay else []))
     capsys.readouterr()
     said = evaluate(capsys, run_dir).out
     row = read_csv(run_dir / "nc_metrics.csv")[0]

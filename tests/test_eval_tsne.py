@@ -15,7 +15,7 @@ from metrics import tsne
 from metrics.tsne import embed
 from models import build_model
 from rundir.weights import load
-from tests.helpers import assert_mistake, run, train_small
+from tests.helpers import assert_mistake, run, train_run
 from utils.files import read_csv
 
 FEW = ["--samples_per_class", 5, "--perplexity", 5]
@@ -25,8 +25,8 @@ FEW = ["--samples_per_class", 5, "--perplexity", 5]
 def runs(tmp_path_factory):
     """A CE run of three epochs and a BCE run of two."""
     directory = tmp_path_factory.mktemp("runs")
-    ce = train_small(directory, "ce", "--loss", "CE", "--epochs", 3)
-    return ce, train_small(directory, "bce", "--loss", "BCE", "--epochs", 2)
+    ce = train_run(directory, "ce", "--loss", "CE", "--epochs", 3)
+    return ce, train_run(directory, "bce", "--loss", "BCE", "--epochs", 2)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_vector_output_and_the_default_directory(runs, capsys, fast):
 
 def test_runs_of_other_networks_and_images_take_turns(runs, tmp_path, capsys, fast):
     """Each panel shows its own run's features, whatever was built for the one before."""
-    wide = train_small(tmp_path, "wide", "--width", 40, "--img_size", 12, "--epochs", 2)
+    wide = train_run(tmp_path, "wide", "--width", 40, "--img_size", 12, "--epochs", 2)
     flags = ["--checkpoints", "1-2", *FEW]
     draw(capsys, runs[1], wide, *flags, "--out", tmp_path / "both")
     draw(capsys, wide, *flags, "--out", tmp_path / "one")
@@ -184,7 +184,7 @@ def test_mistakes(runs, tmp_path, capsys):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     shutil.copytree(bce, tmp_path / "bare")
     (tmp_path / "bare" / "config.json").unlink()
-    fewer = train_small(tmp_path, "fewer", "--epochs", 2, "--sample_size", 3)
+    fewer = train_run(tmp_path, "fewer", "--epochs", 2, "--sample_size", 3)
     (tmp_path / "file").touch()
     mistakes = [
         ([tmp_path / "absent"], "absent is not a directory"),
