@@ -193,7 +193,7 @@ def _decode_small(
 def _find_mean_and_std(
     source: Source, samples: dict[str, Split], num_workers: int
 ) -> tuple[Channels, Channels]:
-    """Return mean and std of the entry, or measure them, on a sample of images that are in files."""
+    """Return mean and std of the entry, or measure them, on a sample of images in files."""
     if source.mean is not None and source.std is not None:
         return source.mean, source.std
     train = samples["train"]
