@@ -95,7 +95,7 @@ def draw_accuracies(work: Work) -> Drawing:
     panels = [name for name in work.experiment.measures if _is_panel(name, results)]
     accuracies = [
         Accuracy(
-            panel=f"{MEASURES[name].name} accuracy {MEASURES[name].unit}",
+            panel=f"{MEASURES[name].name} {MEASURES[name].unit}",
             setting=_describe_setting(result),
             loss=result.labels["loss"],
             mean=result.mean(name),
