@@ -1,4 +1,4 @@
-"""utils/augment.py against torchvision, sample by sample, and the statistics of the draws."""
+"""Augmentation against torchvision, sample by sample, and the statistics of the draws."""
 
 import math
 
@@ -9,15 +9,28 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from input_pipeline import AUGMENTATIONS, Augmentation
 from input_pipeline.augmentation import (
     BatchMixer,
+    CropAndFlip,
+    Rotation,
     augment_batch,
     crop_and_flip,
     draw_plan,
     normalise,
     rotate,
 )
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import TensorSplit
 from utils.seeds import mix_seed
+
+DA1 = [CropAndFlip(), Rotation()]
+
+
+def unpack(plan):
+    """dy, dx, flip and angle of a plan of DA1 with rotation."""
+    (_, (dy, dx, flip)), (_, (angle,)) = plan.steps
+    return dy, dx, flip, angle
 
 
 def noise(batch: int, height: int = 12, width: int = 10) -> torch.Tensor:
@@ -69,37 +82,48 @@ def test_normalise_is_torchvisions():
 
 def test_draws_have_the_right_range_and_frequency():
     count = 20_000
-    plan = draw_plan(count, seed=0, epoch=3, shuffle=True, augment="DA1", padding=2, rotation=15.0)
+    plan = draw_plan(
+        count, seed=0, epoch=3, shuffle=True, transforms=DA1, image_side=16, rotation=15.0
+    )
     assert torch.equal(plan.order.sort().values, torch.arange(count))
-    for offsets in (plan.dy, plan.dx):
+    dy, dx, flip, angle = unpack(plan)
+    for offsets in (dy, dx):
         shares = torch.bincount(offsets, minlength=5) / count
         assert len(shares) == 5
         assert shares.sub(0.2).abs().max() < 0.015
-    assert abs(plan.flip.double().mean() - 0.5) < 0.015
-    assert plan.angle.abs().max() <= 15
-    assert abs(plan.angle.mean()) < 0.3
-    assert abs(plan.angle.std() - 15 / math.sqrt(3)) < 0.2
-    drawn = torch.stack([plan.dy.double(), plan.dx.double(), plan.flip.double(), plan.angle])
+    assert abs(flip.double().mean() - 0.5) < 0.015
+    assert angle.abs().max() <= 15
+    assert abs(angle.mean()) < 0.3
+    assert abs(angle.std() - 15 / math.sqrt(3)) < 0.2
+    drawn = torch.stack([dy.double(), dx.double(), flip.double(), angle])
     assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 0.03
 
 
 def test_plan_follows_from_seed_and_epoch_alone():
     def plan(seed, epoch):
         torch.rand(3)  # the default generator has no say
-        return draw_plan(50, seed=seed, epoch=epoch, shuffle=True, augment="DA1", padding=4)
+        options = {"transforms": DA1, "image_side": 32, "rotation": 15.0}
+        return draw_plan(50, seed=seed, epoch=epoch, shuffle=True, **options)
 
     first, again = plan(1, 2), plan(1, 2)
-    for name in ("order", "dy", "dx", "flip"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert torch.equal(first.order, again.order)
+    for draw, drawn_again in zip(unpack(first), unpack(again), strict=True):
+        assert torch.equal(draw, drawn_again)
     orders = [plan(seed, epoch).order for seed in range(5) for epoch in range(5)]
     assert len({tuple(order.tolist()) for order in orders}) == 25
 
 
-def test_order_does_not_depend_on_augmentation():
-    plain = draw_plan(30, seed=0, epoch=0, shuffle=True)
-    both = draw_plan(30, seed=0, epoch=0, shuffle=True, augment="DA1", padding=1, rotation=15.0)
-    assert torch.equal(plain.order, both.order)
-    assert plain.flip is None
+def test_order_does_not_depend_on_augmentation_nor_crops_on_rotation():
+    options = {"seed": 0, "epoch": 0, "shuffle": True, "image_side": 8}
+    plain = draw_plan(30, **options)
+    upright = draw_plan(30, transforms=DA1, **options)
+    rotated = draw_plan(30, transforms=DA1, rotation=15.0, **options)
+    assert torch.equal(plain.order, upright.order) and torch.equal(plain.order, rotated.order)
+    assert plain.steps == ()
+    ((transform, draws),) = upright.steps  # no angles without rotation
+    assert isinstance(transform, CropAndFlip)
+    for draw, other in zip(draws, unpack(rotated), strict=False):
+        assert torch.equal(draw, other)
     assert torch.equal(draw_plan(30, seed=0, epoch=0).order, torch.arange(30))
 
 
@@ -111,15 +135,57 @@ def test_seeds_do_not_collide():
 
 
 def test_batch_uses_its_positions_of_the_plan():
-    images = noise(10, 8, 8)
-    plan = draw_plan(10, seed=0, epoch=0, augment="DA1", padding=2, rotation=15.0)
+    images = noise(10, 16, 16)
+    plan = draw_plan(10, seed=0, epoch=0, transforms=DA1, image_side=16, rotation=15.0)
     whole = augment_batch(images, plan, slice(0, 10))
     assert torch.equal(augment_batch(images[4:7], plan, slice(4, 7)), whole[4:7])
-    angles = zip(plan.dy.tolist(), plan.dx.tolist(), plan.flip, plan.angle.tolist(), strict=True)
-    for image, result, (dy, dx, flip, angle) in zip(images, whole, angles, strict=True):
-        expected = tv.crop(tv.pad(image, [2]), dy, dx, 8, 8)
+    draws = zip(*(draw.tolist() for draw in unpack(plan)), strict=True)
+    for image, result, (dy, dx, flip, angle) in zip(images, whole, draws, strict=True):
+        expected = tv.crop(tv.pad(image, [2]), dy, dx, 16, 16)
         expected = tv.horizontal_flip(expected) if flip else expected
         assert torch.equal(result, tv.rotate(expected, angle))
+
+
+class Erase:
+    """A transform as CONTRIBUTING.md adds one: a square of half the side, set to zero."""
+
+    def draw(self, num_samples, generator, image_side, rotation):
+        top, left = torch.randint(image_side, (2, num_samples), generator=generator)
+        return top, left
+
+    def apply(self, images, draws):
+        top, left = draws
+        height, width = images.shape[-2:]
+        row = torch.arange(height, device=images.device) - top[:, None]
+        column = torch.arange(width, device=images.device) - left[:, None]
+        erased_rows = (row >= 0) & (row < height // 2)
+        erased_columns = (column >= 0) & (column < width // 2)
+        square = erased_rows[:, None, :, None] & erased_columns[:, None, None, :]
+        return images.masked_fill(square, 0)
+
+
+def test_a_new_augmentation_is_a_class_and_an_entry(monkeypatch):
+    entry = Augmentation("a black square", transforms=(f"{__name__}:Erase",))
+    monkeypatch.setitem(AUGMENTATIONS, "erase", entry)
+    images = noise(23, 8, 8).clamp(min=1)
+    split = TensorSplit(images, torch.arange(23) % 4)
+    options = {"batch_size": 5, "device": "cpu", "num_classes": 4, "seed": 3, "augment": "erase"}
+    options |= {"mean": (0, 0, 0), "std": (1, 1, 1)}
+
+    def load(epoch, start_step=0):
+        return [x for x, _ in BatchLoader(split, **options).batches(epoch, start_step)]
+
+    whole = load(1)
+    erased = torch.cat(whole) == 0
+    assert torch.equal(torch.cat(whole)[~erased], (images / 255)[~erased])
+    sizes = erased[:, 0].sum((1, 2))
+    assert sizes.min() >= 1 and sizes.max() == 16 and len(sizes.unique()) > 3
+    assert not torch.equal(torch.cat(load(2)), torch.cat(whole))
+    for step in range(6):
+        resumed = load(1, step)
+        assert len(resumed) == 5 - step
+        for batch, expected in zip(resumed, whole[step:], strict=True):
+            assert torch.equal(batch, expected)
 
 
 @pytest.fixture

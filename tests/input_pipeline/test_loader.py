@@ -1,4 +1,4 @@
-"""utils/loader.py: what an epoch visits, resuming, workers, and both kinds of split alike."""
+"""Batches: what an epoch visits, resuming, workers, and both kinds of split alike."""
 
 import signal
 import subprocess
@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from input_pipeline import loader
-from input_pipeline.augmentation import AUGMENTS
+from input_pipeline import AUGMENTATIONS, loader
 from input_pipeline.decoding import init_worker
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import FileSplit, TensorSplit
@@ -72,14 +71,14 @@ def test_shuffled_epoch_visits_every_sample_once_and_epochs_differ(splits):
         torch.testing.assert_close(sums.values, expected.values)
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_files_and_tensors_give_identical_batches(splits, augment):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
     files, tensors = (make(split, **options) for split in splits)
     assert_same(files.batches(2), tensors.batches(2))
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
 @pytest.mark.parametrize("batches_at_once", [1, 2, 3])
 def test_how_many_batches_are_prepared_at_once_changes_nothing(
     splits, monkeypatch, augment, batches_at_once
@@ -91,7 +90,7 @@ def test_how_many_batches_are_prepared_at_once_changes_nothing(
     assert_same(make(splits[1], **options).batches(2, start_step=1), expected[1:])
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
 @pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
 def test_resume_at_any_step_gives_the_rest_of_the_epoch(splits, kind, augment):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
@@ -149,9 +148,9 @@ def test_a_broken_file_is_named(splits, tmp_path, num_workers):
     broken.write_bytes(b"no image")
     files = splits[0]
     split = FileSplit([*files.paths[:-1], str(broken)], files.labels, files.image_size)
-    with pytest.raises(UserError, match=r"broken\.png can't be decoded") as caught:
+    # Without `as`, the traceback is in no reference cycle and the workers end at once.
+    with pytest.raises(UserError, match=r"^[^\n]*broken\.png can't be decoded[^\n]*$"):
         list(make(split, num_workers=num_workers).batches(0))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_dead_worker_is_told_in_one_line(splits, monkeypatch):
@@ -182,8 +181,8 @@ def test_workers_leave_stopping_to_the_main_process():
 
 
 KEPT = """
-from utils.loader import BatchLoader
-from utils.datasets import FileSplit
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import FileSplit
 import sys, torch
 split = FileSplit(sys.argv[1:], torch.arange(len(sys.argv) - 1) % 2, (16, 16))
 loader = BatchLoader(split, batch_size=2, device="cpu", mean=(0.5,) * 3, std=(0.5,) * 3,
@@ -209,7 +208,7 @@ def test_wrong_settings_are_told(splits, options, word):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_no_step_waits_for_the_gpu(splits, augment):
     loader = make(splits[1], device="cuda", shuffle=True, augment=augment, rotation=15.0)
     batches = loader.batches(0)
