@@ -1,6 +1,6 @@
-"""The benchmarks run, and what they write holds together."""
+"""The benchmarks of training and evaluation run, and what they write holds together."""
 
-import argparse
+import dataclasses
 import itertools
 import json
 import re
@@ -11,9 +11,8 @@ import torch
 from benchmarks import eval_speed, train_speed
 from benchmarks.loops import LOOPS
 from input_pipeline.loader import BatchLoader
-from tests.helpers import assert_mistake, run
-from tests.test_train import SMALL as SMALL_RUN
-from tests.test_train import trained
+from tests.helpers import SMALL as SMALL_RUN
+from tests.helpers import assert_mistake, run, train_here
 from training.meter import Meter
 from utils.errors import UserError
 
@@ -38,29 +37,34 @@ def test_train_speed(tmp_path):
 
 
 @pytest.fixture
-def settings():
-    args = train_speed.parser().parse_args([str(flag) for flag in SMALL])
-    return train_speed.complete(args, CPU)
+def bench():
+    args = train_speed.build_parser().parse_args([str(flag) for flag in SMALL])
+    return train_speed.build_bench(args, CPU)
+
+
+def with_settings(bench, *, num_images=64, steps=1, **values):
+    settings = bench.task.settings.replace(num_workers=0, **values)
+    task = dataclasses.replace(bench.task, settings=settings, steps=steps)
+    return dataclasses.replace(bench, task=task, num_images=num_images)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize("kind", list(LOOPS))
-def test_every_loop_goes_on_epoch_after_epoch(settings, kind, optimizer):
-    settings.optimizer, settings.num_workers = optimizer, 0
-    loop = LOOPS[kind](settings, train_speed.load(settings), CPU)
+def test_every_loop_goes_on_epoch_after_epoch(bench, kind, optimizer):
+    bench = with_settings(bench, optimizer=optimizer)
+    loop = LOOPS[kind](bench.task, train_speed.load_data(bench), CPU)
     for _ in range(9):  # an epoch has four steps
         next(loop)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_every_turn_of_loop_b_has_its_share_of_the_batches_work(settings, monkeypatch, steps):
-    settings.steps, settings.num_images, settings.num_workers = steps, 64 * 16, 0
-    settings.batch_size = 16
+def test_every_turn_of_loop_b_has_its_share_of_the_batches_work(bench, monkeypatch, steps):
+    bench = with_settings(bench, num_images=64 * 16, steps=steps)
     done = []
     prepare, count = BatchLoader._prepare, Meter._count
     monkeypatch.setattr(BatchLoader, "_prepare", lambda *a: done.append("prepared") or prepare(*a))
     monkeypatch.setattr(Meter, "_count", lambda *a: done.append("counted") or count(*a))
-    loop = LOOPS["b"](settings, train_speed.load(settings), CPU)
+    loop = LOOPS["b"](bench.task, train_speed.load_data(bench), CPU)
     next(loop), next(loop)  # as before the first turn
     for _ in range(3):
         done.clear()
@@ -69,15 +73,14 @@ def test_every_turn_of_loop_b_has_its_share_of_the_batches_work(settings, monkey
         assert done.count("prepared") == 1 and "counted" in done
 
 
-def test_floating_point_operations_by_hand(settings):
+def test_floating_point_operations_by_hand(bench):
     """Six layers of 1,024: backward is twice as much as forward, but images have no gradient."""
     products = 192 * 1024 + 5 * 1024**2 + 1024 * 4
-    assert train_speed.flops_per_step(settings) == 16 * 2 * (3 * products - 192 * 1024)
+    assert train_speed.count_flops(bench) == 16 * 2 * (3 * products - 192 * 1024)
 
 
 def what_helps(model, precision, device, *named):
-    args = argparse.Namespace(model=model, precision=precision, what_helps=list(named))
-    return train_speed.means(args, torch.device(device))
+    return train_speed.list_means(model, precision, named, torch.device(device))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_what_helps_adds_one_means_after_the_other(device, precision, expected):
     found = what_helps("ResNet18", precision, device)
     assert [loop.name for loop in found] == ["float32", *[f"+ {name}" for name in expected]]
     for before, after in itertools.pairwise(found):
-        keys = {"graphs": True, **before.settings}, {"graphs": True, **after.settings}
+        keys = {"graphs": True, **before.changes}, {"graphs": True, **after.changes}
         changed = {key for key in keys[1] if keys[0][key] != keys[1][key]}
         changed |= {"memory"} if before.keep_memory != after.keep_memory else set()
         # compile is without CUDA graphs, which are on by default.
@@ -114,7 +117,7 @@ def test_what_helps_takes_the_means_that_are_named():
 
 
 def test_eval_speed(tmp_path):
-    run_dir = trained(tmp_path, *SMALL_RUN, "--epochs", 1, "--test_sample_size", 5)
+    run_dir = train_here(tmp_path, *SMALL_RUN, "--epochs", 1, "--test_sample_size", 5)
     flags = ["--load_path", run_dir, "--rounds", 1, "--gpu_id", -1]
     result = run("benchmarks/eval_speed.py", *flags)
     assert result.returncode == 0, result.stderr
