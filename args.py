@@ -36,44 +36,44 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REFERENCE_BATCH = 128  # --lr is for this batch size and scaled in proportion to others
 
 
-def _belongs_to(name: str, value: Any = True) -> Callable[[Settings], str | None]:
+def _require(name: str, value: Any = True) -> Callable[[Settings], str | None]:
     flag = f"--{name}" if value is True else f"--{name} {value}"
     return lambda s: None if getattr(s, name) == value else f"it belongs to {flag}"
 
 
-def _option(name: str) -> Callable[[Settings], str | None]:
+def _require_option(name: str) -> Callable[[Settings], str | None]:
     return lambda s: None if name in NETWORKS[s.model].options else f"{s.model} has no such setting"
 
 
-def _takers(option: str) -> str:
+def _list_takers(option: str) -> str:
     return ", ".join(name for name, network in NETWORKS.items() if option in network.options)
 
 
-def _without_bias(settings: Settings) -> str | None:
+def _explain_no_bias(settings: Settings) -> str | None:
     return "--bias_mode none leaves no bias" if settings.bias_mode == "none" else None
 
 
-def _bundled(settings: Settings) -> str | None:
+def _explain_bundled(settings: Settings) -> str | None:
     package = SOURCES[settings.dataset].bundled_with
     return f"{settings.dataset} come with {package}" if package else None
 
 
-def _in_memory(settings: Settings) -> str | None:
+def _explain_in_memory(settings: Settings) -> str | None:
     held = not SOURCES[settings.dataset].streams
     return f"{settings.dataset} is held in memory, no worker decodes it" if held else None
 
 
-def _unnamed(settings: Settings) -> str | None:
+def _explain_unnamed(settings: Settings) -> str | None:
     new = settings.run_name is None and not settings.resume
     return "without --run_name a run gets a new directory" if new else None
 
 
-def _weight_fixed(settings: Settings) -> str | None:
+def _explain_fixed_weight(settings: Settings) -> str | None:
     fixed = settings.sep_decay and settings.fixed_etf
     return "--sep_decay decays the weight alone, which --fixed_etf fixes" if fixed else None
 
 
-def _plain_name(text: str) -> str:
+def _check_plain_name(text: str) -> str:
     plain = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= 200
     if not plain or text in ("", ".", "..") or text.startswith("-"):
         raise UserError(f"{text!r} is not a plain directory name of at most 200 bytes")
@@ -106,7 +106,7 @@ class Settings(Table):
     gpu_id: DeviceNumber = run(0, "CUDA device number; -1, or no CUDA: the CPU", shapes=False)
     seed: Natural = run(0, "seed of initial weights, sample order, augmentation and dropout")
     save_dir: str = run("./model_weights", "where run directories are made", shapes=False)
-    run_name: Annotated[str, AfterValidator(_plain_name)] | None = run(
+    run_name: Annotated[str, AfterValidator(_check_plain_name)] | None = run(
         None,
         "name of the run directory",
         default_text="main settings, those that differ from the defaults, time",
@@ -118,7 +118,7 @@ class Settings(Table):
     force: bool = run(
         False,
         "replace a run directory; with --resume: start a run where none is",
-        why_idle=_unnamed,
+        why_idle=_explain_unnamed,
         shapes=False,
     )
     epoch_save_step: Count = run(
@@ -139,7 +139,7 @@ class Settings(Table):
     data_dir: str = data(
         "./data",
         "where data sets are, or are downloaded to; for folder, what holds train/ and test/",
-        why_idle=_bundled,
+        why_idle=_explain_bundled,
         shapes=False,
         builds="data",
     )
@@ -171,29 +171,29 @@ class Settings(Table):
         None,
         "processes that decode the images of a folder",
         default_text="the CPU's cores, at most 8",
-        why_idle=_in_memory,
+        why_idle=_explain_in_memory,
         shapes=False,
     )
 
     patch_size: Count | None = network(
         None,
-        f"{_takers('patch_size')}: side of a patch in pixels",
+        f"{_list_takers('patch_size')}: side of a patch in pixels",
         default_text="by the side of the images",
-        why_idle=_option("patch_size"),
+        why_idle=_require_option("patch_size"),
         builds="model",
     )
     width: Count | None = network(
         None,
-        f"{_takers('width')}: features of a token, of the first stage, of a hidden layer",
+        f"{_list_takers('width')}: features of a token, of the first stage, of a hidden layer",
         default_text="the network's",
-        why_idle=_option("width"),
+        why_idle=_require_option("width"),
         builds="model",
     )
     depth: Count | None = network(
         None,
-        f"{_takers('depth')}: number of blocks or hidden layers",
+        f"{_list_takers('depth')}: number of blocks or hidden layers",
         default_text="the network's",
-        why_idle=_option("depth"),
+        why_idle=_require_option("depth"),
         builds="model",
     )
 
@@ -203,13 +203,13 @@ class Settings(Table):
     bias_init_mode: Annotated[int, Field(ge=0, le=7)] = classifier(
         0,
         "shape of the initial biases, 0 to 7; 0: uniform in +-1/sqrt(features)",
-        why_idle=_without_bias,
+        why_idle=_explain_no_bias,
         builds="initial weights",
     )
     bias_init_mean: Real = classifier(
         0.0,
         "added to every initial bias",
-        why_idle=_without_bias,
+        why_idle=_explain_no_bias,
         builds="initial weights",
         short="mean{:g}",
     )
@@ -222,28 +222,28 @@ class Settings(Table):
     )
     epochs_warmup: Natural = optimisation(0, "epochs of linear rise before the schedule begins")
     min_lr: NonNegative = optimisation(
-        1e-5, "end of the cosine schedule", why_idle=_belongs_to("schedule", "cosine")
+        1e-5, "end of the cosine schedule", why_idle=_require("schedule", "cosine")
     )
     step_milestones: Milestones | None = optimisation(
         None,
         "step schedule: finished epochs after which the rate is multiplied",
         default_text="half and three quarters of --epochs",
-        why_idle=_belongs_to("schedule", "step"),
+        why_idle=_require("schedule", "step"),
     )
     step_gamma: Positive = optimisation(
-        0.1, "step schedule: the factor", why_idle=_belongs_to("schedule", "step")
+        0.1, "step schedule: the factor", why_idle=_require("schedule", "step")
     )
     smoothing: Annotated[Real, Field(ge=0, lt=1)] = optimisation(
         0.0, "label smoothing: targets become (1-S) onehot + S/K"
     )
     weight_decay: NonNegative = optimisation(
-        5e-4, "decay of all parameters; with --sep_decay: lambda_W", why_idle=_weight_fixed
+        5e-4, "decay of all parameters; with --sep_decay: lambda_W", why_idle=_explain_fixed_weight
     )
     weight_decay_bias: NonNegative | None = optimisation(
         None,
         "decay of the classifier's bias; with --sep_decay: lambda_b",
         default_text="as --weight_decay; with --sep_decay: 0",
-        why_idle=_without_bias,
+        why_idle=_explain_no_bias,
         short="decay{:g}",
     )
     sep_decay: bool = optimisation(
@@ -253,7 +253,7 @@ class Settings(Table):
         short="sep",
     )
     feature_decay_rate: NonNegative = optimisation(
-        5e-4, "lambda_H of --sep_decay", why_idle=_belongs_to("sep_decay")
+        5e-4, "lambda_H of --sep_decay", why_idle=_require("sep_decay")
     )
 
     @property

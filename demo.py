@@ -15,7 +15,7 @@ from metrics import MEASURES
 from models import NETWORKS
 from rundir.names import METRICS
 from utils.cli import Count, Natural, Parser, add_device_flag, check_value, name_of, run_command
-from utils.console import table
+from utils.console import format_table
 from utils.errors import UserError
 from utils.files import read_csv
 
@@ -147,7 +147,7 @@ def compare(runs: Mapping[str, Path]) -> str:
     columns = {name: list_cells(directory) for name, directory in runs.items()}
     titles = next(iter(columns.values())).keys()
     rows = [[title, *(column[title] for column in columns.values())] for title in titles]
-    return table(["after the last epoch", *columns], rows)
+    return format_table(["after the last epoch", *columns], rows)
 
 
 def list_cells(directory: Path) -> dict[str, str]:

@@ -135,7 +135,7 @@ from metrics.table import MetricsTable, compute_fingerprint
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
 from rundir.weights import load
-from utils.console import Console, Progress, table
+from utils.console import Console, Progress, format_table
 from utils.device import pick_device
 
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
@@ -173,7 +173,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     curves = [build_curve(run, rows) for run, rows in zip(runs, tables, strict=True) if rows.rows]
     if len(curves) > 1:
         failures += draw(curves, pictures / OVERLAY, console)
-    console.say("\n" + format_table(runs, tables, splits))
+    console.say("\n" + format_rows(runs, tables, splits))
     return MISTAKE if failures else 0
 
 
@@ -266,7 +266,7 @@ class Evaluator:
             except CheckpointError as error:
                 print_error(PROGRAM, error)
                 failed += 1
-            if progress.due():
+            if progress.is_due():
                 progress.show(computed, f"epoch {epoch}")
         progress.close()
         failures = f", {failed} checkpoints failed" if failed else ""
@@ -346,7 +346,7 @@ def build_curve(run: ChosenRun, rows: MetricsTable) -> Curve:
     return Curve(run.name, run.loss, run.optimizer, [rows.rows[key] for key in rows.keys])
 
 
-def format_table(
+def format_rows(
     runs: Sequence[ChosenRun], tables: Sequence[MetricsTable], splits: Sequence[str]
 ) -> str:
     """Format all chosen rows as one aligned table."""
@@ -359,7 +359,7 @@ def format_table(
                 row = rows.rows[epoch, split]
                 cells = [measure.format(row[name]) for name, measure in shown.items()]
                 lines.append([run.name, str(epoch), split, *cells])
-    return table(header, lines)
+    return format_table(header, lines)
 
 
 def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:

@@ -81,7 +81,7 @@ from metrics.distributions import (
 from objective import LOSSES, OPTIMIZERS
 from rundir.checkpoints import select_checkpoint
 from rundir.rebuild import Rebuilder, TrainedRun, open_run
-from utils.console import Console, Progress, table
+from utils.console import Console, Progress, format_table
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import check_picture, write_csv
@@ -120,13 +120,13 @@ def draw(args: argparse.Namespace) -> int:
     for i, (run, checkpoint) in enumerate(zip(runs, checkpoints, strict=True)):
         values, predicted = evaluate(rebuilder, run, checkpoint, args.split)
         violins.append(Violins(panels[i], places[i], values, predicted))
-        if progress.due():
+        if progress.is_due():
             progress.show(i + 1, run.name)
     progress.close()
     heading = compose_heading(runs, args.split, args.checkpoint)
     save_figure(draw_violins(violins, X_LABELS[by], heading), picture)
     numbers = write_numbers(runs, violins, picture)
-    console.say("\n" + format_table(runs, violins))
+    console.say("\n" + format_statistics(runs, violins))
     console.say("\n" + "\n".join(f"wrote {path}" for path in (picture, *numbers)))
     return 0
 
@@ -245,7 +245,7 @@ def write_numbers(
     return written
 
 
-def format_table(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
+def format_statistics(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
     """Format the statistics of all runs as one aligned table."""
     header = ["run", "panel", "x", "score", "mean", "std", "min", "max", "predicted"]
     lines = []
@@ -254,7 +254,7 @@ def format_table(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
             numbers = [row[key] for key in ("mean", "std", "min", "max", "predicted")]
             cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
             lines.append([run.name, drawn.panel, drawn.place, str(row["kind"]), *cells])
-    return table(header, lines)
+    return format_table(header, lines)
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ class Drawing:
         for index, (run, own, start) in enumerate(zip(self._runs, features, starts, strict=True)):
 
             def report(share: float, before: int = done + index, name: str = run.name) -> None:
-                if progress.due():
+                if progress.is_due():
                     progress.show(round(before + share, 2), f"epoch {epoch}, {name}")
 
             options = {"perplexity": self._args.perplexity, "seed": self._args.seed}

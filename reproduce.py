@@ -304,7 +304,7 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
             failed[name] = explain_failure(outcome)
         news = failed.get(name) or describe_last_epoch(work.save_dir / name)
         console.say(f"[{done}/{count}] {name}: {news}")
-        if progress.due():
+        if progress.is_due():
             progress.show(done, "")
     progress.close()
     return failed

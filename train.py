@@ -143,7 +143,7 @@ def train_epoch(
     for images, targets in batches.batches(epoch, state.step):
         meter.add(*step(images, targets), targets)
         state.step += 1
-        if progress.due():
+        if progress.is_due():
             meter.check_finite(epoch, rate)
             progress.show(meter.seen, f"loss {meter.read_mean_loss():.4f}")
         if stop.requested:

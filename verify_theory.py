@@ -31,7 +31,7 @@ from utils.cli import (
     name_of,
     run_command,
 )
-from utils.console import table
+from utils.console import format_table
 from utils.errors import UserError
 from utils.files import check_picture, check_target, write_json
 
@@ -236,7 +236,7 @@ def verify_setting(request: Request) -> int:
     setting = request.setting
     minima = compare_minima(setting, request.class_sizes)
     print(describe_setting(setting, minima))
-    print(table(["", "predicted", "found", "difference"], minima.list_rows()))
+    print(format_table(["", "predicted", "found", "difference"], minima.list_rows()))
     if request.json:
         numbers = {"predicted": minima.expected, "found": minima.measured}
         write_json(request.json, {"settings": asdict(setting), **numbers})
@@ -269,7 +269,7 @@ def verify_sweep(request: Request, sweep: Sweep) -> int:
     ]
     header = [sweep.name, "positive score", "bias", "negative score", "regime", "difference"]
     print("predicted | found")
-    print(table(header, [list_cells(value, minima) for value, minima in points]))
+    print(format_table(header, [list_cells(value, minima) for value, minima in points]))
     write_picture(request, sweep, points)
     if request.json:
         rows = [

@@ -62,7 +62,7 @@ from metrics.measures import Evaluation, compute_measures
 from rundir.checkpoints import select_checkpoints
 from rundir.rebuild import ChosenRun, Rebuilder, build_network, open_run
 from rundir.weights import load_weights
-from utils.console import table
+from utils.console import format_table
 from utils.device import pick_device, synchronise
 
 SPLITS = ("train", "test")
@@ -178,7 +178,7 @@ def compare(args: argparse.Namespace) -> int:
     ]
     print(f"{run.settings.model} on {run.settings.dataset}, {count} images, {device_name}")
     print(f"eval_nc.py and bare network in {args.precision}, torch {torch.__version__}")
-    print(table(["per checkpoint", "s", "images/s", "× conventional", "× bare"], rows))
+    print(format_table(["per checkpoint", "s", "images/s", "× conventional", "× bare"], rows))
     return 0
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from args import PRECISIONS
 from reproduction.results import find_measure, format_mean, read_values
 from utils.cli import LARGEST_INTEGER, Parser, add_device_flag, check_value, name_of, run_command
-from utils.console import table
+from utils.console import format_table
 
 AtLeastTwo = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
 COMPARED = (
@@ -94,7 +94,7 @@ def compare(args: argparse.Namespace) -> int:
         for seed, name in itertools.product(range(args.seeds), args.precisions):
             found[name].append(measure(Path(directory), name, seed, args.task, args.gpu_id))
     print(" ".join(args.task))
-    print(table(["measure", *args.precisions, "difference / std"], format_rows(found)))
+    print(format_table(["measure", *args.precisions, "difference / std"], format_rows(found)))
     return 0
 
 

@@ -197,7 +197,7 @@ from input_pipeline.load import load_dataset
 from input_pipeline.splits import DataSet, TensorSplit
 from models import build_model
 from training.step import check_compiler
-from utils.console import table
+from utils.console import format_table
 from utils.device import pick_device, synchronise
 from utils.environment import name_processor
 from utils.files import check_target, write_json
@@ -525,7 +525,7 @@ def format_results(results: dict[str, dict[str, Any]], against: Sequence[Column]
         ]
         for number, (name, result) in enumerate(results.items())
     ]
-    return table(header, rows)
+    return format_table(header, rows)
 
 
 def list_references(loops: Sequence[Loop], results: dict[str, dict[str, Any]]) -> list[Column]:

@@ -24,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     if dropout == 0 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     weights = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
-    return (weights * keep_mask(weights, dropout)) @ v
+    return (weights * draw_keep_mask(weights, dropout)) @ v
 
 
 class Dropout(nn.Dropout):
@@ -33,10 +33,10 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
-        return x * keep_mask(x, self.p)
+        return x * draw_keep_mask(x, self.p)
 
 
-def keep_mask(x: Tensor, dropout: float) -> Tensor:
+def draw_keep_mask(x: Tensor, dropout: float) -> Tensor:
     """1/(1 − dropout) where an element of `x` is kept and 0 where not, in its type, on the CPU.
 
     torch draws a number for each element, one after the other, which is 40 % of the ViT's step in

@@ -33,7 +33,7 @@ def join_windows(x: Tensor, side: int) -> Tensor:
     return x.reshape(batch, side, side, channels)
 
 
-def relative_index(window: int) -> Tensor:
+def index_offsets(window: int) -> Tensor:
     """[window², window²] int64: which row of the bias table stands for each pair of pixels.
 
     There is one row for each of the (2·window−1)² offsets between two pixels of a window.
@@ -45,7 +45,7 @@ def relative_index(window: int) -> Tensor:
     return down * (2 * window - 1) + right
 
 
-def wraparound(side: int, window: int, shift: int) -> Tensor:
+def find_wrapped_pairs(side: int, window: int, shift: int) -> Tensor:
     """[number of windows, window², window²] bool: pairs that meet only because the map wraps.
 
     Shifting brings the first `shift` rows and columns to the far side, into windows with pixels
@@ -57,7 +57,7 @@ def wraparound(side: int, window: int, shift: int) -> Tensor:
     return region[:, :, None] != region[:, None, :]
 
 
-def largest_window(side: int, nominal: int) -> int:
+def choose_window(side: int, nominal: int) -> int:
     """The largest divisor of a map's `side` that is not above the nominal window."""
     return max(window for window in range(1, nominal + 1) if side % window == 0)
 
@@ -85,8 +85,8 @@ class WindowAttention(nn.Module):
         self.relative_bias = nn.Parameter(torch.empty((2 * window - 1) ** 2, self.heads))
         nn.init.trunc_normal_(self.relative_bias, std=0.02)
         # Both follow from the shape: checkpoints need not hold them.
-        self.register_buffer("index", relative_index(window), persistent=False)
-        blocked = wraparound(side, window, shift) if shift else None
+        self.register_buffer("index", index_offsets(window), persistent=False)
+        blocked = find_wrapped_pairs(side, window, shift) if shift else None
         self.register_buffer("blocked", blocked, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class PatchMerging(nn.Module):
 
 def stage(channels: int, side: int, nominal_window: int, depth: int) -> nn.Sequential:
     """`depth` blocks, every second one with shifted windows unless one window is the whole map."""
-    window = largest_window(side, nominal_window)
+    window = choose_window(side, nominal_window)
     shift = window // 2 if window < side else 0
     return nn.Sequential(
         *(Block(channels, side, window, shift * (index % 2)) for index in range(depth))

@@ -24,7 +24,6 @@ from reproduction.results import (
 from reproduction.work import Work
 from rundir.config import Config, read_config
 from rundir.names import METRICS
-from utils.console import table
 from utils.environment import describe_environment, name_processor
 from utils.files import read_csv, write_csv, write_whole
 
@@ -102,7 +101,7 @@ def format_report(report: Report) -> str:
 
 def format_tables_plainly(report: Report) -> str:
     """Return the tables of the report and how to read them, for a terminal."""
-    return "\n\n".join([*_list_tables(report, table), _explain(report).replace("**", "")])
+    return "\n\n".join([*_list_tables(report, format_table), _explain(report).replace("**", "")])
 
 
 def _list_tables(report: Report, tabulate: Any) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import demo
 from metrics import MEASURES
 from tests.helpers import assert_mistake, run
-from utils.console import table
+from utils.console import format_table
 from utils.errors import UserError
 
 
@@ -55,7 +55,7 @@ def test_a_cell_or_a_row_that_is_not_there_is_named(tmp_path, old, new, named):
 
 
 def test_columns_are_aligned():
-    lines = table(["name", "x"], [["a", "1.00"], ["long name", "10.00"]]).splitlines()
+    lines = format_table(["name", "x"], [["a", "1.00"], ["long name", "10.00"]]).splitlines()
     assert lines == ["name           x", "---------  -----", "a           1.00", "long name  10.00"]
 
 

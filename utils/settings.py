@@ -126,7 +126,7 @@ class Table(BaseModel):
     def over(self, stored: Table) -> Self:
         """Return the settings of a stored run under those that a user gave here."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        return self.replace(**{**stored.values(), **given})
+        return self.replace(**(stored.values() | given))
 
     def shaping(self) -> dict[str, Any]:
         """Return the settings that shape what a run learns."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import Dropout, attention, keep_mask
+from models.layers import Dropout, attention, draw_keep_mask
 from models.vit import ViT
 
 
@@ -14,7 +14,7 @@ from models.vit import ViT
 def test_the_mask_keeps_the_expectation(dropout, dtype):
     torch.manual_seed(0)
     count = 400_003  # no multiple of four
-    mask = keep_mask(torch.empty(count, dtype=dtype), dropout)
+    mask = draw_keep_mask(torch.empty(count, dtype=dtype), dropout)
     assert mask.dtype == dtype and mask.shape == (count,)
     kept = mask[mask != 0]
     expected = torch.tensor(1 / (1 - dropout)).to(dtype)
@@ -25,7 +25,7 @@ def test_the_mask_keeps_the_expectation(dropout, dtype):
 
 def test_each_number_decides_about_four_elements_independently():
     torch.manual_seed(0)
-    lanes = (keep_mask(torch.empty(400_000), 0.2) == 0).double().view(-1, 4)
+    lanes = (draw_keep_mask(torch.empty(400_000), 0.2) == 0).double().view(-1, 4)
     assert (lanes.mean(0) - 0.2).abs().max() < 0.006  # four standard deviations
     assert (torch.corrcoef(lanes.T) - torch.eye(4)).abs().max() < 0.015
     following = torch.corrcoef(torch.stack([lanes[:-1, 3], lanes[1:, 0]]))
@@ -64,7 +64,7 @@ def test_attention_is_torchs_with_the_same_draws():
     torch.manual_seed(1)
     found = attention(q, k, v, dropout=0.3)
     torch.manual_seed(1)
-    mask = keep_mask(torch.empty(2, 4, 7, 7, dtype=torch.float64), 0.3)
+    mask = draw_keep_mask(torch.empty(2, 4, 7, 7, dtype=torch.float64), 0.3)
     # Dropout of the softmax is a product with the weights, read off with the unit vectors as v.
     weights = F.scaled_dot_product_attention(
         q, k, torch.eye(7, dtype=torch.float64).expand(2, 4, 7, 7)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.linear import Classifier, initial_bias, simplex_etf
+from models.linear import Classifier, draw_initial_bias, draw_simplex_etf
 from utils.errors import UserError
 
 HIGH_10, HIGH_100 = 6.866933284461882, 9.169518377455928  # ln 960, ln 9600
@@ -31,7 +31,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize(("mode", "num_classes"), BY_HAND)
 def test_initial_bias_by_hand(mode, num_classes):
-    bias = initial_bias(num_classes, 512, mode, 0.0)
+    bias = draw_initial_bias(num_classes, 512, mode, 0.0)
     assert bias.shape == (num_classes,) and bias.dtype == torch.float32
     for k, value in BY_HAND[mode, num_classes].items():
         assert bias[k].item() == pytest.approx(value, rel=1e-6)
@@ -39,14 +39,14 @@ def test_initial_bias_by_hand(mode, num_classes):
 
 def test_modes_3_and_5_reverse_2_and_4():
     for forward, backward in ((2, 3), (4, 5)):
-        reverse = initial_bias(7, 8, backward, 0.0)
-        assert torch.equal(initial_bias(7, 8, forward, 0.0), reverse.flip(0))
+        reverse = draw_initial_bias(7, 8, backward, 0.0)
+        assert torch.equal(draw_initial_bias(7, 8, forward, 0.0), reverse.flip(0))
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_mode_0_is_uniform_in_one_over_root_d(num_classes):
     torch.manual_seed(0)
-    draws = torch.stack([initial_bias(num_classes, 400, 0, 0.0) for _ in range(200)])
+    draws = torch.stack([draw_initial_bias(num_classes, 400, 0, 0.0) for _ in range(200)])
     assert draws.abs().max() <= 1 / 20
     assert draws.abs().max() > 0.99 / 20
     assert draws.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.05)
@@ -58,8 +58,8 @@ def test_mode_0_is_uniform_in_one_over_root_d(num_classes):
     [(2, [0, 1]), (3, [0, 2]), (4, [0, 2]), (5, [0, 1, 3]), (6, [0, 1, 3, 4])],
 )
 def test_quarters_of_few_classes(num_classes, high):
-    quarters_6 = initial_bias(num_classes, 8, 6, 0.0) > 0
-    quarters_7 = initial_bias(num_classes, 8, 7, 0.0) > 0
+    quarters_6 = draw_initial_bias(num_classes, 8, 6, 0.0) > 0
+    quarters_7 = draw_initial_bias(num_classes, 8, 7, 0.0) > 0
     assert quarters_6.nonzero().flatten().tolist() == high
     assert torch.equal(quarters_7, ~quarters_6)
 
@@ -67,9 +67,9 @@ def test_quarters_of_few_classes(num_classes, high):
 @pytest.mark.parametrize("mode", range(8))
 def test_mean_is_added_to_every_entry(mode):
     torch.manual_seed(3)
-    plain = initial_bias(10, 16, mode, 0.0)
+    plain = draw_initial_bias(10, 16, mode, 0.0)
     torch.manual_seed(3)
-    torch.testing.assert_close(initial_bias(10, 16, mode, 2.5), plain + 2.5)
+    torch.testing.assert_close(draw_initial_bias(10, 16, mode, 2.5), plain + 2.5)
 
 
 def test_unified_bias_starts_at_the_mean_of_the_class_values():
@@ -120,7 +120,7 @@ def test_three_kinds_of_bias():
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (10, 9), (10, 10), (10, 64), (100, 99)])
 def test_simplex_etf_gram_matrix(num_classes, dim):
-    weight = simplex_etf(num_classes, dim)
+    weight = draw_simplex_etf(num_classes, dim)
     assert weight.shape == (num_classes, dim) and weight.dtype == torch.float32
     expected = torch.full((num_classes, num_classes), -1 / (num_classes - 1))
     expected.fill_diagonal_(1)
@@ -130,15 +130,15 @@ def test_simplex_etf_gram_matrix(num_classes, dim):
 
 def test_orientation_of_the_etf_follows_the_global_seed():
     torch.manual_seed(5)
-    first, other = simplex_etf(4, 8), simplex_etf(4, 8)
+    first, other = draw_simplex_etf(4, 8), draw_simplex_etf(4, 8)
     torch.manual_seed(5)
-    assert torch.equal(simplex_etf(4, 8), first)
+    assert torch.equal(draw_simplex_etf(4, 8), first)
     assert not torch.allclose(first, other, atol=0.1)
 
 
 def test_orientation_of_the_etf_has_no_preferred_direction():
     torch.manual_seed(0)
-    first_rows = torch.stack([simplex_etf(3, 4)[0] for _ in range(400)])
+    first_rows = torch.stack([draw_simplex_etf(3, 4)[0] for _ in range(400)])
     assert first_rows.mean(0).abs().max() < 0.1  # four standard errors of a mean of 400
 
 
@@ -181,7 +181,7 @@ def test_classifier_compiles_without_graph_break():
         (lambda: Classifier(8, 3, "unified", -1), "bias_init_mode is -1"),
         (lambda: Classifier(8, 3, bias_init_mean=math.nan), "bias_init_mean is nan"),
         (lambda: Classifier(8, 10, fixed_etf=True), "at least 9 features.*has 8"),
-        (lambda: simplex_etf(1, 8), "number of classes is 1"),
+        (lambda: draw_simplex_etf(1, 8), "number of classes is 1"),
     ],
 )
 def test_user_errors(make, message):

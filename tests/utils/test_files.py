@@ -13,10 +13,10 @@ from tests.helpers import ROOT
 from utils.errors import UserError
 from utils.files import (
     link_whole,
+    name_temporary,
     read_csv,
     read_json,
     remove_temporaries,
-    temporary_name,
     write_csv,
     write_json,
     write_whole,
@@ -66,12 +66,12 @@ def test_a_kill_during_the_write_leaves_the_old_file(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
     for _ in range(200):
-        if temporary_name(path).exists():
+        if name_temporary(path).exists():
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert temporary_name(path).exists()
+    assert name_temporary(path).exists()
     assert path.read_bytes() == b"old"
     remove_temporaries(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
