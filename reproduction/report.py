@@ -24,6 +24,7 @@ from reproduction.results import (
 from reproduction.work import Work
 from rundir.config import Config, read_config
 from rundir.names import METRICS
+from utils.console import format_table
 from utils.environment import describe_environment, name_processor
 from utils.files import read_csv, write_csv, write_whole
 
