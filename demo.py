@@ -3,137 +3,184 @@
 make demo
 """
 
+from __future__ import annotations
+
 import argparse
 import subprocess
 import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from args import demo_parser
-from utils.console import table
+from metrics import MEASURES
+from models import NETWORKS
+from rundir.names import METRICS
+from utils.cli import Count, Natural, Parser, add_device_flag, check_value, name_of, run_command
+from utils.console import format_table
 from utils.errors import UserError
 from utils.files import read_csv
-from utils.rundir import METRICS
 
-LOSSES = ("CE", "BCE")
+PROGRAM = "demo.py"
+DEMO_LOSSES = ("CE", "BCE")
 EVALUATED = "nc_metrics.csv"
-TRAINING_MEASURES = {
-    "nc1": "NC1 (training set)",
-    "nc2": "NC2, classifier",
-    "nc2_h": "NC2, class means",
-    "nc3": "NC3",
-    "nc4": "NC4",
-    "compactness": "compactness",
-    "distinctiveness": "distinctiveness",
-    "positive_mean": "positive score, mean",
-    "negative_mean": "negative score, mean",
-    "bias_mean": "bias, mean",
-}
-TSNE = ("--checkpoints", "all", "--samples_per_class", 60)
+SET_NAMES = {"train": "training set", "test": "test set"}
+# Of metrics.MEASURES.
+LISTED = (
+    "top1",
+    "uniform_accuracy",
+    "nc1",
+    "nc2",
+    "nc2_h",
+    "nc3",
+    "nc4",
+    "compactness",
+    "distinctiveness",
+    "positive_mean",
+    "negative_mean",
+    "bias_mean",
+)
 ROOT = Path(__file__).resolve().parent
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = demo_parser().parse_args(argv)
-    runs = {loss: Path(args.save_dir) / f"demo_{loss}" for loss in LOSSES}
-    for loss, directory in runs.items():
-        status = train(loss, directory, args)
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Train a network on scikit-learn's digits with CE and with BCE, compare them."
+        "\nEarlier demo runs in --save_dir are replaced.",
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        type=check_value(name_of(NETWORKS, "model")),
+        default="ResNet18",
+        metavar="NAME",
+        help="the network (default: ResNet18)",
+    )
+    add("--epochs", type=check_value(Count), default=15, metavar="N", help="(default: 15)")
+    add("--seed", type=check_value(Natural), default=0, metavar="N", help="of both (default: 0)")
+    add_device_flag(parser)
+    add(
+        "--save_dir",
+        default="./model_weights",
+        metavar="DIR",
+        help="where demo_CE and demo_BCE are made (default: ./model_weights)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    stopped = "stopped; the same command begins again"
+    return run_command(PROGRAM, lambda stop: run_demo(args), stopped=stopped)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Train, measure, compare and draw; return the status of the first command that fails."""
+    runs = {loss: Path(args.save_dir) / f"demo_{loss}" for loss in DEMO_LOSSES}
+    for command in list_commands(args, runs):
+        status = run_script(command)
         if status:
             return status
-    for status in (command(*words) for words in evaluations(args, runs)):
-        if status:
-            return status
-    try:
-        print("\n" + comparison(runs))
-        picture = Path(args.save_dir) / "demo.png"
-        draw(runs, args, picture)
-    except UserError as error:
-        print(f"demo.py: error: {error}", file=sys.stderr)
-        return 2
+    print("\n" + compare(runs))
+    picture = Path(args.save_dir) / "demo.png"
+    draw(runs, args, picture)
     print(f"\nWhat one threshold can separate: {picture}")
-    for title, path in pictures(args, runs).items():
+    for title, path in list_pictures(args, runs).items():
         print(f"{title}: {path}")
     return 0
 
 
-def evaluations(args: argparse.Namespace, runs: dict[str, Path]) -> list[list[object]]:
-    """The commands that measure and draw both runs."""
-    directories, gpu = list(runs.values()), ["--gpu_id", args.gpu_id]
-    _, scores, tsne = pictures(args, runs).values()
+def list_commands(args: argparse.Namespace, runs: Mapping[str, Path]) -> list[list[object]]:
+    """Return the commands that train, measure and draw both runs."""
+    directories, device = list(runs.values()), ["--gpu_id", args.gpu_id]
+    _, scores, tsne = list_pictures(args, runs).values()
+    samples = ["--checkpoints", "all", "--samples_per_class", 60]
     return [
-        ["eval_nc.py", *gpu, "--load_path", *directories],
-        ["eval_scores.py", *directories, *gpu, "--by", "run", "--out", scores],
-        ["eval_tsne.py", *directories, *gpu, *TSNE, "--out", tsne.parent],
+        *(["train.py", *list_flags(loss, run, args)] for loss, run in runs.items()),
+        ["eval_nc.py", *device, "--load_path", *directories],
+        ["eval_scores.py", *directories, *device, "--by", "run", "--out", scores],
+        ["eval_tsne.py", *directories, *device, *samples, "--out", tsne.parent],
     ]
 
 
-def pictures(args: argparse.Namespace, runs: dict[str, Path]) -> dict[str, Path]:
-    """What the evaluations draw, by title."""
+def list_flags(loss: str, directory: Path, args: argparse.Namespace) -> list[object]:
+    """Return the flags of train.py for one run."""
+    flags = {
+        "--model": args.model,
+        "--dataset": "digits",
+        "--optimizer": "SGD",
+        "--loss": loss,
+        # Small batches, 675 steps: with 180 of 128 images CE ended at 96 % on some processors.
+        "--batch_size": 32,
+        "--lr": 0.04,
+        "--epochs": args.epochs,
+        "--seed": args.seed,
+        "--epoch_save_step": 3,
+        "--gpu_id": args.gpu_id,
+        "--save_dir": directory.parent,
+        "--run_name": directory.name,
+    }
+    return [word for flag in flags.items() for word in flag] + ["--force"]
+
+
+def list_pictures(args: argparse.Namespace, runs: Mapping[str, Path]) -> dict[str, Path]:
+    """Return what the evaluations draw, by title."""
     save_dir = Path(args.save_dir)
     return {
-        "Neural collapse over the epochs": runs[LOSSES[0]] / "nc_curves_overlay.png",
+        "Neural collapse over the epochs": next(iter(runs.values())) / "nc_curves_overlay.png",
         "Decision scores and biases": save_dir / "demo_scores.png",
         "t-SNE of the features over the epochs": save_dir / "demo_tsne" / "tsne.gif",
     }
 
 
-def command(script: str, *flags: object) -> int:
-    """Run a script as a user would; returns its exit status."""
-    words = [str(flag) for flag in flags]
-    print(f"\n$ python {script} " + " ".join(words), flush=True)
-    return subprocess.run([sys.executable, str(ROOT / script), *words]).returncode
+def run_script(command: Sequence[object]) -> int:
+    """Run a script with its flags as a user would; return its exit status."""
+    script, *flags = [str(word) for word in command]
+    print("\n$ " + " ".join(["python", script, *flags]), flush=True)
+    return subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode
 
 
-def train(loss: str, directory: Path, args: argparse.Namespace) -> int:
-    return command(
-        "train.py",
-        *("--model", args.model, "--dataset", "digits", "--optimizer", "SGD", "--loss", loss),
-        # Small batches, 675 steps: with 180 of 128 images CE ended at 96 % on some processors.
-        *("--batch_size", 32, "--lr", 0.04, "--epochs", args.epochs, "--seed", args.seed),
-        *("--epoch_save_step", 3),
-        *("--gpu_id", args.gpu_id, "--save_dir", directory.parent),
-        *("--run_name", directory.name, "--force"),
-    )
+def compare(runs: Mapping[str, Path]) -> str:
+    """Format the aligned table of trained and evaluated runs, by their names, after the last epoch.
 
-
-def comparison(runs: dict[str, Path]) -> str:
-    """The aligned table of finished and evaluated runs, by their names, after the last epoch.
-
-    Accuracy on the test set, the rest on the training set. Raises UserError for a missing file.
+    Raises UserError for a missing file.
     """
-    columns = {name: column_of(directory) for name, directory in runs.items()}
+    columns = {name: list_cells(directory) for name, directory in runs.items()}
     titles = next(iter(columns.values())).keys()
     rows = [[title, *(column[title] for column in columns.values())] for title in titles]
-    return table(["after the last epoch", *columns], rows)
+    return format_table(["after the last epoch", *columns], rows)
 
 
-def column_of(directory: Path) -> dict[str, str]:
-    """One run's cells by title. Raises UserError where a file, a row or a number is missing."""
-    history = read_csv(directory / METRICS)
-    evaluated = read_csv(directory / EVALUATED)
-    if not history or not evaluated:
+def list_cells(directory: Path) -> dict[str, str]:
+    """Return a run's cells by title.
+
+    Raises UserError if a file, a row or a number is missing.
+    """
+    trained, evaluated = directory / METRICS, directory / EVALUATED
+    history, rows = read_csv(trained), read_csv(evaluated)
+    if not history or not rows:
         raise UserError(f"{directory} holds no evaluated epoch")
-    trained = partial(read_number, path=directory / METRICS)
-    measured = partial(read_number, path=directory / EVALUATED)
-    last = evaluated[-1].get("epoch")
-    split = {row.get("split"): row for row in evaluated if row.get("epoch") == last}
-    absent = {name: {"epoch": str(last), "split": name} for name in ("train", "test")}
-    train, test = (split.get(name, row) for name, row in absent.items())
-    values = {
-        "training top-1 %": f"{trained(history[-1], 'train_top1'):.2f}",
-        "test top-1 %": f"{measured(test, 'top1'):.2f}",
-        "test uniform accuracy %": f"{measured(test, 'uniform_accuracy'):.2f}",
-    }
-    for key, title in TRAINING_MEASURES.items():
-        values[title] = f"{measured(train, key):.4g}"
-    values["seconds"] = f"{sum(trained(row, 'seconds') for row in history):.1f}"
-    values["run directory"] = str(directory)
-    return values
+    last = str(rows[-1].get("epoch"))
+    by_split = {row.get("split"): row for row in rows if row.get("epoch") == last}
+    train_top1 = read_number(history[-1], "train_top1", trained)
+    cells = {compose_title("top1", "train"): MEASURES["top1"].format(train_top1)}
+    for name in LISTED:
+        measure = MEASURES[name]
+        row = by_split.get(measure.split, {"epoch": last, "split": measure.split})
+        value = read_number(row, name, evaluated)
+        cells[compose_title(name, measure.split)] = measure.format(value)
+    cells["seconds"] = f"{sum(read_number(row, 'seconds', trained) for row in history):.1f}"
+    cells["run directory"] = str(directory)
+    return cells
+
+
+def compose_title(name: str, split: str) -> str:
+    """Return the title of a measure's row."""
+    measure = MEASURES[name]
+    return f"{measure.name} {measure.unit}".rstrip() + f" ({SET_NAMES[split]})"
 
 
 def read_number(row: Mapping[str, str], column: str, path: Path) -> float:
-    """Raises UserError where the cell is missing, empty or not a number."""
+    """Return a cell's number. Raises UserError if the cell is missing, empty or no number."""
     text = row.get(column) or ""
     try:
         return float(text)
@@ -144,17 +191,18 @@ def read_number(row: Mapping[str, str], column: str, path: Path) -> float:
         ) from error
 
 
-def draw(runs: dict[str, Path], args: argparse.Namespace, picture: Path) -> None:
+def draw(runs: Mapping[str, Path], args: argparse.Namespace, picture: Path) -> None:
     """Draw the test logits of both runs after the last epoch, with their best threshold."""
+    from figures.style import save_figure
+    from figures.thresholds import draw_thresholds
+    from rundir.rebuild import extract_epoch
     from utils.device import pick_device
-    from utils.evaluation import extract_run
-    from utils.figures import save_figure, threshold_figure
 
     device, _ = pick_device(args.gpu_id)
     panels = [
-        (name, extract_run(directory, args.epochs, device)) for name, directory in runs.items()
+        (name, extract_epoch(directory, args.epochs, device)) for name, directory in runs.items()
     ]
-    save_figure(threshold_figure(panels), picture)
+    save_figure(draw_thresholds(panels), picture)
 
 
 if __name__ == "__main__":

@@ -3,162 +3,213 @@
 python eval_nc.py --load_path model_weights/<run>
 """
 
-from args import BARE_FLAGS, bare_settings, eval_nc_parser, stored_run
-from utils.signals import StopSignal
-
-STOPPED = "stopped; the rows computed so far are kept, the same command goes on from there"
-
-if __name__ == "__main__":
-    eval_nc_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
-    StopSignal(STOPPED).install()
+from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from args import PRECISIONS, Settings, complete
+from rundir.checkpoints import list_checkpoints, select_checkpoints
+from rundir.config import read_config
+from rundir.names import CONFIG
+from utils.cli import (
+    MISTAKE,
+    Natural,
+    Parser,
+    add_evaluation_flags,
+    check_value,
+    make_directory,
+    name_of,
+    print_error,
+    run_command,
+)
+from utils.errors import UserError
+from utils.signals import StopSignal
+
+PROGRAM = "eval_nc.py"
+KEPT = "stopped; the rows computed so far are kept, the same command goes on from there"
+# The settings that must be given for weights without a config.json. Their bias shows itself.
+BARE = [
+    name
+    for name in (
+        "model",
+        "dataset",
+        *Settings.names(builds="data"),
+        *Settings.names(builds="model"),
+    )
+    if name not in ("data_dir", "bias_mode", "fixed_etf")
+]
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Measure neural collapse, feature properties and scores of runs' checkpoints.\n"
+        "Writes nc_metrics.csv and nc_curves.png into each run directory. More: docs/measures.md",
+    )
+    add = parser.add_argument_group("what to evaluate").add_argument
+    add(
+        "--load_path",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="run directories; several are also drawn into one picture (required)",
+    )
+    add(
+        "--split",
+        type=check_value(name_of(("train", "test", "both"), "split")),
+        default="both",
+        metavar="NAME",
+        help="train (without augmentation), test or both (default: both)",
+    )
+    add(
+        "--checkpoints",
+        default="all",
+        metavar="WHICH",
+        help="all, last, best, or epochs such as 1,5,10-20 (default: all)",
+    )
+    add("--force", action="store_true", help="compute again what has not changed (default: off)")
+    add(
+        "--out",
+        metavar="DIR",
+        help="where the picture of several runs goes (default: the first run's directory)",
+    )
+    how = parser.add_argument_group("how")
+    add_evaluation_flags(how)
+    how.add_argument(
+        "--precision",
+        type=check_value(name_of([name for name in PRECISIONS if name != "auto"], "precision")),
+        default="fp32",
+        metavar="NAME",
+        help="of the network: fp32, tf32, bf16 or fp16; measures take float64 (default: fp32)",
+    )
+    how.add_argument(
+        "--num_workers",
+        type=check_value(Natural),
+        metavar="N",
+        help="processes that decode a folder's images (default: as in the run's config.json)",
+    )
+    bare = parser.add_argument_group(
+        "directories of bare epoch_NNN.pth without a config.json (--model and --dataset required)"
+    )
+    for name in BARE:
+        required = name in ("model", "dataset")
+        Settings.add_flag(bare, name, default_text="none" if required else None)
+    bare.add_argument(
+        "--bias_added",
+        action="store_true",
+        help="the weights' classifier adds its bias, as torch.nn.Linear does (default: off)",
+    )
+    return parser
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags. Exits with status 2 and one line on a mistake."""
+    parser = build_parser()
+    args: argparse.Namespace = parser.parse_args(argv)
+    try:
+        args.bare = Settings.from_flags(
+            {name: getattr(args, name) for name in BARE if getattr(args, name) is not None}
+        )
+    except UserError as error:
+        parser.error(str(error))
+    return args
+
+
+if __name__ == "__main__":
+    parse_flags()  # --help and a wrong flag are answered here, before torch is imported
+    StopSignal(KEPT).install()
+
+import sys
+
 import torch
 
-from utils.checkpoint import load
-from utils.console import Console, Progress, table
-from utils.device import is_out_of_memory, pick_device
-from utils.errors import UserError
-from utils.evaluation import (
-    DATA_SETTINGS,
-    MEASURES,
-    MODEL_SETTINGS,
-    ChosenRun,
-    Extracted,
-    Rebuilder,
-    extract,
-    measure,
-)
-from utils.figures import Curve, nc_figure, save_figure
-from utils.metrics import group_accuracies
-from utils.nc_table import MetricsTable, checkpoints, fingerprint, select_checkpoints
-from utils.precision import autocast
-from utils.rundir import CONFIG
+from figures.nc_curves import Curve, draw_nc_curves
+from figures.style import save_figure
+from metrics import MEASURES, Measure
+from metrics.extraction import extract
+from metrics.measures import Evaluation, compute_measures
+from metrics.table import MetricsTable, compute_fingerprint
+from rundir.prediction import PREDICTION_SETTINGS
+from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
+from rundir.weights import load
+from utils.console import Console, Progress, format_table
+from utils.device import pick_device
 
-PREDICTED = ("predicted_positive", "predicted_negative", "predicted_bias")
-GROUPED = ("top1_many", "top1_medium", "top1_few")
-COLUMNS = ("epoch", "split", *MEASURES, *PREDICTED, *GROUPED)
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
-# What a prediction depends on besides model and data.
-PREDICTION_SETTINGS = (
-    *("loss", "sep_decay", "smoothing", "augment", "batch_size"),
-    *("weight_decay", "feature_decay_rate", "weight_decay_bias"),
-)
-SHOWN = {
-    "top1": ("top-1 %", "{:.2f}"),
-    "uniform_accuracy": ("uniform %", "{:.2f}"),
-    "nc1": ("NC1", "{:.3g}"),
-    "nc2": ("NC2", "{:.4f}"),
-    "nc2_h": ("NC2_h", "{:.4f}"),
-    "nc3": ("NC3", "{:.4f}"),
-    "nc4": ("NC4", "{:.4f}"),
-    "compactness": ("compact.", "{:.4f}"),
-    "distinctiveness": ("distinct.", "{:.4f}"),
-    "positive_mean": ("positive", "{:.3f}"),
-    "negative_mean": ("negative", "{:.3f}"),
-    "bias_mean": ("bias", "{:.3f}"),
-}
-# Shown where any row has one of them.
-SHOWN_PREDICTED = {
-    "predicted_positive": ("pred. pos.", "{:.3f}"),
-    "predicted_negative": ("pred. neg.", "{:.3f}"),
-    "predicted_bias": ("pred. bias", "{:.3f}"),
-}
-SHOWN_GROUPED = {
-    "top1_many": ("many %", "{:.2f}"),
-    "top1_medium": ("medium %", "{:.2f}"),
-    "top1_few": ("few %", "{:.2f}"),
-}
 
 
 class CheckpointError(Exception):
     """One checkpoint cannot be evaluated; the others can."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = eval_nc_parser().parse_args(argv)
-    try:
-        with StopSignal(STOPPED):
-            return evaluate_runs(args)
-    except UserError as error:
-        complain(error)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        complain(f"out of memory with --batch_size {args.batch_size}: a smaller one may fit")
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_flags(argv)
+    return run_command(
+        PROGRAM, lambda stop: evaluate_runs(args), stopped=KEPT, batch_size=args.batch_size
+    )
 
 
 def evaluate_runs(args: argparse.Namespace) -> int:
-    """Evaluate, draw and print; 2 if a checkpoint could not be evaluated, else 0."""
-    # Every mistake that can be seen now is told before the work begins.
-    jobs = [open_job(Path(path), args) for path in args.load_path]
-    refuse_without_effect(args, jobs)
-    pictures = overlay_directory(args, jobs)
+    """Evaluate, draw and print; return 2 if a checkpoint could not be evaluated, else 0."""
+    # Every mistake that can be seen now is shown before the work begins.
+    runs = [open_run(Path(path), args) for path in args.load_path]
+    refuse_without_effect(args, runs)
+    pictures = make_directory("--out", Path(args.out)) if args.out else runs[0].directory
     device, device_name = pick_device(args.gpu_id)
     console = Console()
     console.say(f"device {device_name}")
     splits = ("train", "test") if args.split == "both" else (args.split,)
     evaluator = Evaluator(args, device, splits, console)
     tables, failures = [], 0
-    for job in jobs:
-        rows, failed = evaluator.evaluate(job)
+    for run in runs:
+        rows, failed = evaluator.evaluate(run)
         failures += failed
         tables.append(rows)
         if rows.rows:
-            failures += draw([curve_of(job, rows)], job.directory / PICTURE, console)
-    curves = [curve_of(job, rows) for job, rows in zip(jobs, tables, strict=True) if rows.rows]
+            failures += draw([build_curve(run, rows)], run.directory / PICTURE, console)
+    curves = [build_curve(run, rows) for run, rows in zip(runs, tables, strict=True) if rows.rows]
     if len(curves) > 1:
         failures += draw(curves, pictures / OVERLAY, console)
-    console.say("\n" + printed(jobs, tables, splits))
-    return 2 if failures else 0
+    console.say("\n" + format_rows(runs, tables, splits))
+    return MISTAKE if failures else 0
 
 
-def open_job(directory: Path, args: argparse.Namespace) -> ChosenRun:
-    """Read what a run directory says of itself. Raises UserError."""
+def open_run(directory: Path, args: argparse.Namespace) -> ChosenRun:
+    """Read what a run directory records of its run, or take it from the flags. Raises UserError."""
     chosen = select_checkpoints(directory, args.checkpoints)
     if (directory / CONFIG).exists():
-        return ChosenRun(directory, *stored_run(directory), chosen)
-    settings = bare_settings(args, bias_mode_of(directory))
+        config = read_config(directory)
+        return ChosenRun(directory, config.settings, config.facts, chosen)
+    for required in ("model", "dataset"):
+        if required not in args.bare.model_fields_set:
+            raise UserError(f"{directory} holds no {CONFIG}: give --{required}")
+    settings = complete(args.bare).replace(bias_mode=find_bias_mode(directory))
     return ChosenRun(directory, settings, {}, chosen)
 
 
-def refuse_without_effect(args: argparse.Namespace, jobs: list[ChosenRun]) -> None:
-    """A flag that does nothing for any of the runs is a mistake. Raises UserError."""
-    if len({job.directory.resolve() for job in jobs}) < len(jobs):
+def refuse_without_effect(args: argparse.Namespace, runs: Sequence[ChosenRun]) -> None:
+    """Refuse a flag that does nothing for any of the runs. Raises UserError."""
+    if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("--load_path names a run twice")
-    data_sets = {job.settings["dataset"] for job in jobs}
-    bare = any(not job.facts for job in jobs)
-    without_effect = {
-        "out": len(jobs) == 1 and "it is for the picture of several runs",
-        "data_dir": data_sets == {"digits"} and "digits come with scikit-learn",
-        "num_workers": "folder" not in data_sets and "only folder is decoded by workers",
-        **{flag: not bare and f"the run's {CONFIG} tells it" for flag in BARE_FLAGS},
-    }
-    for flag, reason in without_effect.items():
-        if reason and getattr(args, flag) not in (None, False):
-            raise UserError(f"--{flag} has no effect here: {reason}")
+    if args.out and len(runs) == 1:
+        raise UserError("--out has no effect here: it is for the picture of several runs")
+    for flag in ("data_dir", "num_workers"):
+        refuse_idle_flag(flag, getattr(args, flag), runs)
+    given = [name for name in BARE if name in args.bare.model_fields_set]
+    for flag in [*given, "bias_added"] if args.bias_added else given:
+        if all(run.facts for run in runs):
+            raise UserError(f"--{flag} has no effect here: it stands in the run's {CONFIG}")
 
 
-def overlay_directory(args: argparse.Namespace, jobs: list[ChosenRun]) -> Path:
-    """Where the picture of several runs goes, made if need be. Raises UserError."""
-    directory = Path(args.out) if args.out else jobs[0].directory
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot create {directory}: {error.strerror}") from error
-    return directory
+def find_bias_mode(directory: Path) -> str:
+    """Return the kind of bias that bare weights have, from the first that can be read.
 
-
-def bias_mode_of(directory: Path) -> str:
-    """The kind of bias that bare weights have, seen from the first that can be read."""
-    for path in checkpoints(directory).values():
+    Raises UserError if there are none.
+    """
+    for path in list_checkpoints(directory).values():
         try:
             state = load(path)
         except UserError:
@@ -172,7 +223,7 @@ def bias_mode_of(directory: Path) -> str:
 
 
 class Evaluator:
-    """Evaluates one job after another."""
+    """Evaluates one run after another."""
 
     def __init__(
         self,
@@ -182,8 +233,7 @@ class Evaluator:
         console: Console,
     ) -> None:
         self._args, self._splits, self._console = args, splits, console
-        self._autocast = autocast(args.precision, device)
-        self._runs = Rebuilder(
+        self._rebuilder = Rebuilder(
             device,
             splits,
             batch_size=args.batch_size,
@@ -192,148 +242,138 @@ class Evaluator:
             precision=args.precision,
         )
 
-    def evaluate(self, job: ChosenRun) -> tuple[MetricsTable, int]:
-        """The run's table with the chosen rows computed, and how many checkpoints failed."""
-        rows = MetricsTable(job.directory, COLUMNS, optional=(*PREDICTED, *GROUPED))
+    def evaluate(self, run: ChosenRun) -> tuple[MetricsTable, int]:
+        """Return the run's table with the chosen rows, and how many checkpoints failed."""
+        rows = MetricsTable(run.directory, MEASURES)
         for note in rows.notes:
-            print(f"eval_nc.py: warning: {note}", file=sys.stderr)
-        todo, prints = self._missing(job, rows)
-        total = sum(len(splits) for splits in todo.values())
-        kept = len(job.chosen) * len(self._splits) - total
+            print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
+        missing, prints = self._list_missing(run, rows)
+        total = sum(len(splits) for splits in missing.values())
+        kept = len(run.chosen) * len(self._splits) - total
         if total:
             try:
-                self._runs.model(job)
-            except UserError as error:  # the data set is missing, say: one line for the whole run
-                complain(error)
-                return rows, len(todo)
-        progress = Progress(self._console, job.name, total, unit="split")
+                self._rebuilder.model(run)
+            except UserError as error:  # without its data set, for example: one line for the run
+                print_error(PROGRAM, error)
+                return rows, len(missing)
+        progress = Progress(self._console, run.name, total, unit="split")
         computed = failed = 0
-        for epoch, splits in todo.items():
+        for epoch, splits in missing.items():
             try:
-                for split, values in self._measured(job, epoch, splits):
-                    values |= self._predicted(job)
+                for split, values in self._measure(run, epoch, splits):
                     rows.put((epoch, split), prints[epoch], values)
                     computed += 1
             except CheckpointError as error:
-                complain(error)
+                print_error(PROGRAM, error)
                 failed += 1
-            if progress.due():
+            if progress.is_due():
                 progress.show(computed, f"epoch {epoch}")
         progress.close()
         failures = f", {failed} checkpoints failed" if failed else ""
         self._console.say(
-            f"{job.directory}: {computed} evaluated, {kept} unchanged rows kept{failures}"
+            f"{run.directory}: {computed} evaluated, {kept} unchanged rows kept{failures}"
         )
         return rows, failed
 
-    def _missing(
-        self, job: ChosenRun, rows: MetricsTable
+    def _list_missing(
+        self, run: ChosenRun, rows: MetricsTable
     ) -> tuple[dict[int, list[str]], dict[int, str]]:
-        """The splits to compute of each chosen epoch, and the fingerprints of the checkpoints."""
-        prints = {e: fingerprint(p, *self._depends_on(job)) for e, p in job.chosen.items()}
-        unheld = {
-            epoch: [
-                split for split in self._splits if not rows.holds((epoch, split), prints[epoch])
-            ]
-            for epoch in job.chosen
+        """List the splits to compute of each chosen epoch; also its checkpoint's fingerprint."""
+        prints = {
+            epoch: compute_fingerprint(path, *self._list_dependencies(run))
+            for epoch, path in run.chosen.items()
         }
-        for epoch, splits in unheld.items():
-            for split in splits:
-                rows.drop_changed((epoch, split), prints[epoch])
         if self._args.force:
-            return {epoch: list(self._splits) for epoch in job.chosen}, prints
-        return {epoch: splits for epoch, splits in unheld.items() if splits}, prints
+            return {epoch: list(self._splits) for epoch in run.chosen}, prints
+        missing: dict[int, list[str]] = {}
+        for epoch, split in [(epoch, split) for epoch in run.chosen for split in self._splits]:
+            if not rows.holds((epoch, split), prints[epoch]):
+                rows.drop_changed((epoch, split), prints[epoch])
+                missing.setdefault(epoch, []).append(split)
+        return missing, prints
 
-    def _depends_on(self, job: ChosenRun) -> tuple[Any, ...]:
-        """What rows depend on besides the checkpoint."""
-        settings = {key: job.settings[key] for key in ("model", *DATA_SETTINGS, *MODEL_SETTINGS)}
-        if job.facts:  # they tell a data set that moved from one that changed
+    def _list_dependencies(self, run: ChosenRun) -> tuple[Any, ...]:
+        """List what a row depends on besides the checkpoint."""
+        entries = Settings.entries()
+        builders = ["model", "dataset", *Settings.names(builds="data")]
+        settings = run.settings.values([*builders, *Settings.names(builds="model")])
+        # A row from before a setting existed still holds.
+        settings = {k: v for k, v in settings.items() if v != entries[k].before}
+        if run.facts:  # these show whether the data set has moved or changed
             del settings["data_dir"]
-        if settings["imbalance_factor"] == 1:  # rows of before there were long tails still hold
-            del settings["imbalance_factor"]
-        decays = [job.settings[key] for key in PREDICTION_SETTINGS]
-        return self._args.precision, self._args.bias_added, settings, decays, job.facts
+        decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
+        return self._args.precision, self._args.bias_added, settings, decays, run.facts
 
-    def _measured(
-        self, job: ChosenRun, epoch: int, splits: list[str]
+    def _measure(
+        self, run: ChosenRun, epoch: int, splits: Sequence[str]
     ) -> Iterator[tuple[str, dict[str, float | None]]]:
-        """Each split and its measures under one checkpoint. Raises CheckpointError."""
-        path = job.chosen[epoch]
+        """Yield each split and its measures under one checkpoint. Raises CheckpointError."""
+        path = run.chosen[epoch]
         try:
-            model = self._runs.loaded(job, path, bias_added=self._args.bias_added)
+            model = self._rebuilder.load_model(run, path, bias_added=self._args.bias_added)
         except UserError as error:
             raise CheckpointError(str(error)) from error
-        weight, bias = model.fc.weight.detach(), model.fc.bias_vector().detach()
+        classifier: Any = model.fc
+        context = self._rebuilder.precision(run).autocast()
         for split in splits:
-            extracted = extract(model, self._runs.batches(job, split), self._autocast)
+            evaluation = Evaluation(
+                extract(model, self._rebuilder.batches(run, split), context),
+                classifier.weight.detach(),
+                classifier.bias_vector().detach(),
+                self._rebuilder.class_sizes(run),
+                long_tailed=run.settings.imbalance_factor != 1,
+                prediction=self._rebuilder.prediction(run),
+            )
             try:
-                values = measure(extracted, weight, bias)
+                yield split, compute_measures(evaluation)
             except ValueError as error:
                 raise CheckpointError(f"{path}, {split} set: {error}") from error
-            yield split, values | self._grouped(job, extracted)
-
-    def _predicted(self, job: ChosenRun) -> dict[str, float | None]:
-        """The exact minimum for a run with --sep_decay; None for each where none is claimed."""
-        prediction = self._runs.prediction(job)
-        if prediction is None:
-            return dict.fromkeys(PREDICTED)
-        scores = prediction.positive_score, prediction.negative_score, prediction.bias
-        return dict(zip(PREDICTED, scores, strict=True))
-
-    def _grouped(self, job: ChosenRun, extracted: Extracted) -> dict[str, float | None]:
-        """Top-1 in percent by the classes' training images, for a run on a long tail."""
-        if job.settings["imbalance_factor"] == 1:
-            return dict.fromkeys(GROUPED)
-        correct = extracted.class_correct
-        counts = torch.bincount(extracted.labels, minlength=len(correct))
-        shares = group_accuracies(correct, counts, self._runs.class_sizes(job))
-        return {
-            f"top1_{name}": None if share is None else 100 * share for name, share in shares.items()
-        }
 
 
-def draw(curves: list[Curve], path: Path, console: Console) -> int:
-    """Write a picture; returns 1 where it cannot be, 0 else."""
+def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:
+    """Write a picture; return 1 if it cannot be written, else 0."""
     try:
-        save_figure(nc_figure(curves), path)
+        save_figure(draw_nc_curves(curves), path)
     except UserError as error:
-        complain(error)
+        print_error(PROGRAM, error)
         return 1
     console.say(f"wrote {path}")
     return 0
 
 
-def curve_of(job: ChosenRun, rows: MetricsTable) -> Curve:
-    ordered = [rows.rows[key] for key in rows.keys]
-    return Curve(job.name, job.settings["loss"], job.settings["optimizer"], ordered)
+def build_curve(run: ChosenRun, rows: MetricsTable) -> Curve:
+    """Return a run's rows for a picture."""
+    return Curve(run.name, run.loss, run.optimizer, [rows.rows[key] for key in rows.keys])
 
 
-def printed(jobs: list[ChosenRun], tables: list[MetricsTable], splits: tuple[str, ...]) -> str:
-    """One aligned table of all chosen rows."""
-    sometimes = (SHOWN_PREDICTED, SHOWN_GROUPED)
-    shown = dict(SHOWN)
-    for columns in sometimes:
-        shown |= columns if any(has_any(rows, columns) for rows in tables) else {}
-    header = ["run", "epoch", "split", *(title for title, _ in shown.values())]
+def format_rows(
+    runs: Sequence[ChosenRun], tables: Sequence[MetricsTable], splits: Sequence[str]
+) -> str:
+    """Format all chosen rows as one aligned table."""
+    shown = list_shown([row for rows in tables for row in rows.rows.values()])
+    header = ["run", "epoch", "split", *(measure.heading for measure in shown.values())]
     lines = []
-    for job, rows in zip(jobs, tables, strict=True):
-        for key in ((epoch, split) for epoch in job.chosen for split in splits):
-            if key in rows.rows:
-                row = rows.rows[key]
-                values = [
-                    "-" if row[name] is None else form.format(row[name])
-                    for name, (_, form) in shown.items()
-                ]
-                lines.append([job.name, str(key[0]), key[1], *values])
-    return table(header, lines)
+    for run, rows in zip(runs, tables, strict=True):
+        for epoch, split in [(epoch, split) for epoch in run.chosen for split in splits]:
+            if (epoch, split) in rows.rows:
+                row = rows.rows[epoch, split]
+                cells = [measure.format(row[name]) for name, measure in shown.items()]
+                lines.append([run.name, str(epoch), split, *cells])
+    return format_table(header, lines)
 
 
-def has_any(rows: MetricsTable, columns: Iterable[str]) -> bool:
-    return any(row[name] is not None for row in rows.rows.values() for name in columns)
-
-
-def complain(error: Exception | str) -> None:
-    print(f"eval_nc.py: error: {error}", file=sys.stderr)
+def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
+    """Return the measures to print; an optional one only if its function gave any row a number."""
+    filled = {
+        measure.function
+        for name, measure in MEASURES.items()
+        if any(row[name] is not None for row in rows)
+    }
+    return {
+        name: measure
+        for name, measure in MEASURES.items()
+        if measure.shown and (not measure.optional or measure.function in filled)
+    }
 
 
 if __name__ == "__main__":

@@ -4,73 +4,112 @@ optimizer.
 python eval_scores.py RUN [RUN …] --by bias_init_mean --out scores.png
 """
 
-from args import eval_scores_parser, stored_run
-from utils.signals import StopSignal
-
-if __name__ == "__main__":
-    eval_scores_parser().parse_args()  # --help and a wrong flag are answered before torch
-    StopSignal("stopped; nothing was written").install()
+from __future__ import annotations
 
 import argparse
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from args import SWEPT
-from utils.console import Console, Progress, table
-from utils.device import is_out_of_memory, pick_device
-from utils.errors import UserError
-from utils.evaluation import Rebuilder, TrainedRun
-from utils.figures import save_figure
-from utils.files import check_picture, write_csv
-from utils.nc_table import select_checkpoints
-from utils.score_figure import Violins, outline_rows, score_figure, summary_rows
-from utils.scores import distribution, score_distributions
+from utils.cli import Parser, add_evaluation_flags, check_value, name_of, run_command
+from utils.signals import StopSignal
 
+PROGRAM = "eval_scores.py"
+NOTHING_WRITTEN = "stopped; nothing was written"
+# What the x axis can show, in the order in which it is looked for.
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",
     "weight_decay_bias": "decay of the bias, $\\lambda_b$",
     "run": "run",
 }
-# What tells the panels of one figure apart, if it differs between the runs, besides loss and
-# optimizer.
+FALLING = "weight_decay_bias"  # on the x axis, as in the paper
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Draw violins of decision scores and biases of several runs, one panel per "
+        "loss and optimizer.\nWrites the picture and, beside it, the numbers as CSV. "
+        "More: docs/figures.md",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run directories")
+    add(
+        "--by",
+        type=check_value(name_of(X_LABELS, "x axis")),
+        metavar="NAME",
+        help=f"the x axis: {', '.join(X_LABELS)} (default: the first that differs between runs)",
+    )
+    add(
+        "--split",
+        type=check_value(name_of(("train", "test"), "split")),
+        default="train",
+        metavar="NAME",
+        help="train or test (default: train)",
+    )
+    add(
+        "--checkpoint",
+        default="last",
+        metavar="WHICH",
+        help="last, best or the number of an epoch (default: last)",
+    )
+    add(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the picture: .png, .pdf or .svg; beside it the numbers as .csv and, as "
+        "_outlines.csv, the violins (required)",
+    )
+    add_evaluation_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
+    StopSignal(NOTHING_WRITTEN).install()
+
+import sys
+
+from args import Settings
+from figures.scores import Violins, draw_violins, list_outlines, list_summaries
+from figures.style import save_figure
+from metrics.distributions import (
+    Distribution,
+    compute_distribution,
+    compute_score_distributions,
+)
+from objective import LOSSES, OPTIMIZERS
+from rundir.checkpoints import select_checkpoint
+from rundir.rebuild import Rebuilder, TrainedRun, open_run
+from utils.console import Console, Progress, format_table
+from utils.device import pick_device
+from utils.errors import UserError
+from utils.files import check_picture, write_csv
+
+# The settings besides loss and optimizer that give runs panels of their own where they differ.
 PANEL_SETTINGS = ("model", "dataset", "augment")
+SPLIT_NAMES = {"train": "training set", "test": "test set"}
+CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = eval_scores_parser().parse_args(argv)
-    try:
-        with StopSignal("stopped; nothing was written"):
-            draw(args)
-    except UserError as error:
-        print(f"eval_scores.py: error: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"eval_scores.py: error: out of memory with --batch_size {args.batch_size}: a smaller "
-            "one may fit",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(
+        PROGRAM, lambda stop: draw(args), stopped=NOTHING_WRITTEN, batch_size=args.batch_size
+    )
 
 
-def draw(args: argparse.Namespace) -> None:
+def draw(args: argparse.Namespace) -> int:
     """Evaluate the runs, write picture and numbers, print the means. Raises UserError."""
-    # Every mistake that can be seen now is told before the work begins.
+    # Every mistake that can be seen now is shown before the work begins.
     picture = Path(args.out)
     check_picture("--out", picture)
     runs = [open_run(Path(path)) for path in args.runs]
-    checkpoints = [chosen_checkpoint(run.directory, args.checkpoint) for run in runs]
+    checkpoints = [select_checkpoint(run.directory, args.checkpoint) for run in runs]
     check_together(runs)
-    by = args.by or differing(runs)
-    runs, checkpoints = in_order(runs, checkpoints, by)
-    places = places_of(runs, by)
-    panels = panels_of(runs)
+    by = args.by or find_swept(runs)
+    runs, checkpoints = sort_runs(runs, checkpoints, by)
+    places, panels = name_places(runs, by), name_panels(runs)
 
     device, device_name = pick_device(args.gpu_id)
     console = Console()
@@ -81,26 +120,15 @@ def draw(args: argparse.Namespace) -> None:
     for i, (run, checkpoint) in enumerate(zip(runs, checkpoints, strict=True)):
         values, predicted = evaluate(rebuilder, run, checkpoint, args.split)
         violins.append(Violins(panels[i], places[i], values, predicted))
-        if progress.due():
+        if progress.is_due():
             progress.show(i + 1, run.name)
     progress.close()
-    save_figure(score_figure(violins, X_LABELS[by], title_of(runs, args)), picture)
+    heading = compose_heading(runs, args.split, args.checkpoint)
+    save_figure(draw_violins(violins, X_LABELS[by], heading), picture)
     numbers = write_numbers(runs, violins, picture)
-    console.say(printed(runs, violins))
+    console.say("\n" + format_statistics(runs, violins))
     console.say("\n" + "\n".join(f"wrote {path}" for path in (picture, *numbers)))
-
-
-def open_run(directory: Path) -> TrainedRun:
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory")
-    return TrainedRun(directory, *stored_run(directory))
-
-
-def chosen_checkpoint(directory: Path, which: str) -> Path:
-    """The file of `last`, `best` or an epoch's number. Raises UserError."""
-    if which not in ("last", "best") and not re.fullmatch(r"\d+", which):
-        raise UserError(f"--checkpoint {which!r}: last, best or the number of an epoch")
-    return next(iter(select_checkpoints(directory, which).values()))
+    return 0
 
 
 def check_together(runs: Sequence[TrainedRun]) -> None:
@@ -117,62 +145,65 @@ def check_together(runs: Sequence[TrainedRun]) -> None:
             )
 
 
-def differing(runs: Sequence[TrainedRun]) -> str:
-    """The first swept setting that is not the same in all runs, else "run"."""
-    return next((key for key in SWEPT if len({run.settings[key] for run in runs}) > 1), "run")
+def differs(name: str, runs: Sequence[TrainedRun]) -> bool:
+    """Return whether a setting is not the same in all runs."""
+    return len({getattr(run.settings, name) for run in runs}) > 1
 
 
-def in_order(
+def find_swept(runs: Sequence[TrainedRun]) -> str:
+    """Return the first setting of the x axis that is not the same in all runs, else "run"."""
+    swept = (name for name in X_LABELS if name in Settings.names() and differs(name, runs))
+    return next(swept, "run")
+
+
+def sort_runs(
     runs: Sequence[TrainedRun], checkpoints: Sequence[Path], by: str
 ) -> tuple[list[TrainedRun], list[Path]]:
-    """Panels CE before BCE, SGD before AdamW; within them by the swept setting (the bias decay
-    falling, as in the paper), and by run in the order given."""
+    """Sort runs by panel, and within a panel by the swept setting; by "run" keeps their order.
 
-    def key(pair: tuple[TrainedRun, Path]) -> tuple[Any, ...]:
+    Losses and optimizers stand in the order in which objective/ names them.
+    """
+    losses, optimizers = list(LOSSES), list(OPTIMIZERS)
+
+    def rank(pair: tuple[TrainedRun, Path]) -> tuple[Any, ...]:
         settings = pair[0].settings
-        panel = *(str(settings[name]) for name in PANEL_SETTINGS), settings["loss"] != "CE"
-        swept = settings[by] if by != "run" else 0
-        swept = -swept if by == "weight_decay_bias" else swept
-        return *panel, settings["loss"], settings["optimizer"] != "SGD", swept, settings["seed"]
+        panel = [str(getattr(settings, name)) for name in PANEL_SETTINGS]
+        panel_rank = losses.index(settings.loss), optimizers.index(settings.optimizer)
+        swept = 0.0 if by == "run" else getattr(settings, by)
+        return *panel, *panel_rank, -swept if by == FALLING else swept, settings.seed
 
-    pairs = sorted(zip(runs, checkpoints, strict=True), key=key)
+    pairs = sorted(zip(runs, checkpoints, strict=True), key=rank)
     return [run for run, _ in pairs], [path for _, path in pairs]
 
 
-def panels_of(runs: Sequence[TrainedRun]) -> list[str]:
-    shown = [key for key in PANEL_SETTINGS if len({run.settings[key] for run in runs}) > 1]
-    return [
-        ", ".join(str(run.settings[key]) for key in (*shown, "loss", "optimizer")) for run in runs
-    ]
+def name_panels(runs: Sequence[TrainedRun]) -> list[str]:
+    """Return the title of each run's panel."""
+    names = [name for name in PANEL_SETTINGS if differs(name, runs)]
+    names += ["loss", "optimizer"]
+    return [", ".join(str(getattr(run.settings, name)) for name in names) for run in runs]
 
 
-def title_of(runs: Sequence[TrainedRun], args: argparse.Namespace) -> str:
-    """What all runs share: network and data set, and what of it was passed through."""
-    shared = [
-        str(runs[0].settings[key])
-        for key in ("model", "dataset")
-        if len({run.settings[key] for run in runs}) == 1
-    ]
-    split = {"train": "training set", "test": "test set"}[args.split]
-    epoch = {"last": "last epoch", "best": "best epoch"}.get(
-        args.checkpoint, f"epoch {args.checkpoint}"
-    )
-    return ", ".join([" on ".join(shared), split, epoch] if shared else [split, epoch])
+def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> str:
+    """Name what all runs share, and the split and checkpoint that is drawn of them."""
+    shared = [name for name in ("model", "dataset") if not differs(name, runs)]
+    subject = " on ".join(str(getattr(runs[0].settings, name)) for name in shared)
+    epoch = CHECKPOINT_NAMES.get(checkpoint, f"epoch {checkpoint}")
+    return ", ".join(part for part in (subject, SPLIT_NAMES[split], epoch) if part)
 
 
-def places_of(runs: Sequence[TrainedRun], by: str) -> list[str]:
-    """What stands below each run. Raises UserError for two of one panel at the same place."""
+def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
+    """Return the name below each run. Raises UserError for two of one panel with the same."""
     if by == "run":
         return [run.name for run in runs]
-    values = [f"{run.settings[by]:g}" for run in runs]
-    taken = list(zip(panels_of(runs), values, strict=True))
-    if len(set(taken)) == len(taken):
+    panels = name_panels(runs)
+    values = [f"{getattr(run.settings, by):g}" for run in runs]
+    if len(set(zip(panels, values, strict=True))) == len(runs):
         return values
-    seeded = [f"{value}, s{run.settings['seed']}" for value, run in zip(values, runs, strict=True)]
-    taken = list(zip(panels_of(runs), seeded, strict=True))
+    seeded = [f"{value}, s{run.settings.seed}" for value, run in zip(values, runs, strict=True)]
+    taken = list(zip(panels, seeded, strict=True))
     for place in taken:
-        if taken.count(place) > 1:
-            twins = [run.name for run, other in zip(runs, taken, strict=True) if other == place]
+        twins = [run.name for run, other in zip(runs, taken, strict=True) if other == place]
+        if len(twins) > 1:
             raise UserError(
                 f"{twins[0]} and {twins[1]} have the same --{by}, loss, optimizer and seed: "
                 "give --by run"
@@ -180,19 +211,21 @@ def places_of(runs: Sequence[TrainedRun], by: str) -> list[str]:
     return seeded
 
 
-def evaluate(rebuilder: Rebuilder, run: TrainedRun, checkpoint: Path, split: str):
-    """The distributions by kind and the predictions by kind. Raises UserError."""
+def evaluate(
+    rebuilder: Rebuilder, run: TrainedRun, checkpoint: Path, split: str
+) -> tuple[dict[str, Distribution], dict[str, float | None]]:
+    """Return distributions and exact predictions of scores and bias, by kind. Raises UserError."""
     extracted = rebuilder.extract(run, checkpoint, split)
-    classifier = rebuilder.model(run).fc
+    classifier: Any = rebuilder.model(run).fc
     try:
-        positive, negative = score_distributions(
+        positive, negative = compute_score_distributions(
             extracted.features, extracted.labels, classifier.weight.detach()
         )
     except ValueError as error:
         raise UserError(f"{checkpoint}, {split} set: {error}") from error
     values = {"positive_score": positive}
-    if run.settings["bias_mode"] != "none":
-        values["bias"] = distribution(classifier.bias_vector().detach())
+    if run.settings.bias_mode != "none":
+        values["bias"] = compute_distribution(classifier.bias_vector().detach())
     values["negative_score"] = negative
     exact = rebuilder.prediction(run)
     return values, {kind: getattr(exact, kind, None) for kind in values}
@@ -201,26 +234,27 @@ def evaluate(rebuilder: Rebuilder, run: TrainedRun, checkpoint: Path, split: str
 def write_numbers(
     runs: Sequence[TrainedRun], violins: Sequence[Violins], picture: Path
 ) -> list[Path]:
-    """The statistics and the outlines that were drawn, as CSV beside the picture."""
+    """Write the statistics and the outlines that were drawn, as CSV beside the picture."""
     written = []
-    for rows_of, ending in ((summary_rows, ".csv"), (outline_rows, "_outlines.csv")):
+    for list_rows, ending in ((list_summaries, ".csv"), (list_outlines, "_outlines.csv")):
         pairs = zip(runs, violins, strict=True)
-        rows = [row for run, drawn in pairs for row in rows_of(str(run.directory), drawn)]
+        rows = [row for run, drawn in pairs for row in list_rows(str(run.directory), drawn)]
         path = picture.with_name(picture.stem + ending)
         write_csv(path, list(rows[0]), rows)
         written.append(path)
     return written
 
 
-def printed(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
+def format_statistics(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
+    """Format the statistics of all runs as one aligned table."""
     header = ["run", "panel", "x", "score", "mean", "std", "min", "max", "predicted"]
     lines = []
     for run, drawn in zip(runs, violins, strict=True):
-        for row in summary_rows(run.name, drawn):
+        for row in list_summaries(run.name, drawn):
             numbers = [row[key] for key in ("mean", "std", "min", "max", "predicted")]
-            shown = ["-" if number is None else f"{number:.3f}" for number in numbers]
-            lines.append([run.name, drawn.panel, drawn.place, row["kind"], *shown])
-    return "\n" + table(header, lines)
+            cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+            lines.append([run.name, drawn.panel, drawn.place, str(row["kind"]), *cells])
+    return format_table(header, lines)
 
 
 if __name__ == "__main__":

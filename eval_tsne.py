@@ -3,139 +3,213 @@
 python eval_tsne.py model_weights/<run> model_weights/<run> --checkpoints 6-13
 """
 
-from args import eval_tsne_parser, stored_run
-from utils.signals import StopSignal
-
-STOPPED = "stopped; the pictures drawn so far are whole"
-
-if __name__ == "__main__":
-    eval_tsne_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
-    StopSignal(STOPPED).install()
+from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from utils.cli import (
+    MISTAKE,
+    Count,
+    Natural,
+    Parser,
+    Positive,
+    Real,
+    add_evaluation_flags,
+    check_value,
+    make_directory,
+    name_of,
+    print_error,
+    run_command,
+)
+from utils.signals import StopSignal
+
+PROGRAM = "eval_tsne.py"
+KEPT = "stopped; the pictures drawn so far are whole"
+SPLITS, FORMATS = ("train", "test"), ("png", "pdf", "svg")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Draw t-SNE embeddings of runs' features, the runs side by side.\n"
+        "Writes a picture per epoch (tsne_epoch_NNN), tsne.gif over them, and tsne.csv. "
+        "More: docs/figures.md",
+    )
+    _add_choice(parser.add_argument_group("what to draw"))
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--perplexity",
+        type=check_value(Annotated[Real, Field(gt=1)]),
+        default=30.0,
+        metavar="X",
+        help="effective number of neighbours, at most a third of the samples (default: 30)",
+    )
+    how.add_argument(
+        "--seed",
+        type=check_value(Natural),
+        default=0,
+        metavar="N",
+        help="of the embeddings (default: 0)",
+    )
+    add_evaluation_flags(how)
+    return parser
+
+
+def _add_choice(group: Any) -> None:
+    """Add the flags that choose what is drawn, and how it is written."""
+    add = group.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run directories of one data set, a panel for each")
+    add(
+        "--checkpoints",
+        default="last",
+        metavar="WHICH",
+        help="last, all, best, or epochs such as 1,5,10-20; drawn if all runs have them "
+        "(default: last)",
+    )
+    add(
+        "--split",
+        type=check_value(name_of(SPLITS, "split")),
+        default="train",
+        metavar="NAME",
+        help="train (without augmentation) or test (default: train)",
+    )
+    add(
+        "--samples_per_class",
+        type=check_value(Count),
+        default=300,
+        metavar="N",
+        help="the first N samples of each class, or all if there are fewer (default: 300)",
+    )
+    add(
+        "--classes",
+        metavar="NAMES",
+        help="names or numbers (from 0) of the classes to draw, such as cat,dog,7 (default: all)",
+    )
+    add("--out", metavar="DIR", help="for the files (default: tsne in the first run's directory)")
+    add(
+        "--format",
+        type=check_value(name_of(FORMATS, "format")),
+        default="png",
+        metavar="NAME",
+        help="png, pdf or svg of the pictures (default: png)",
+    )
+    add(
+        "--fps",
+        type=check_value(Annotated[Positive, Field(lt=50.5)]),
+        default=2.0,
+        metavar="X",
+        help="epochs per second of the GIF, at most 50; the last is held longer (default: 2)",
+    )
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
+    StopSignal(KEPT).install()
+
+import sys
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
+from args import Settings
+from figures.style import save_figure
+from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
+from input_pipeline.selection import select_first
+from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
+from rundir.checkpoints import select_checkpoints
+from rundir.names import CONFIG
+from rundir.rebuild import ChosenRun, Rebuilder, open_run, refuse_idle_flag
 from utils.console import Console, Progress
-from utils.datasets import DataSet, first_per_class
-from utils.device import is_out_of_memory, pick_device
+from utils.device import pick_device
 from utils.errors import UserError
-from utils.evaluation import (
-    DATA_SETTINGS,
-    MODEL_SETTINGS,
-    ChosenRun,
-    extract,
-    load_weights,
-    rebuild_data,
-    rebuild_model,
-    split_batches,
-)
-from utils.figures import save_figure
 from utils.files import write_csv
-from utils.loader import BatchLoader
-from utils.nc_table import select_checkpoints
-from utils.rundir import CONFIG, check_data
-from utils.tsne import check_perplexity, embed, library, unit_square
-from utils.tsne_figure import Panel, image_of, titles, tsne_figure, write_gif
 
 TABLE, ANIMATION = "tsne.csv", "tsne.gif"
 COLUMNS = ("epoch", "run", "sample", "label", "x", "y")
 
 
-@dataclass
-class Source:
-    """What the features of a run's samples are extracted with; runs share what is equal.
-
-    Attributes:
-        samples: int64 [N], their numbers in the split.
-        labels: int64 [N].
-    """
-
-    model: nn.Module
-    batches: BatchLoader
-    samples: np.ndarray
-    labels: np.ndarray
+class EpochError(Exception):
+    """One epoch cannot be drawn; the others can."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = eval_tsne_parser().parse_args(argv)
-    try:
-        with StopSignal(STOPPED):
-            return draw_runs(args)
-    except UserError as error:
-        complain(error)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        complain(f"out of memory with --batch_size {args.batch_size}: a smaller one may fit")
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(
+        PROGRAM, lambda stop: draw_runs(args), stopped=KEPT, batch_size=args.batch_size
+    )
 
 
 def draw_runs(args: argparse.Namespace) -> int:
-    """Embed and draw; 2 if an epoch could not be drawn, else 0."""
-    # Every mistake that can be seen now is told before the work begins.
-    library()
+    """Embed and draw; return 2 if an epoch could not be drawn, else 0."""
+    # Every mistake that can be seen now is shown before the work begins.
+    load_library()
     console = Console()
-    jobs = [open_job(Path(path), args) for path in args.runs]
-    check_together(jobs)
-    if args.data_dir and jobs[0].settings["dataset"] == "digits":
-        raise UserError("--data_dir has no effect here: digits come with scikit-learn")
-    classes = chosen_classes(args.classes, jobs[0].facts["classes"])
-    epochs = common_epochs(jobs, args.checkpoints, console)
+    runs = [open_chosen_run(Path(path), args.checkpoints) for path in args.runs]
+    check_together(runs)
+    refuse_idle_flag("data_dir", args.data_dir, runs)
+    classes = choose_classes(args.classes, runs[0].facts["classes"])
+    epochs = choose_epochs(runs, args.checkpoints, console)
     device, device_name = pick_device(args.gpu_id)
     console.say(f"device {device_name} for the features, one CPU core for t-SNE")
-    sources = build_sources(args, jobs, list(classes), device)
-    check_perplexity(args.perplexity, len(sources[0].labels))
-    out = output_directory(args.out, jobs)
-    return Drawing(args, jobs, sources, classes, out, console).draw(epochs)
+    chosen = torch.tensor(list(classes))
 
+    def select(labels: torch.Tensor) -> torch.Tensor:
+        first = select_first(labels, args.samples_per_class)
+        return first[torch.isin(labels[first], chosen)]
 
-def open_job(directory: Path, args: argparse.Namespace) -> ChosenRun:
-    """Read what a run directory says of itself. Raises UserError."""
-    # Which epoch is the last of all is known when all runs' epochs are.
-    chosen = select_checkpoints(
-        directory, "all" if args.checkpoints == "last" else args.checkpoints
+    rebuilder = Rebuilder(
+        device,
+        (args.split,),
+        batch_size=args.batch_size,
+        data_dir=args.data_dir,
+        select=select,
+        keep_all=True,
     )
-    run = ChosenRun(directory, *stored_run(directory), chosen)
+    labels = check_samples(rebuilder, runs, args.split)
+    check_perplexity(args.perplexity, len(labels))
+    out = make_directory("--out", Path(args.out) if args.out else runs[0].directory / "tsne")
+    return Drawing(args, runs, rebuilder, classes, out, console).draw(epochs)
+
+
+def open_chosen_run(directory: Path, selection: str) -> ChosenRun:
+    """Read what a run directory records of its run. Raises UserError."""
+    # The last epoch of all runs is known once the epochs of each are.
+    chosen = select_checkpoints(directory, "all" if selection == "last" else selection)
+    run = open_run(directory)
     if not isinstance(run.facts.get("classes"), list):
         raise UserError(f"{directory / CONFIG} is damaged: it does not name the classes")
-    return run
+    return ChosenRun(directory, run.settings, run.facts, chosen)
 
 
-def check_together(jobs: list[ChosenRun]) -> None:
-    """One figure is of one data set. Raises UserError that names the first run of another."""
-    if len({job.directory.resolve() for job in jobs}) < len(jobs):
+def check_together(runs: Sequence[ChosenRun]) -> None:
+    """Refuse runs of several data sets. Raises UserError that names the first of another."""
+    if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("a run is named twice")
-    first = jobs[0]
-    for job in jobs[1:]:
-        if len(job.facts["classes"]) != len(first.facts["classes"]):
+    first = runs[0]
+    for run in runs[1:]:
+        names, others = first.facts["classes"], run.facts["classes"]
+        data_set, other_set = first.settings.dataset, run.settings.dataset
+        if len(names) != len(others):
             raise UserError(
-                f"one figure is of one data set: {first.directory} has "
-                f"{len(first.facts['classes'])} classes, {job.directory} has "
-                f"{len(job.facts['classes'])}"
+                f"one figure is of one data set: {first.directory} has {len(names)} classes, "
+                f"{run.directory} has {len(others)}"
             )
-        data_sets = [each.settings["dataset"] for each in (first, job)]
-        if data_sets[0] != data_sets[1] or job.facts["classes"] != first.facts["classes"]:
+        if data_set != other_set or names != others:
+            classes = " with other classes" if data_set == other_set else ""
             raise UserError(
-                f"one figure is of one data set: {first.directory} was trained on {data_sets[0]}, "
-                f"{job.directory} on {data_sets[1]}"
-                + (" with other classes" if data_sets[0] == data_sets[1] else "")
+                f"one figure is of one data set: {first.directory} was trained on {data_set}, "
+                f"{run.directory} on {other_set}{classes}"
             )
 
 
-def chosen_classes(text: str | None, names: list[str]) -> dict[int, str]:
-    """The classes of --classes, or all, by number. Raises UserError."""
+def choose_classes(text: str | None, names: Sequence[str]) -> dict[int, str]:
+    """Return the classes of --classes, or all, by number. Raises UserError."""
     if text is None:
         return dict(enumerate(names))
     chosen = {}
@@ -150,22 +224,22 @@ def chosen_classes(text: str | None, names: list[str]) -> dict[int, str]:
     return dict(sorted(chosen.items()))
 
 
-def common_epochs(jobs: list[ChosenRun], selection: str, console: Console) -> list[int]:
-    """The chosen epochs that all runs have. Raises UserError if there is none."""
-    common = sorted(set.intersection(*(set(job.chosen) for job in jobs)))
-    left_out = sorted({epoch for job in jobs for epoch in job.chosen} - set(common))
+def choose_epochs(runs: Sequence[ChosenRun], selection: str, console: Console) -> list[int]:
+    """Return the chosen epochs that all runs have. Raises UserError if there is none."""
+    common = sorted(set.intersection(*(set(run.chosen) for run in runs)))
+    left_out = sorted({epoch for run in runs for epoch in run.chosen} - set(common))
     if not common:
-        held = ", ".join(f"{job.name} {listed(list(job.chosen))}" for job in jobs)
+        held = ", ".join(f"{run.name} {format_epochs(list(run.chosen))}" for run in runs)
         raise UserError(f"--checkpoints {selection}: the runs have no epoch in common ({held})")
     if selection == "last":
         left_out = [epoch for epoch in left_out if epoch > common[-1]]
         common = common[-1:]
     if left_out:
-        console.say(f"not drawn, as not all runs have them: epochs {listed(left_out)}")
+        console.say(f"not drawn, as not all runs have them: epochs {format_epochs(left_out)}")
     return common
 
 
-def listed(epochs: list[int]) -> str:
+def format_epochs(epochs: Sequence[int]) -> str:
     """[1, 2, 3, 5] -> "1-3, 5"."""
     spans: list[list[int]] = []
     for epoch in epochs:
@@ -176,67 +250,20 @@ def listed(epochs: list[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def output_directory(out: str | None, jobs: list[ChosenRun]) -> Path:
-    """Where the files go, made if need be. Raises UserError."""
-    directory = Path(out) if out else jobs[0].directory / "tsne"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot create {directory}: {error.strerror}") from error
-    return directory
+def check_samples(rebuilder: Rebuilder, runs: Sequence[ChosenRun], split: str) -> torch.Tensor:
+    """Build all data and networks; return the labels of the samples to draw, int64 [N].
 
-
-def build_sources(
-    args: argparse.Namespace, jobs: list[ChosenRun], classes: list[int], device: torch.device
-) -> list[Source]:
-    """What each job's features are extracted with, equal things built once. Raises UserError."""
-    built: dict[str, Any] = {}
-
-    def once(identity: Any, build: Callable[[], Any]) -> Any:
-        key = repr(identity)
-        if key not in built:
-            built[key] = build()
-        return built[key]
-
-    sources = []
-    for job in jobs:
-        data_settings = [job.settings[key] for key in DATA_SETTINGS]
-        data, samples, facts = once(data_settings, lambda job=job: build_data(args, job, classes))
-        check_data(job.directory, job.facts, facts)
-        options = {
-            "batch_size": args.batch_size,
-            "device": device,
-            "num_workers": job.settings["num_workers"],
-        }
-        batches = once(
-            [data_settings, "batches"],
-            lambda data=data, options=options: split_batches(data, args.split, **options),
-        )
-        model_settings = [job.settings[key] for key in ("model", *MODEL_SETTINGS)]
-        model = once(
-            [data.image_shape, *model_settings],
-            lambda job=job, data=data: rebuild_model(job.settings, data).to(device),
-        )
-        labels = getattr(data, args.split).labels.numpy()
-        sources.append(Source(model, batches, samples.numpy(), labels))
-        if not np.array_equal(labels, sources[0].labels):
+    Raises UserError if the runs do not have the same samples.
+    """
+    labels = [getattr(rebuilder.data(run), split).labels for run in runs]
+    for run, own in zip(runs, labels, strict=True):
+        if not torch.equal(own, labels[0]):
             raise UserError(
-                f"{jobs[0].directory} and {job.directory} do not have the same samples: "
+                f"{runs[0].directory} and {run.directory} do not have the same samples: "
                 "a smaller --samples_per_class may be what both have"
             )
-    return sources
-
-
-def build_data(
-    args: argparse.Namespace, job: ChosenRun, classes: list[int]
-) -> tuple[DataSet, torch.Tensor, dict[str, Any]]:
-    """The data set with the samples to draw alone, their numbers, and the whole set's facts."""
-    whole = rebuild_data(job.settings, args.data_dir, (args.split,))
-    split = getattr(whole, args.split)
-    first = first_per_class(split.labels, args.samples_per_class)
-    samples = first[torch.isin(split.labels[first], torch.tensor(classes))]
-    drawn = dataclasses.replace(whole, **{args.split: split.select(samples)})
-    return drawn, samples, whole.facts()
+        rebuilder.model(run)
+    return labels[0]
 
 
 class Drawing:
@@ -245,34 +272,35 @@ class Drawing:
     def __init__(
         self,
         args: argparse.Namespace,
-        jobs: list[ChosenRun],
-        sources: list[Source],
+        runs: Sequence[ChosenRun],
+        rebuilder: Rebuilder,
         classes: dict[int, str],
         out: Path,
         console: Console,
     ) -> None:
-        self._args, self._jobs, self._sources = args, jobs, sources
+        self._args, self._runs, self._rebuilder = args, runs, rebuilder
         self._classes, self._out, self._console = classes, out, console
-        names = [job.name for job in jobs]
-        unique = len(set(names)) == len(names)
-        self._names = names if unique else [str(job.directory) for job in jobs]
-        settings = [job.settings for job in jobs]
-        self._title, self._panel_titles = titles(settings, self._names, args.split)
-        self._embeddings: list[np.ndarray | None] = [None] * len(jobs)
+        unique = len({run.name for run in runs}) == len(runs)
+        self._names = [run.name if unique else str(run.directory) for run in runs]
+        # All panels show the same epoch, whatever number of epochs a run has.
+        names = [name for name in Settings.names(shapes=True) if name != "epochs"]
+        settings = [run.settings.values(names) for run in runs]
+        self._title, self._panel_titles = compose_titles(settings, self._names, args.split)
+        self._embeddings: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []
         self._frames: list[Image.Image] = []
 
-    def draw(self, epochs: list[int]) -> int:
-        """Write all files; 2 if an epoch could not be drawn, else 0."""
-        total = len(epochs) * len(self._jobs)
+    def draw(self, epochs: Sequence[int]) -> int:
+        """Write all files; return 2 if an epoch could not be drawn, else 0."""
+        total = len(epochs) * len(self._runs)
         progress = Progress(self._console, "t-SNE", total, unit="panel")
         failed = 0
         for index, epoch in enumerate(epochs):
             try:
-                features = [self._features(i, epoch) for i in range(len(self._jobs))]
-                self._embed(features, epoch, progress, index * len(self._jobs))
+                features = [self._extract(run, epoch) for run in self._runs]
+                self._embed(features, epoch, progress, index * len(self._runs))
             except EpochError as error:
-                complain(error)
+                print_error(PROGRAM, f"{error}; epoch {epoch} is left out")
                 failed += 1
                 continue
             self._write(epoch)
@@ -282,59 +310,55 @@ class Drawing:
             self._console.say(
                 f"{self._out}: {len(self._frames)} pictures, {ANIMATION} and {TABLE} written"
             )
-        return 2 if failed else 0
+        return MISTAKE if failed else 0
 
-    def _features(self, index: int, epoch: int) -> np.ndarray:
-        """float32 [N, d] of a run's samples under one checkpoint. Raises EpochError."""
-        source, path = self._sources[index], self._jobs[index].chosen[epoch]
+    def _extract(self, run: ChosenRun, epoch: int) -> np.ndarray:
+        """Return float32 features [N, d] of a run under one checkpoint. Raises EpochError."""
         try:
-            load_weights(source.model, path, source.batches.device)
+            extracted = self._rebuilder.extract(run, run.chosen[epoch], self._args.split)
         except UserError as error:
-            raise EpochError(f"{error}; epoch {epoch} is left out") from error
-        extracted = extract(source.model, source.batches, contextlib.nullcontext())
+            raise EpochError(str(error)) from error
         return extracted.features.cpu().numpy()
 
-    def _embed(self, features: list[np.ndarray], epoch: int, progress: Progress, done: int) -> None:
-        """Take the embeddings on from the last epoch's. Raises EpochError."""
+    def _embed(
+        self, features: Sequence[np.ndarray], epoch: int, progress: Progress, done: int
+    ) -> None:
+        """Embed features, beginning at the embeddings of the last epoch. Raises EpochError."""
+        principal: Sequence[np.ndarray | None] = [None] * len(self._runs)
+        starts = self._embeddings or principal
         embeddings = []
-        for index, (own, job) in enumerate(zip(features, self._jobs, strict=True)):
+        for index, (run, own, start) in enumerate(zip(self._runs, features, starts, strict=True)):
 
-            def report(share: float, before: int = done + index, name: str = job.name) -> None:
-                if progress.due():
+            def report(share: float, before: int = done + index, name: str = run.name) -> None:
+                if progress.is_due():
                     progress.show(round(before + share, 2), f"epoch {epoch}, {name}")
 
             options = {"perplexity": self._args.perplexity, "seed": self._args.seed}
-            start = self._embeddings[index]
             try:
                 embeddings.append(embed(own, start=start, on_progress=report, **options))
             except ValueError as error:
-                path = job.chosen[epoch]
-                raise EpochError(f"{path}: {error}; epoch {epoch} is left out") from error
+                raise EpochError(f"{run.chosen[epoch]}: {error}") from error
         self._embeddings = embeddings
 
     def _write(self, epoch: int) -> None:
-        """The picture of the embeddings at hand, and the table with their rows."""
+        """Write the picture of the current embeddings, and the table with their rows."""
         panels = []
-        for index, name in enumerate(self._names):
-            source, positions = self._sources[index], unit_square(self._embeddings[index])
-            panels.append(Panel(self._panel_titles[index], positions, source.labels))
-            columns = source.samples.tolist(), source.labels.tolist(), *positions.T.tolist()
+        split = self._args.split
+        for run, name, title, embedding in zip(
+            self._runs, self._names, self._panel_titles, self._embeddings, strict=True
+        ):
+            labels = getattr(self._rebuilder.data(run), split).labels.numpy()
+            positions = scale_to_unit_square(embedding)
+            panels.append(Panel(title, positions, labels))
+            samples = self._rebuilder.samples(run, split).tolist()
             self._rows += [
                 dict(zip(COLUMNS, (epoch, name, *point), strict=True))
-                for point in zip(*columns, strict=True)
+                for point in zip(samples, labels.tolist(), *positions.T.tolist(), strict=True)
             ]
-        figure = tsne_figure(f"{self._title}: epoch {epoch}", panels, self._classes)
-        self._frames.append(image_of(figure))
+        figure = draw_embeddings(f"{self._title}: epoch {epoch}", panels, self._classes)
+        self._frames.append(render_image(figure))
         save_figure(figure, self._out / f"tsne_epoch_{epoch:03d}.{self._args.format}")
         write_csv(self._out / TABLE, COLUMNS, self._rows)
-
-
-class EpochError(Exception):
-    """One epoch cannot be drawn; the others can."""
-
-
-def complain(error: Exception | str) -> None:
-    print(f"eval_tsne.py: error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

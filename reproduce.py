@@ -4,382 +4,383 @@ beside the published one.
 python reproduce.py nc-curves --scale smoke
 """
 
+from __future__ import annotations
+
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from args import REPRODUCED, parse_train_args, reproduce_parser
+from pydantic import Field
+
+from args import Settings, complete
+from input_pipeline import SOURCES
+from models import NETWORKS
+from objective import OPTIMIZERS
+from reproduction import EXPERIMENTS, SCALES
+from reproduction.grid import GridRun, build_grid, format_flags
+from reproduction.launch import Outcome, run_here, run_submitted
+from reproduction.pictures import Call, Drawing, list_evaluations
+from reproduction.report import build_report, format_tables_plainly, write_report
+from reproduction.work import Work
+from rundir.names import METRICS
+from rundir.resuming import take_over_settings
+from utils.cli import (
+    MISTAKE,
+    Count,
+    Parser,
+    Positive,
+    add_device_flag,
+    check_value,
+    make_directory,
+    name_of,
+    run_command,
+)
 from utils.console import Console, Progress
 from utils.errors import UserError
-from utils.experiments import EXPERIMENTS, Experiment, GridRun, drawn_epochs, grid
-from utils.files import read_csv, read_json, remove_temporaries, write_csv, write_json, write_whole
-from utils.launch import Outcome, run_here, run_submitted
-from utils.report import collect
-from utils.report_text import Report, paper_name, render
-from utils.rundir import CONFIG, METRICS, read_config
-from utils.signals import StopSignal
+from utils.files import read_csv, read_json, remove_temporaries, write_json
+from utils.registry import load_function
 
 ROOT = Path(__file__).resolve().parent
 STOPPED = "stopped; finished work is kept, the same command goes on from there"
+STOPPED_STATUSES = (130, 143)  # of a script that SIGINT or SIGTERM has stopped
 NOT_FINITE = 3  # train.py's exit status for a loss that is not finite
 STAMP = "report.json"  # what a results directory holds, so that it is not replaced by another
+JOB_MINUTES = 240
+DATA_DIR = "./data"
+
+# Flags that change the grid, in the order of a report's command, and those of a cluster.
+OVERRIDES = ("epochs", "sample_size", "test_sample_size", *(f"lr_{name}" for name in OPTIMIZERS))
+GRID_FLAGS = ("dataset", "models", *OVERRIDES)
+CLUSTER_FLAGS = ("launcher", "job_minutes", "slurm")
+
+Thousand = Annotated[int, Field(ge=1, le=1000)]
+Minutes = Annotated[int, Field(ge=1, le=100_000)]
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = reproduce_parser().parse_args(argv)
-    try:
-        with StopSignal(STOPPED):
-            return reproduce(args)
-    except UserError as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        return 2
+def build_parser() -> Parser:
+    listed = "\n".join(f"  {name:<13}{each.title}" for name, each in EXPERIMENTS.items())
+    parser = Parser(
+        prog="reproduce.py",
+        description="Rerun an experiment of the paper and put the result beside the published one."
+        "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
+        "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
+        f"2 not,\n130 and 143 stopped by SIGINT and SIGTERM.\n\nexperiments:\n{listed}",
+    )
+    add_grid_flags(parser.add_argument_group("what to run"))
+    add_place_flags(parser.add_argument_group("how"))
+    add_cluster_flags(parser.add_argument_group("on a cluster, through submitit"))
+    return parser
+
+
+def add_grid_flags(group: Any) -> None:
+    def add(flag: str, kind: Any, help: str, metavar: str = "NAME", **options: Any) -> None:
+        group.add_argument(flag, type=check_value(kind), help=help, metavar=metavar, **options)
+
+    add("experiment", name_of(EXPERIMENTS, "experiment"), "see above", metavar="EXPERIMENT")
+    scales = "; ".join(f"{name}: {scale.what}" for name, scale in SCALES.items())
+    add("--scale", name_of(SCALES, "scale"), f"{scales} (default: smoke)", default="smoke")
+    in_place = "in place of the scale's {} (default: {}; full: the paper's)"
+    datasets = ", ".join(f"{n} {', '.join(s.datasets)}" for n, s in SCALES.items() if s.datasets)
+    networks = ", ".join(f"{n} {', '.join(s.models)}" for n, s in SCALES.items() if s.models)
+    add("--dataset", name_of(SOURCES, "data set"), in_place.format("data sets", datasets))
+    kind = name_of(NETWORKS, "model")
+    add("--models", kind, in_place.format("networks", networks), nargs="+")
+    seeds = "runs of each setting, with seeds 0 to N-1; reported as mean and standard deviation"
+    add("--seeds", Thousand, f"{seeds} (default: 1)", metavar="N", default=1)
+    for name in ("epochs", "sample_size", "test_sample_size"):
+        add(f"--{name}", Count, "as in train.py --help (default: the scale's)", metavar="N")
+    for name in OPTIMIZERS:
+        rates = f"(default: the scale's; full: {SCALES['full'].rates.get(name, 0.01):g})"
+        add(f"--lr_{name}", Positive, f"learning rate with {name} {rates}", metavar="X")
+
+
+def add_place_flags(group: Any) -> None:
+    add_device_flag(group)
+    group.add_argument(
+        "--data_dir",
+        default=DATA_DIR,
+        metavar="DIR",
+        help=f"as in train.py (default: {DATA_DIR})",
+    )
+    group.add_argument(
+        "--jobs",
+        type=check_value(Thousand),
+        default=1,
+        metavar="N",
+        help="runs at a time (default: 1)",
+    )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the training commands, one a line, and do nothing (default: off)",
+    )
+    group.add_argument(
+        "--save_dir",
+        metavar="DIR",
+        help="where run directories are made (default: model_weights/reproduce-SCALE)",
+    )
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where report.md, CSV and pictures go (default: results/EXPERIMENT)",
+    )
+
+
+def add_cluster_flags(group: Any) -> None:
+    group.add_argument(
+        "--launcher",
+        type=check_value(name_of(("local", "slurm"), "launcher")),
+        metavar="NAME",
+        help="slurm: a job array, --jobs of it at a time, requeued when preempted; local: the same "
+        "on this machine (default: processes of this command)",
+    )
+    group.add_argument(
+        "--job_minutes",
+        type=check_value(Minutes),
+        metavar="N",
+        help="time limit of a job, after which it is requeued and resumes "
+        f"(default: {JOB_MINUTES})",
+    )
+    group.add_argument(
+        "--slurm",
+        type=split_assignment,
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="more parameters of sbatch, such as partition=gpu cpus-per-task=8 (default: none)",
+    )
+
+
+def split_assignment(text: str) -> tuple[str, str]:
+    """KEY=VALUE -> (KEY, VALUE), for argparse."""
+    key, sign, value = text.partition("=")
+    if not (key and sign):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    return key, value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command("reproduce.py", lambda stop: reproduce(args), stopped=STOPPED)
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Train, evaluate, draw, report; 0 if every run has a result, else 2. Raises UserError."""
-    refuse_without_effect(args)
-    experiment = EXPERIMENTS[args.experiment]
-    runs = grid_of(args)
-    save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
+    """Train, evaluate, draw, report.
+
+    Returns 0, or 2 where a run has no result, or what a script has ended with that is no failure.
+    Raises UserError.
+    """
+    work = plan_work(args)
+    refuse_idle_flags(args, work)
     if args.dry_run:
-        show_commands(runs, args, save_dir)
+        print_commands(work, args)
         return 0
-    out = results_directory(args)
-    console = Console()
-    if not runs:
-        return reproduce_theory(args, out, console)
-    for run in runs:  # a run that is there with other settings is refused before the first starts
-        parse_train_args(train_flags(run, args, save_dir))
-    begun = time.monotonic()
-    failed = train_missing(runs, args, save_dir, out, console)
-    evaluated = [run for run in runs if run.name not in failed]
-    if not evaluated:
-        raise UserError(f"no run has a result: {next(iter(failed.values()))}")
-    pictures = evaluate(experiment, evaluated, args, save_dir, out)
-    published = {run.name: run.published(experiment) for run in runs}
-    results = collect(runs, save_dir, experiment.measures, published, failed)
-    report = Report(
-        experiment=args.experiment,
-        scale=args.scale,
-        command=command_line(args),
-        results=results,
-        measures=experiment.measures,
-        runs=[(run, run_facts(save_dir / run.name)) for run in evaluated],
-        pictures=pictures,
-        stands_for=runs[0].stands_for,
+    for run in work.runs:  # a run that is there with other settings is refused before any starts
+        complete(take_over_settings(Settings.from_flags(list_settings(work, run, args))))
+    prepare_results(work.out, args)
+    begun, console = time.monotonic(), Console()
+    if work.runs:
+        work = dataclasses.replace(work, failed=train_missing(work, args, console))
+    if work.runs and not work.finished:
+        raise UserError(f"no run has a result: {next(iter(work.failed.values()))}")
+    status = call_scripts(list_evaluations(work))
+    drawing: Drawing = load_function(work.experiment.draw)(work)
+    for path in drawing.outdated:
+        path.unlink()
+    status = max(status, call_scripts(drawing.calls))
+    results = load_function(work.experiment.find_results)(work)
+    pictures = [path for path in drawing.pictures if path.exists()]
+    report = build_report(work, format_command(args), results, pictures)
+    path = write_report(report)
+    write_json(work.out / STAMP, build_stamp(args))
+    console.say("\n" + format_tables_plainly(report))
+    console.say(f"\nwrote {path} ({time.monotonic() - begun:.0f} s)")
+    return MISTAKE if work.failed else status
+
+
+def plan_work(args: argparse.Namespace) -> Work:
+    """Return the runs that the flags ask for, and where things go. Raises UserError."""
+    overrides = {name: getattr(args, name) for name in OVERRIDES}
+    runs = build_grid(
+        args.experiment,
+        args.scale,
+        seeds=args.seeds,
+        datasets=[args.dataset] if args.dataset else None,
+        models=args.models,
+        overrides={name: value for name, value in overrides.items() if value is not None},
     )
-    write_report(report, args, out)
-    console.say("\n" + render(report, markdown=False))
-    console.say(f"\nwrote {out / 'report.md'} ({time.monotonic() - begun:.0f} s)")
-    return 2 if any(result.missing for result in results) else 0
+    save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
+    out = Path(args.out or f"results/{args.experiment}")
+    return Work(args.experiment, args.scale, runs, save_dir, out, args.gpu_id)
 
 
-def show_commands(runs: Sequence[GridRun], args: argparse.Namespace, save_dir: Path) -> None:
-    commands = [["train.py", *train_flags(run, args, save_dir)] for run in runs]
-    target = Path(args.out or "results/theory")
-    commands += [["verify_theory.py", *words] for words in theory_commands(args, target)]
+def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
+    """A flag that does nothing in this combination is a mistake. Raises UserError."""
+    reasons = {}
+    if not work.runs:
+        reasons = dict.fromkeys((*GRID_FLAGS, *CLUSTER_FLAGS), f"{work.name} trains nothing")
+        if args.seeds > 1:
+            reasons["seeds"] = f"{work.name} trains nothing"
+    if not args.launcher:
+        reasons["job_minutes"] = "it belongs to --launcher"
+    if args.launcher != "slurm":
+        reasons["slurm"] = "it belongs to --launcher slurm"
+    for name, reason in reasons.items():
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} has no effect here: {reason}")
+    streams = any(SOURCES[run.settings.dataset].streams for run in work.runs)
+    if streams and args.data_dir == DATA_DIR and not args.dry_run:
+        raise UserError("an image folder needs --data_dir: what holds train/ and test/ or val/")
+
+
+def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of train.py for a run, which resumes where it exists."""
+    bundled = SOURCES[run.settings.dataset].bundled_with is not None
+    return {
+        **run.given,
+        **({} if bundled else {"data_dir": args.data_dir}),
+        "gpu_id": min(args.gpu_id, 0) if args.launcher else args.gpu_id,  # a job sees its own alone
+        "save_dir": str(work.save_dir),
+        "run_name": run.name,
+        "resume": True,
+        "force": True,
+    }
+
+
+def print_commands(work: Work, args: argparse.Namespace) -> None:
+    """Print the commands that train; of an experiment that trains nothing those that it runs."""
+    commands = [("train", format_flags(list_settings(work, run, args))) for run in work.runs]
+    if not work.runs:
+        drawing: Drawing = load_function(work.experiment.draw)(work)
+        commands = [(call.script, call.flags) for call in drawing.calls]
     try:
-        for command in commands:
-            print(shlex.join(["python", *command]))
+        for script, flags in commands:
+            print(shlex.join(["python", f"{script}.py", *flags]))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough (| head)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def refuse_without_effect(args: argparse.Namespace) -> None:
-    """A flag that does nothing in this combination is a mistake. Raises UserError."""
-    trained = bool(EXPERIMENTS[args.experiment].datasets)
-    reasons = {
-        **{key: "theory trains nothing" for key in REPRODUCED if not trained},
-        **({} if trained or args.seeds == 1 else {"seeds": "theory trains nothing"}),
-        **({} if args.launcher else {"job_minutes": "it belongs to --launcher"}),
-        **({} if args.launcher == "slurm" else {"slurm": "it belongs to --launcher slurm"}),
-    }
-    for key, reason in reasons.items():
-        if getattr(args, key) is not None:
-            raise UserError(f"--{key} has no effect here: {reason}")
-    on_disk = args.dataset == "folder" or (args.experiment == "imagenet" and args.scale == "full")
-    if on_disk and args.data_dir == "./data" and not args.dry_run:
-        raise UserError("an image folder needs --data_dir: what holds train/ and test/ or val/")
-
-
-def grid_of(args: argparse.Namespace) -> list[GridRun]:
-    names = ("epochs", "sample_size", "test_sample_size", "lr_SGD", "lr_AdamW")
-    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return grid(
-        args.experiment,
-        args.scale,
-        seeds=args.seeds,
-        datasets=(args.dataset,) if args.dataset else None,
-        models=args.models,
-        overrides=overrides,
-    )
-
-
-def train_flags(run: GridRun, args: argparse.Namespace, save_dir: Path) -> list[str]:
-    """Of train.py for one run: resumes where it exists, starts where it does not."""
-    words = run.flags()
-    if run.settings["dataset"] != "digits":
-        words += ["--data_dir", args.data_dir]
-    gpu = min(args.gpu_id, 0) if args.launcher else args.gpu_id  # a job sees its own GPU alone
-    words += ["--gpu_id", str(gpu), "--save_dir", str(save_dir), "--run_name", run.name]
-    return [*words, "--resume", "--force"]
-
-
-def results_directory(args: argparse.Namespace) -> Path:
-    """Made if need be; another result there is not replaced. Raises UserError."""
-    out = Path(args.out or f"results/{args.experiment}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot create {out}: {error.strerror}") from error
+def prepare_results(out: Path, args: argparse.Namespace) -> None:
+    """Make the results directory; another result there is not replaced. Raises UserError."""
+    make_directory("--out", out)
     remove_temporaries(out)
-    if (out / STAMP).exists():
-        held = read_json(out / STAMP)
-        if held != stamp(args) and held.get("scale") != "smoke":
-            raise UserError(
-                f"{out} holds the result of {held.get('experiment')} at scale {held.get('scale')} "
-                "on other data, networks or settings: give another --out"
-            )
-    return out
+    if not (out / STAMP).exists():
+        return
+    held = read_json(out / STAMP)
+    if held != build_stamp(args) and held.get("scale") != "smoke":
+        raise UserError(
+            f"{out} holds the result of {held.get('experiment')} at scale {held.get('scale')} "
+            "on other data, networks or settings: give another --out"
+        )
 
 
-def stamp(args: argparse.Namespace) -> dict[str, Any]:
-    """What a result is of: a longer grid of the same (more seeds) may replace it."""
-    keys = ("experiment", "scale", "dataset", "models", "epochs", "sample_size")
-    return {key: getattr(args, key) for key in keys}
+def build_stamp(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a result is of; a longer grid of the same (more seeds) may replace it."""
+    names = ("experiment", "scale", "dataset", "models", "epochs", "sample_size")
+    return {name: getattr(args, name) for name in names}
 
 
-def train_missing(
-    runs: Sequence[GridRun], args: argparse.Namespace, save_dir: Path, out: Path, console: Console
-) -> dict[str, str]:
-    """Train every run that is not finished; returns the names of those that failed, and why."""
-    todo = {
-        run.name: [sys.executable, str(ROOT / "train.py"), *train_flags(run, args, save_dir)]
-        for run in runs
-        if not finished(run, save_dir)
+def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dict[str, str]:
+    """Train every run that is not finished; return why runs failed, by their names."""
+    train = [sys.executable, str(ROOT / "train.py")]
+    commands = {
+        run.name: [*train, *format_flags(list_settings(work, run, args))]
+        for run in work.runs
+        if not is_finished(work, run)
     }
-    console.say(f"{len(runs)} runs, {len(todo)} to train, run directories under {save_dir}")
-    progress = Progress(console, "training", len(todo), unit="run")
+    count = len(commands)
+    console.say(f"{len(work.runs)} runs, {count} to train, run directories under {work.save_dir}")
+    progress = Progress(console, "training", count, unit="run")
     failed = {}
-    for done, (name, outcome) in enumerate(launched(todo, args, save_dir, console), start=1):
-        if outcome.status in (130, 143):
-            failed[name] = "stopped"
-        elif outcome.status == NOT_FINITE:
-            failed[name] = "diverged: the loss is not finite"
-        elif outcome.status:
-            complaint = outcome.complaint.removeprefix("train.py: error: ")
-            failed[name] = complaint or f"exit status {outcome.status}"
-        said = failed.get(name) or last_row(save_dir / name)
-        console.say(f"[{done}/{len(todo)}] {name}: {said}")
-        if progress.due():
+    launched = launch(commands, args, work.save_dir / "submitit", console)
+    for done, (name, outcome) in enumerate(launched, start=1):
+        if outcome.status:
+            failed[name] = explain_failure(outcome)
+        news = failed.get(name) or describe_last_epoch(work.save_dir / name)
+        console.say(f"[{done}/{count}] {name}: {news}")
+        if progress.is_due():
             progress.show(done, "")
     progress.close()
     return failed
 
 
-def launched(
-    commands: dict[str, list[str]], args: argparse.Namespace, save_dir: Path, console: Console
+def is_finished(work: Work, run: GridRun) -> bool:
+    """Whether a run has trained all its epochs."""
+    path = work.locate(run) / METRICS
+    return path.exists() and len(read_csv(path)) == run.settings.epochs
+
+
+def launch(
+    commands: Mapping[str, list[str]], args: argparse.Namespace, folder: Path, console: Console
 ) -> Iterator[tuple[str, Outcome]]:
+    """Run commands here or as jobs; yield each name and outcome as it ends."""
     if not args.launcher or not commands:
         return run_here(commands, args.jobs)
     return run_submitted(
         commands,
         args.launcher,
         args.jobs,
-        save_dir / "submitit",
+        folder,
         gpu=None if args.gpu_id < 0 else args.gpu_id,
-        minutes=args.job_minutes or 240,
+        minutes=args.job_minutes or JOB_MINUTES,
         extra=dict(args.slurm or ()),
         say=console.say,
     )
 
 
-def finished(run: GridRun, save_dir: Path) -> bool:
-    path = save_dir / run.name / METRICS
-    return path.exists() and len(read_csv(path)) == run.settings["epochs"]
+def explain_failure(outcome: Outcome) -> str:
+    if outcome.status in STOPPED_STATUSES:
+        return "stopped"
+    if outcome.status == NOT_FINITE:
+        return "diverged: the loss is not finite"
+    complaint = outcome.complaint.removeprefix("train.py: error: ")
+    return complaint or f"exit status {outcome.status}"
 
 
-def last_row(directory: Path) -> str:
+def describe_last_epoch(directory: Path) -> str:
     rows = read_csv(directory / METRICS)
     seconds = sum(float(row["seconds"]) for row in rows)
-    top1, uniform = (float(rows[-1][key]) for key in ("test_top1", "test_uniform"))
+    top1, uniform = (float(rows[-1][name]) for name in ("test_top1", "test_uniform"))
     return f"test top-1 {top1:.2f} %, uniform {uniform:.2f} %, {seconds:.0f} s"
 
 
-def evaluate(
-    experiment: Experiment,
-    runs: Sequence[GridRun],
-    args: argparse.Namespace,
-    save_dir: Path,
-    out: Path,
-) -> list[Path]:
-    """Measure the checkpoints and draw; returns the pictures in `out`. Raises UserError."""
-    directories = [str(save_dir / run.name) for run in runs]
-    common = ["--gpu_id", str(args.gpu_id)]
-    epochs = drawn_epochs(runs[0].settings["epochs"])
-    if experiment.checkpoints:
-        import eval_nc
-
-        selected = epochs if experiment.checkpoints == "6-13" else experiment.checkpoints
-        # Curves of a single epoch are no curves.
-        overlaid = ["--out", str(out)] if args.experiment == "nc-curves" else []
-        flags = ["--load_path", *directories, "--checkpoints", selected, *overlaid, *common]
-        check(eval_nc.main(flags), "eval_nc.py")
-    drawn = {
-        "nc-curves": draw_scores_by_run,
-        "bias-mean": draw_scores,
-        "bias-decay": draw_scores,
-        "tsne": draw_tsne,
-    }.get(args.experiment, draw_accuracies)
-    return drawn(experiment, runs, save_dir, out, common)
+def call_scripts(calls: Sequence[Call]) -> int:
+    """Call scripts one after the other; return the largest status. Raises UserError."""
+    largest = 0
+    for call in calls:
+        status = call_script(call.script, call.flags)
+        if status in STOPPED_STATUSES:
+            sys.exit(status)
+        if status not in call.accepted:
+            raise UserError(f"{call.script}.py failed with status {status}; see its lines above")
+        largest = max(largest, status)
+    return largest
 
 
-def check(status: int, script: str) -> None:
-    if status:
-        raise UserError(f"{script} failed with status {status}; what it said is above")
+def call_script(name: str, flags: Sequence[str]) -> int:
+    """Call another script's main() in this process, imported now, and return its status."""
+    status: int = load_function(f"{name}:main")(list(flags))
+    return status
 
 
-def draw_scores(experiment, runs, save_dir, out, common) -> list[Path]:
-    """A score figure for each network and data set over the swept setting."""
-    import eval_scores
-
-    by = next(key for key in experiment.axes if key != "optimizer")
-    pictures = []
-    for model, dataset in dict.fromkeys(
-        (run.settings["model"], run.settings["dataset"]) for run in runs
-    ):
-        chosen = [
-            str(save_dir / run.name)
-            for run in runs
-            if (run.settings["model"], run.settings["dataset"]) == (model, dataset)
-        ]
-        pictures.append(out / f"scores_{model}_{dataset}.png")
-        flags = [*chosen, "--by", by, "--out", str(pictures[-1]), *common]
-        check(eval_scores.main(flags), "eval_scores.py")
-    return pictures
-
-
-def draw_scores_by_run(experiment, runs, save_dir, out, common) -> list[Path]:
-    """The curves that eval_nc.py has drawn, and the scores at the end."""
-    import eval_scores
-
-    directories = [str(save_dir / run.name) for run in runs]
-    picture = out / "scores.png"
-    flags = [*directories, "--by", "bias_init_mean", "--out", str(picture), *common]
-    check(eval_scores.main(flags), "eval_scores.py")
-    return [path for path in (out / "nc_curves_overlay.png", picture) if path.exists()]
-
-
-def draw_tsne(experiment, runs, save_dir, out, common) -> list[Path]:
-    import eval_tsne
-
-    first = [run for run in runs if run.settings["seed"] == 0]
-    directories = [str(save_dir / run.name) for run in first]
-    epochs = drawn_epochs(first[0].settings["epochs"])
-    for old in out.glob("tsne_epoch_*.png"):
-        old.unlink()
-    flags = [*directories, "--checkpoints", epochs, "--out", str(out), *common]
-    check(eval_tsne.main(flags), "eval_tsne.py")
-    return [*sorted(out.glob("tsne_epoch_*.png"))[-1:], *out.glob("tsne.gif")]
-
-
-def draw_accuracies(experiment, runs, save_dir, out, common) -> list[Path]:
-    from utils.figures import save_figure
-    from utils.report_figure import accuracy_figure
-
-    published = {run.name: run.published(experiment) for run in runs}
-    results = collect(runs, save_dir, experiment.measures, published, {})
-    picture = out / "accuracy.png"
-    paper = {f"{run.stands_for['model']}, {paper_name(run.stands_for['dataset'])}" for run in runs}
-    # Of a grid over several networks or data sets the rows tell.
-    title = paper.pop() if len(paper) == 1 else "same setting"
-    save_figure(accuracy_figure(results, title), picture)
-    return [picture]
-
-
-def theory_commands(args: argparse.Namespace, out: Path) -> list[list[str]]:
-    if args.experiment != "theory":
-        return []
-    commands = []
-    for loss in ("CE", "BCE"):
-        for sweep in ("bias_decay", "bias_init_mean"):
-            for classes in (10, 100) if args.scale == "full" else (10,):
-                files = out / f"{loss}_{sweep}_K{classes}"
-                words = ["--loss", loss, "--sweep", sweep, "--num_classes", str(classes)]
-                words += ["--samples_per_class", str(128 / classes)]
-                commands.append([*words, "--json", f"{files}.json", "--plot", f"{files}.png"])
-    return commands
-
-
-def reproduce_theory(args: argparse.Namespace, out: Path, console: Console) -> int:
-    """The sweeps of verify_theory.py, and the table of predicted, found and published scores."""
-    import verify_theory
-    from utils.report_theory import theory_results
-
-    begun = time.monotonic()
-    disagree = False
-    commands = theory_commands(args, out)
-    for command in commands:
-        status = verify_theory.main(command)
-        if status not in (0, 1):
-            check(status, "verify_theory.py")
-        disagree |= status == 1
-    results = theory_results((10, 100) if args.scale != "smoke" else (10,))
-    report = Report(
-        experiment=args.experiment,
-        scale=args.scale,
-        command=command_line(args),
-        results=results,
-        measures=EXPERIMENTS["theory"].measures,
-        runs=[],
-        pictures=[Path(command[-1]) for command in commands],
-        stands_for={},
-    )
-    write_report(report, args, out)
-    console.say("\n" + render(report, markdown=False))
-    console.say(f"\nwrote {out / 'report.md'} ({time.monotonic() - begun:.0f} s)")
-    return 1 if disagree else 0
-
-
-def run_facts(directory: Path) -> dict[str, Any]:
-    """What the report tells of a run: its data, environment and time."""
-    config = read_config(directory)
-    seconds = sum(float(row["seconds"]) for row in read_csv(directory / METRICS))
-    environment = read_json(directory / CONFIG).get("environment", {})
-    return {
-        "settings": config["settings"],
-        "data": config["data"],
-        "environment": environment,
-        "seconds": seconds,
-    }
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that gives this result again, without where it ran and what it wrote."""
+def format_command(args: argparse.Namespace) -> str:
+    """Return the command that gives this result again, without where it ran and what it wrote."""
     words = ["python", "reproduce.py", args.experiment, "--scale", args.scale]
-    for key in REPRODUCED:
-        value = getattr(args, key)
-        if value is None or key in ("launcher", "job_minutes", "slurm"):
-            continue
-        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    for name in GRID_FLAGS:
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     if args.seeds > 1:
         words += ["--seeds", str(args.seeds)]
-    if args.data_dir != "./data":
+    if args.data_dir != DATA_DIR:
         words += ["--data_dir", os.path.basename(os.path.normpath(args.data_dir))]
     return shlex.join(words)
-
-
-def write_report(report: Report, args: argparse.Namespace, out: Path) -> None:
-    text = render(report, markdown=True)
-    write_csv(out / "results.csv", *report.csv())
-    write_whole(out / "report.md", lambda file: file.write(text.encode()))
-    write_json(out / STAMP, stamp(args))
 
 
 if __name__ == "__main__":

@@ -1,302 +1,332 @@
-"""Hold the unconstrained-feature model, minimised by L-BFGS in float64, against its exact minimum.
+"""Compare the exact minimum of the unconstrained-feature model with one that L-BFGS finds.
 
 python verify_theory.py --loss BCE --num_classes 10 --samples_per_class 12.8 --feature_dim 16
+
+The functions that need torch, scipy or matplotlib import them: `--help` and mistakes do not wait.
 """
 
-from args import SWEEPS, verify_theory_parser
-from utils.signals import StopSignal
-
-if __name__ == "__main__":
-    verify_theory_parser().parse_args()  # --help and a wrong flag are answered at once
-    StopSignal("stopped").install()
+from __future__ import annotations
 
 import argparse
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
+from pydantic import Field
 
-from utils.console import table
+from input_pipeline.longtail import compute_tail_sizes
+from objective import LOSSES
+from theory.setting import DECAY_SWEEP, SWEEPS, Setting, Sweep
+from utils.cli import (
+    Factor,
+    Natural,
+    NonNegative,
+    Parser,
+    Positive,
+    Real,
+    check_value,
+    name_of,
+    run_command,
+)
+from utils.console import format_table
 from utils.errors import UserError
-from utils.figures import SweepPoint, save_figure, sweep_figure
 from utils.files import check_picture, check_target, write_json
-from utils.longtail import long_tailed_sizes
-from utils.neural_collapse import neural_collapse
-from utils.theory import Prediction, predict
-from utils.unconstrained import Found, Problem, minimise
 
-FLAT = 1e-6  # a loss this near, relatively, is that of the minimum for all L-BFGS can see
-AGREES, DISAGREES, MISTAKE, DOES_NOT_APPLY = 0, 1, 2, 4
+if TYPE_CHECKING:
+    from theory.comparison import Comparison
+
+AGREES, DISAGREES, DOES_NOT_APPLY = 0, 1, 4  # exit statuses beside utils.cli.MISTAKE
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = verify_theory_parser().parse_args(argv)
-    try:
-        with StopSignal("stopped"):
-            check_arguments(args)
-            return sweep(args) if args.sweep else verify(args)
-    except UserError as error:
-        print(f"verify_theory.py: error: {error}", file=sys.stderr)
-        return MISTAKE
+@dataclass(frozen=True)
+class Request:
+    """What to verify, without a missing value, and the files to write.
+
+    Attributes:
+        setting: a sweep varies one of its attributes.
+        class_sizes: ⌈n⌉ of each class, or a long tail from there as train.py cuts it.
+        sweep: None for the setting alone.
+        json: None for no numbers.
+        plot: None for no picture.
+    """
+
+    setting: Setting
+    class_sizes: list[int]
+    sweep: Sweep | None
+    json: Path | None
+    plot: Path | None
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Fill in what depends on other flags; refuse what cannot be. Raises UserError."""
-    if args.feature_dim is None:
-        args.feature_dim = args.num_classes + 6
-    swept = {"bias_decay": "weight_decay_bias", "bias_init_mean": "bias_init_mean"}.get(args.sweep)
-    if swept and getattr(args, swept) is not None:
-        raise UserError(f"--{swept} has no effect here: --sweep {args.sweep} sets it")
-    if args.weight_decay_bias is None:
-        args.weight_decay_bias = 0.0
-    if args.bias_init_mean is None:
-        # The paper's sweep of the bias decay starts at a mean of 10.
-        args.bias_init_mean = 10.0 if args.sweep == "bias_decay" else 0.0
-    if args.sweep and args.plot is None:
-        args.plot = f"theory_{args.loss}_{args.sweep}.png"
-    if args.json is not None:
-        check_target("--json", Path(args.json))
-    if args.plot is not None:
-        check_picture("--plot", Path(args.plot))
-    if args.imbalance_factor > 1 and len(set(class_sizes(args))) == 1:
-        raise UserError(
-            f"--imbalance_factor {args.imbalance_factor:g} has no effect here: with "
-            f"--samples_per_class {args.samples_per_class:g} all classes have one sample"
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = build_parser().parse_args(argv)
+    return run_command(
+        "verify_theory.py", lambda stop: verify(resolve_request(flags)), stopped="stopped"
+    )
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="verify_theory.py",
+        description="Compare the exact minimum of the unconstrained-feature model with one that\n"
+        "L-BFGS finds in float64.\n"
+        "Exit status: 0 they agree, 1 they do not, 2 a mistake,\n"
+        "4 the theory does not apply (d too small, imbalanced classes).",
+    )
+    add_problem_flags(parser)
+    add_search_flags(parser)
+    return parser
+
+
+def add_problem_flags(parser: Parser) -> None:
+    losses = [name for name, loss in LOSSES.items() if loss.has_exact_minimum]
+    classes = Annotated[int, Field(ge=2, le=1000)]
+    samples = Annotated[Positive, Field(lt=1e6)]
+    dimensions = Annotated[int, Field(ge=1, le=100_000)]
+    add = parser.add_argument_group("the problem").add_argument
+    add(
+        "--loss",
+        type=check_value(name_of(losses, "loss")),
+        default="BCE",
+        metavar="NAME",
+        help=f"{', '.join(losses)} (default: BCE)",
+    )
+    add(
+        "--num_classes",
+        type=check_value(classes),
+        default=10,
+        metavar="K",
+        help="classes (default: 10)",
+    )
+    add(
+        "--samples_per_class",
+        type=check_value(samples),
+        default=12.8,
+        metavar="N",
+        help="samples per class, may be fractional: batch_size/K of mini-batches "
+        "(default: 12.8, a batch of 128)",
+    )
+    add(
+        "--feature_dim",
+        type=check_value(dimensions),
+        metavar="D",
+        help="dimension of the features (default: K + 6)",
+    )
+    for flag, symbol in (("--weight_decay", "W"), ("--feature_decay_rate", "H")):
+        add(
+            flag,
+            type=check_value(Positive),
+            default=5e-4,
+            metavar="X",
+            help=f"lambda_{symbol} (default: 5e-4)",
         )
+    add(
+        "--weight_decay_bias",
+        type=check_value(NonNegative),
+        metavar="X",
+        help="lambda_b (default: 0)",
+    )
+    add(
+        "--imbalance_factor",
+        type=check_value(Factor),
+        default=1.0,
+        metavar="X",
+        help="class k has N X^(-k/(K-1)) samples, rounded down; the theory needs 1 (default: 1)",
+    )
 
 
-def verify(args: argparse.Namespace) -> int:
-    """One setting: table, JSON, verdict."""
-    predicted, found = predict_for(args), find_for(args)
-    expected, measured = predicted_values(predicted), found_values(found)
-    reason = why_not_applicable(args, predicted)
-    if reason:
-        expected = dict.fromkeys(expected)  # nothing is claimed
-    print(describe(args, found))
-    print(comparison(expected, measured))
-    if args.json:
-        content = {"settings": settings_of(args), "predicted": expected, "found": measured}
-        write_json(Path(args.json), content)
-    if args.plot:
-        point = SweepPoint(args.weight_decay_bias, expected, measured)
-        save_figure(sweep_figure(args.loss, "bias_decay", [point]), Path(args.plot))
-        print(f"wrote {args.plot}")
-    if reason:
-        print(f"the theory does not apply: {reason}; the values found stand for themselves")
+def add_search_flags(parser: Parser) -> None:
+    starts = Annotated[int, Field(ge=1, le=1000)]
+    add = parser.add_argument_group("search and output").add_argument
+    add(
+        "--bias_init_mean",
+        type=check_value(Real),
+        metavar="X",
+        help="mean of the biases where L-BFGS starts (default: 0; with --sweep bias_decay 10)",
+    )
+    add(
+        "--seed",
+        type=check_value(Natural),
+        default=0,
+        metavar="N",
+        help="seed of the random start (default: 0)",
+    )
+    add(
+        "--starts",
+        type=check_value(starts),
+        default=1,
+        metavar="N",
+        help="random starts, the lowest minimum counts (default: 1)",
+    )
+    add(
+        "--tolerance",
+        type=check_value(Positive),
+        default=1e-3,
+        metavar="X",
+        help="largest difference that agrees: absolute; for loss and |W|^2 relative above 1 "
+        "(default: 1e-3)",
+    )
+    add(
+        "--sweep",
+        type=check_value(name_of(SWEEPS, "sweep")),
+        metavar="NAME",
+        help=f"the paper's grid over {' or '.join(SWEEPS)} (default: one setting)",
+    )
+    add(
+        "--json",
+        metavar="FILE",
+        help="write settings, predicted and found values (default: none)",
+    )
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw the setting or the sweep: .png, .pdf or .svg (default: none; "
+        "theory_LOSS_SWEEP.png for a sweep)",
+    )
+
+
+def resolve_request(flags: argparse.Namespace) -> Request:
+    """Fill in the defaults that depend on other flags. Raises UserError for a mistake."""
+    values = vars(flags).copy()
+    sweep = SWEEPS.get(values.pop("sweep"))
+    json, plot = values.pop("json"), values.pop("plot")
+    if sweep and values[sweep.attribute] is not None:
+        raise UserError(f"--{sweep.attribute} has no effect here: --sweep {sweep.name} sets it")
+    defaults = {
+        "feature_dim": flags.num_classes + 6,
+        "weight_decay_bias": 0.0,
+        "bias_init_mean": sweep.bias_init_mean if sweep else 0.0,
+    }
+    values |= {name: value for name, value in defaults.items() if values[name] is None}
+    setting = Setting(**values)
+    if sweep and plot is None:
+        plot = f"theory_{setting.loss}_{sweep.name}.png"
+    largest = math.ceil(setting.samples_per_class)
+    sizes = compute_tail_sizes(largest, setting.num_classes, setting.imbalance_factor)
+    request = Request(setting, sizes, sweep, make_path(json), make_path(plot))
+    if request.json is not None:
+        check_target("--json", request.json)
+    if request.plot is not None:
+        check_picture("--plot", request.plot)
+    if setting.imbalance_factor > 1 and len(set(sizes)) == 1:
+        raise UserError(
+            f"--imbalance_factor {setting.imbalance_factor:g} has no effect here: with "
+            f"--samples_per_class {setting.samples_per_class:g} all classes have one sample"
+        )
+    return request
+
+
+def make_path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def verify(request: Request) -> int:
+    """Verify a setting or a sweep and return the exit status."""
+    if request.sweep:
+        return verify_sweep(request, request.sweep)
+    return verify_setting(request)
+
+
+def verify_setting(request: Request) -> int:
+    """Print the comparison of one setting and write what was asked for."""
+    from reproduction.verification import compare_minima
+
+    setting = request.setting
+    minima = compare_minima(setting, request.class_sizes)
+    print(describe_setting(setting, minima))
+    print(format_table(["", "predicted", "found", "difference"], minima.list_rows()))
+    if request.json:
+        numbers = {"predicted": minima.expected, "found": minima.measured}
+        write_json(request.json, {"settings": asdict(setting), **numbers})
+    write_picture(request, DECAY_SWEEP, [(setting.weight_decay_bias, minima)])
+    if minima.objection:
+        print(
+            f"the theory does not apply: {minima.objection}; the values found stand for themselves"
+        )
         return DOES_NOT_APPLY
-    worst, name = largest_difference(expected, measured)
-    agrees = worst <= args.tolerance
+    worst, name = minima.find_largest_difference()
+    agrees = worst <= setting.tolerance
     verdict = "agree" if agrees else "DISAGREE"
-    print(f"{verdict}: largest difference {worst:.1e} ({name}), allowed {args.tolerance:g}")
-    excess = found.loss_value - predicted.loss_value
-    if not agrees and abs(excess) <= FLAT * abs(predicted.loss_value):
-        print(f"the losses agree to {excess:.1e}: the objective is flat there, L-BFGS stops early")
+    print(f"{verdict}: largest difference {worst:.1e} ({name}), allowed {setting.tolerance:g}")
+    if not agrees and minima.is_flat():
+        print(
+            f"the losses agree to {minima.excess:.1e}: the objective is flat there, "
+            "L-BFGS stops early"
+        )
     return AGREES if agrees else DISAGREES
 
 
-def sweep(args: argparse.Namespace) -> int:
-    """The paper's grid of one setting: a table, a picture, and whether all points agree."""
-    points, rows, worst, outside = [], [], 0.0, 0
-    for value in SWEEPS[args.sweep]:
-        setting = "weight_decay_bias" if args.sweep == "bias_decay" else "bias_init_mean"
-        at = argparse.Namespace(**{**vars(args), setting: value})
-        predicted, found = predict_for(at), find_for(at)
-        expected, measured = predicted_values(predicted), found_values(found)
-        difference = None
-        if why_not_applicable(at, predicted):
-            expected = dict.fromkeys(expected)  # nothing is claimed
-            outside += 1
-        else:
-            difference, _ = largest_difference(expected, measured)
-            worst = max(worst, difference)
-        points.append(SweepPoint(value, expected, measured))
-        shown = ("positive_score", "bias", "negative_score")
-        pairs = [f"{number(expected[key])} | {number(measured[key])}" for key in shown]
-        shown_difference = "-" if difference is None else f"{difference:.1e}"
-        rows.append([f"{value:g}", *pairs, predicted.regime, shown_difference])
-    header = [args.sweep, "positive score", "bias", "negative score", "regime", "difference"]
+def verify_sweep(request: Request, sweep: Sweep) -> int:
+    """Print a row for each point of a sweep, draw them, and write what was asked for."""
+    from reproduction.verification import compare_minima
+
+    setting = request.setting
+    points = [
+        (value, compare_minima(sweep.apply(setting, value), request.class_sizes))
+        for value in sweep.values
+    ]
+    header = [sweep.name, "positive score", "bias", "negative score", "regime", "difference"]
     print("predicted | found")
-    print(table(header, rows))
-    save_figure(sweep_figure(args.loss, args.sweep, points), Path(args.plot))
-    print(f"wrote {args.plot}")
-    if args.json:
-        content = {"settings": settings_of(args), "points": [vars(point) for point in points]}
-        write_json(Path(args.json), content)
-    print(f"largest difference {worst:.1e}, allowed {args.tolerance:g}")
-    if worst > args.tolerance:
+    print(format_table(header, [list_cells(value, minima) for value, minima in points]))
+    write_picture(request, sweep, points)
+    if request.json:
+        rows = [
+            {"value": value, "predicted": minima.expected, "found": minima.measured}
+            for value, minima in points
+        ]
+        write_json(request.json, {"settings": asdict(setting), "points": rows})
+    inside = [minima for _, minima in points if not minima.objection]
+    worst = max((minima.find_largest_difference()[0] for minima in inside), default=0.0)
+    print(f"largest difference {worst:.1e}, allowed {setting.tolerance:g}")
+    if worst > setting.tolerance:
         return DISAGREES
+    outside = len(points) - len(inside)
     if outside:
         print(
             f"the theory does not apply to {outside} of {len(points)} points: imbalanced classes "
-            f"or too small a --feature_dim {args.feature_dim}"
+            f"or too small a --feature_dim {setting.feature_dim}"
         )
-        return DOES_NOT_APPLY
-    return AGREES
+    return DOES_NOT_APPLY if outside else AGREES
 
 
-def predict_for(args: argparse.Namespace) -> Prediction:
-    return predict(
-        args.loss,
-        args.num_classes,
-        args.samples_per_class,
-        args.weight_decay,
-        args.feature_decay_rate,
-        args.weight_decay_bias,
-    )
-
-
-def find_for(args: argparse.Namespace) -> Found:
-    """Minimise problem (1). A fractional n is ⌈n⌉ samples per class at λ_H n/⌈n⌉."""
-    sizes = class_sizes(args)
-    share = args.samples_per_class / sizes[0]
-    problem = Problem(
-        args.loss,
-        sizes,
-        args.feature_dim,
-        args.weight_decay,
-        args.feature_decay_rate * share,
-        args.weight_decay_bias,
-    )
-    return minimise(problem, bias_mean=args.bias_init_mean, seed=args.seed, starts=args.starts)
-
-
-def class_sizes(args: argparse.Namespace) -> list[int]:
-    """Samples of each class: ⌈n⌉, or with --imbalance_factor train.py's profile from there."""
-    largest = math.ceil(args.samples_per_class)
-    return long_tailed_sizes(largest, args.num_classes, args.imbalance_factor)
-
-
-def why_not_applicable(args: argparse.Namespace, predicted: Prediction) -> str | None:
-    if len(set(class_sizes(args))) > 1:
-        return "the classes are imbalanced"
-    if args.feature_dim < predicted.min_feature_dim:
-        return (
-            f"the regime is {predicted.regime}, which needs d >= {predicted.min_feature_dim}, "
-            f"and d = {args.feature_dim}"
-        )
-    return None
-
-
-def predicted_values(predicted: Prediction) -> dict[str, float | None]:
-    """What the exact minimum says of every number that is compared."""
-    collapsed = {"nc1": 0.0, "nc2_h": 0.0, "nc3": 0.0}
-    if predicted.positive_score == predicted.negative_score:
-        collapsed = dict.fromkeys(collapsed)  # no class means to speak of
-    nc2 = predicted_nc2(predicted)
-    return {
-        "positive_score": predicted.positive_score + 0.0,  # no -0
-        "negative_score": predicted.negative_score + 0.0,
-        "bias": predicted.bias,
-        "loss_value": predicted.loss_value,
-        "weight_norm_squared": predicted.weight_norm_squared,
-        "nc1": collapsed["nc1"],
-        "nc2": nc2,
-        "nc2_h": collapsed["nc2_h"],
-        "nc3": collapsed["nc3"],
-    }
-
-
-def predicted_nc2(predicted: Prediction) -> float | None:
-    """NC2 of W: its Gram matrix is p (I − 11ᵀ/K) + q 11ᵀ/K, where W Wᵀ shares the singular vectors
-    of the scores: p : q = amplitude's singular value a K/(K−1) : the shift's, K|s|."""
-    classes = predicted.num_classes
-    etf = predicted.positive_score - predicted.negative_score  # a K/(K−1), K−1 times
-    common = classes * abs(predicted.common_shift)
-    norm = math.sqrt((classes - 1) * etf**2 + common**2)
-    if norm == 0:
-        return None
-    along = etf / norm - 1 / math.sqrt(classes - 1)
-    return math.sqrt((classes - 1) * along**2 + (common / norm) ** 2)
-
-
-def found_values(found: Found) -> dict[str, float]:
-    """The same numbers of the point found, with the spread of scores and biases."""
-    collapse = neural_collapse(
-        torch.from_numpy(found.features.copy()),
-        torch.from_numpy(found.labels),
-        torch.from_numpy(found.weight.copy()),
-        torch.from_numpy(found.bias.copy()),
-    )
-    groups = {
-        "positive_score": found.positive_scores,
-        "negative_score": found.negative_scores,
-        "bias": found.bias,
-    }
-    values: dict[str, float] = {}
-    for name, group in groups.items():
-        values |= {name: group.mean(), f"{name}_min": group.min(), f"{name}_max": group.max()}
-    values |= {
-        "loss_value": found.loss_value,
-        "weight_norm_squared": np.square(found.weight).sum(),
-        "gradient": found.gradient_norm,
-        **{key: collapse[key] for key in ("nc1", "nc2", "nc2_h", "nc3")},
-    }
-    return {key: float(value) for key, value in values.items()}
-
-
-def largest_difference(
-    expected: dict[str, float | None], measured: dict[str, float]
-) -> tuple[float, str]:
-    """The largest of the differences and whose it is: absolute, relative for loss and ‖W‖² above 1.
-
-    Scores and biases count with their whole spread. A bias without a prediction need only be the
-    same for all classes.
-    """
-    differences = {}
-    for key, value in expected.items():
-        if value is None:
-            continue
-        scale = max(1.0, abs(value)) if key in ("loss_value", "weight_norm_squared") else 1.0
-        ends = [measured[k] for k in (key, f"{key}_min", f"{key}_max") if k in measured]
-        differences[key] = max(abs(end - value) for end in ends) / scale
-    if expected["bias"] is None:
-        differences["spread of the bias"] = measured["bias_max"] - measured["bias_min"]
-    # A NaN is no agreement.
-    name = max(differences, key=lambda key: (math.isnan(differences[key]), differences[key]))
-    return (math.inf if math.isnan(differences[name]) else differences[name]), name
-
-
-def comparison(expected: dict[str, float | None], measured: dict[str, float]) -> str:
-    """The table predicted | found | difference."""
-    titles = {
-        "positive_score": "positive score",
-        "negative_score": "negative score",
-        "bias": "bias",
-        "loss_value": "loss",
-        "weight_norm_squared": "|W|^2",
-        "nc1": "NC1",
-        "nc2": "NC2 (classifier)",
-        "nc2_h": "NC2 (class means)",
-        "nc3": "NC3",
-    }
-    rows = []
-    for key, title in titles.items():
-        for end in ("_min", "_max") if f"{key}_min" in measured else ("",):
-            value, found = expected[key], measured[key + end]
-            difference = "" if value is None else f"{found - value:.1e}"
-            shown = number(value)
-            rows.append([title + end.replace("_", ", "), shown, number(found), difference])
-    return table(["", "predicted", "found", "difference"], rows)
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
-
-
-def describe(args: argparse.Namespace, found: Found) -> str:
+def describe_setting(setting: Setting, minima: Comparison) -> str:
+    """Name the setting and how well L-BFGS converged, for people."""
+    found = minima.found
     return (
-        f"{args.loss}, K = {args.num_classes}, n = {args.samples_per_class:g}, "
-        f"d = {args.feature_dim}, lambda_W = {args.weight_decay:g}, "
-        f"lambda_H = {args.feature_decay_rate:g}, lambda_b = {args.weight_decay_bias:g}; "
+        f"{setting.loss}, K = {setting.num_classes}, n = {setting.samples_per_class:g}, "
+        f"d = {setting.feature_dim}, lambda_W = {setting.weight_decay:g}, "
+        f"lambda_H = {setting.feature_decay_rate:g}, lambda_b = {setting.weight_decay_bias:g}; "
         f"L-BFGS: {found.iterations} iterations, largest gradient entry {found.gradient_norm:.1e}\n"
     )
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in ("json", "plot", "sweep")}
+def list_cells(value: float, minima: Comparison) -> list[str]:
+    """Return a sweep's row: the value, predicted and found numbers, regime, difference."""
+    from theory.comparison import format_number
+
+    pairs = [
+        f"{format_number(minima.expected[name])} | {format_number(minima.measured[name])}"
+        for name in ("positive_score", "bias", "negative_score")
+    ]
+    difference = "-" if minima.objection else f"{minima.find_largest_difference()[0]:.1e}"
+    return [f"{value:g}", *pairs, minima.predicted.regime, difference]
+
+
+def write_picture(
+    request: Request, sweep: Sweep, points: Sequence[tuple[float, Comparison]]
+) -> None:
+    """Draw the points over the sweep's axis, if a picture was asked for."""
+    if request.plot is None:
+        return
+    from figures.style import save_figure
+    from figures.sweep import SweepPoint, draw_sweep
+
+    drawn = [SweepPoint(value, minima.expected, minima.measured) for value, minima in points]
+    title = f"{request.setting.loss}: minimum of the unconstrained-feature model"
+    save_figure(draw_sweep(title, sweep.axis_label, drawn), request.plot)
+    print(f"wrote {request.plot}")
 
 
 if __name__ == "__main__":

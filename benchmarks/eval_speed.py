@@ -20,75 +20,70 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from args import PRECISIONS, Parser, _integer, _one_of, stored_run
+from args import PRECISIONS
+from utils.cli import Count, Parser, add_device_flag, check_value, name_of, run_command
 from utils.signals import StopSignal
 
 STOPPED = "stopped; no results"
 
 
-def parser() -> Parser:
-    made = Parser(prog="eval_speed.py", description=__doc__)
-    add = made.add_argument
+def build_parser() -> Parser:
+    parser = Parser(prog="eval_speed.py", description=__doc__)
+    add = parser.add_argument
     add("--load_path", required=True, metavar="RUN", help="a run directory of train.py")
     add(
         "--precision",
-        type=_one_of(PRECISIONS[1:]),
+        type=check_value(name_of(PRECISIONS[1:], "precision")),
         default="fp32",
         help="of the network in eval_nc.py and the bare one (default: fp32)",
     )
-    add("--rounds", type=_integer(1), default=5, help="turns of each (default: 5)")
-    add("--batch_size", type=_integer(1), default=256, help="(default: 256)")
-    add("--gpu_id", type=_integer(-1), default=0, help="-1: CPU (default: 0)")
-    return made
+    add("--rounds", type=check_value(Count), default=5, help="turns of each (default: 5)")
+    add("--batch_size", type=check_value(Count), default=256, help="(default: 256)")
+    add_device_flag(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help and mistakes are answered before torch is imported
+    build_parser().parse_args()  # --help and mistakes are answered before torch is imported
     StopSignal(STOPPED).install()  # Ctrl-C during the imports is one line, too
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from benchmarks.loops import Images, conventional_transform
-from benchmarks.train_speed import ratio
-from utils.console import table
-from utils.device import pick_device
-from utils.errors import UserError
-from utils.evaluation import (
-    ChosenRun,
-    Rebuilder,
-    extract,
-    load_weights,
-    measure,
-    rebuild_model,
-)
-from utils.nc_table import select_checkpoints
-from utils.precision import autocast
-from utils.step import synchronise
+from benchmarks.loops import Images, build_transform, get_train
+from benchmarks.train_speed import format_ratio
+from metrics.extraction import extract
+from metrics.measures import Evaluation, compute_measures
+from rundir.checkpoints import select_checkpoints
+from rundir.rebuild import ChosenRun, Rebuilder, build_network, open_run
+from rundir.weights import load_weights
+from utils.console import format_table
+from utils.device import pick_device, synchronise
 
 SPLITS = ("train", "test")
 
 
-def conventional(
+def build_conventional(
     args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
 ) -> Callable[[], None]:
     data = runs.data(run)
-    transform = conventional_transform(data, augmented=False)
-    loaders = [
+    transform = build_transform(data, augmented=False)
+    loaders: list[Any] = [
         torch.utils.data.DataLoader(
             Images(getattr(data, split), transform),
             batch_size=args.batch_size,
-            num_workers=run.settings["num_workers"],
+            num_workers=run.settings.num_workers or 0,
             pin_memory=device.type == "cuda",
         )
         for split in SPLITS
     ]
-    model = rebuild_model(run.settings, data).to(device)
-    checkpoint = last(run)
+    model = build_network(run.settings, data).to(device)
+    checkpoint = get_last(run)
 
     def work() -> None:
         load_weights(model, checkpoint, device)
@@ -105,27 +100,29 @@ def conventional(
     return work
 
 
-def as_eval_nc_does(
+def build_eval_nc(
     args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
 ) -> Callable[[], None]:
-    context = autocast(args.precision, device)
+    context = runs.precision(run).autocast()
     loaders = [runs.batches(run, split) for split in SPLITS]
 
     def work() -> None:
-        model = runs.loaded(run, last(run))
+        model = runs.load_model(run, get_last(run))
         for loader in loaders:
+            classifier: Any = model.fc
+            weight, bias = classifier.weight.detach(), classifier.bias_vector().detach()
             extracted = extract(model, loader, context)
-            measure(extracted, model.fc.weight.detach(), model.fc.bias_vector().detach())
+            compute_measures(Evaluation(extracted, weight, bias, runs.class_sizes(run)))
 
     return work
 
 
-def bare_network(
+def build_bare_network(
     args: argparse.Namespace, run: ChosenRun, runs: Rebuilder, device: torch.device
 ) -> Callable[[], None]:
-    context = autocast(args.precision, device)
+    context = runs.precision(run).autocast()
     ready = [images for split in SPLITS for images, _ in runs.batches(run, split).batches(epoch=0)]
-    model = runs.loaded(run, last(run)).eval()
+    model = runs.load_model(run, get_last(run)).eval()
 
     @torch.no_grad()
     def work() -> None:
@@ -136,19 +133,21 @@ def bare_network(
     return work
 
 
-def last(run: ChosenRun) -> Path:
+def get_last(run: ChosenRun) -> Path:
     return next(iter(run.chosen.values()))
 
 
 WAYS = {
-    "conventional": conventional,
-    "eval_nc.py": as_eval_nc_does,
-    "bare network": bare_network,
+    "conventional": build_conventional,
+    "eval_nc.py": build_eval_nc,
+    "bare network": build_bare_network,
 }
 
 
-def seconds_of(ways: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict:
-    """The seconds of each round by the way's name; a round before them warms up."""
+def measure(
+    ways: dict[str, Callable[[], None]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the seconds of each round by the way's name; a round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, work in ways.items():
@@ -160,34 +159,32 @@ def seconds_of(ways: dict[str, Callable[[], None]], rounds: int, device: torch.d
     return seconds
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace) -> int:
+    """Measure and print. Raises UserError."""
     device, device_name = pick_device(args.gpu_id)
     directory = Path(args.load_path)
-    run = ChosenRun(directory, *stored_run(directory), select_checkpoints(directory, "last"))
+    found = open_run(directory)
+    chosen = select_checkpoints(directory, "last")
+    run = ChosenRun(directory, found.settings, found.facts, chosen)
     runs = Rebuilder(device, SPLITS, batch_size=args.batch_size, precision=args.precision)
     ways = {name: build(args, run, runs, device) for name, build in WAYS.items()}
-    seconds = seconds_of(ways, args.rounds, device)
+    seconds = measure(ways, args.rounds, device)
     data = runs.data(run)
-    count = len(data.train) + len(data.test)
+    count = len(get_train(data)) + (len(data.test) if data.test else 0)
     rows = [
         [name, f"{statistics.median(values):.3f}", f"{count / statistics.median(values):.0f}"]
-        + [ratio(seconds[base], values) for base in ("conventional", "bare network")]
+        + [format_ratio(seconds[base], values) for base in ("conventional", "bare network")]
         for name, values in seconds.items()
     ]
-    print(f"{run.settings['model']} on {run.settings['dataset']}, {count} images, {device_name}")
+    print(f"{run.settings.model} on {run.settings.dataset}, {count} images, {device_name}")
     print(f"eval_nc.py and bare network in {args.precision}, torch {torch.__version__}")
-    print(table(["per checkpoint", "s", "images/s", "× conventional", "× bare"], rows))
+    print(format_table(["per checkpoint", "s", "images/s", "× conventional", "× bare"], rows))
+    return 0
 
 
 def main() -> int:
-    args = parser().parse_args()
-    try:
-        with StopSignal(STOPPED):
-            compare(args)
-    except UserError as error:
-        print(f"eval_speed.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = build_parser().parse_args()
+    return run_command("eval_speed.py", lambda stop: compare(args), stopped=STOPPED)
 
 
 if __name__ == "__main__":

@@ -16,34 +16,49 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from args import PRECISIONS, Parser, _integer, _one_of
-from utils.console import table
-from utils.report import MEASURES, run_values, shown
-from utils.signals import StopSignal
+from args import PRECISIONS
+from reproduction.results import find_measure, format_mean, read_values
+from utils.cli import LARGEST_INTEGER, Parser, add_device_flag, check_value, name_of, run_command
+from utils.console import format_table
 
-TOLD = ("top1", "uniform", "nc1", "nc2", "nc3", "positive", "negative", "bias")
+AtLeastTwo = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
+COMPARED = (
+    "top1",
+    "uniform_accuracy",
+    "nc1",
+    "nc2",
+    "nc3",
+    "positive_mean",
+    "negative_mean",
+    "bias_mean",
+)
 TASK = ["--model", "ResNet18", "--dataset", "digits", "--loss", "BCE", "--epochs", "15"]
 TASK += ["--lr", "0.02"]
 # What a run gets from this command, not from the task.
 OWN = ("--precision", "--seed", "--gpu_id", "--epoch_save_step", "--save_dir", "--run_name")
 
 
-def main() -> None:
+def build_parser() -> Parser:
     parser = Parser(prog="precision_agreement.py", description=__doc__)
     parser.add_argument(
         "--precisions",
         nargs=2,
-        type=_one_of(PRECISIONS),
+        type=check_value(name_of(PRECISIONS, "precision")),
         default=["fp32", "bf16"],
         metavar="NAME",
         help="two of train.py's (default: fp32 bf16)",
     )
-    parser.add_argument("--seeds", type=_integer(2), default=3, metavar="N", help="(default: 3)")
-    parser.add_argument("--gpu_id", type=_integer(-1), default=0, help="-1: CPU (default: 0)")
+    parser.add_argument(
+        "--seeds", type=check_value(AtLeastTwo), default=3, metavar="N", help="(default: 3)"
+    )
+    add_device_flag(parser)
     parser.add_argument(
         "task",
         nargs="*",
@@ -51,6 +66,11 @@ def main() -> None:
         metavar="-- FLAG",
         help=f"flags of train.py, after -- (default: {' '.join(TASK)})",
     )
+    return parser
+
+
+def main() -> int:
+    parser = build_parser()
     args = parser.parse_args()
     if len(set(args.precisions)) < 2:
         parser.error(f"--precisions {' '.join(args.precisions)}: there is nothing to compare")
@@ -58,26 +78,30 @@ def main() -> None:
         if word.split("=")[0] in OWN:
             parser.error(f"{word} is this command's to set: leave it out after --")
     try:
-        with StopSignal("stopped; nothing was written"):
-            compare(args)
+        return run_command(
+            "precision_agreement.py",
+            lambda stop: compare(args),
+            stopped="stopped; nothing was written",
+        )
     except subprocess.CalledProcessError as error:  # its own line is above
-        sys.exit(2 if error.returncode == 2 else 1)
+        return 2 if error.returncode == 2 else 1
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as directory:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in args.precisions}
         # Seed by seed: a precision that is refused here is so after the first run.
         for seed, name in itertools.product(range(args.seeds), args.precisions):
-            found[name].append(measured(Path(directory), name, seed, args.task, args.gpu_id))
+            found[name].append(measure(Path(directory), name, seed, args.task, args.gpu_id))
     print(" ".join(args.task))
-    print(table(["measure", *args.precisions, "difference / std"], compared(found)))
+    print(format_table(["measure", *args.precisions, "difference / std"], format_rows(found)))
+    return 0
 
 
-def measured(
+def measure(
     directory: Path, precision: str, seed: int, task: list[str], gpu_id: int
 ) -> dict[str, float]:
-    """Train and evaluate one run; its measures by name."""
+    """Train and evaluate one run; return its measures by name."""
     name = f"{precision}_{seed}"
     place = ["--gpu_id", str(gpu_id)]
     flags = ["--precision", precision, "--seed", str(seed), "--epoch_save_step", "1000000"]
@@ -89,21 +113,21 @@ def measured(
         command = [sys.executable, str(ROOT / script), *words, *place]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     print(f"{precision}, seed {seed}: done", file=sys.stderr)
-    return run_values(directory / name, TOLD)[0]
+    return read_values(directory / name, COMPARED)[0]
 
 
-def compared(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+def format_rows(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
     rows = []
-    for measure in TOLD:
+    for measure in COMPARED:
         samples = [[run[measure] for run in runs] for runs in found.values()]
         means = [statistics.fmean(values) for values in samples]
         stds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in samples]
-        digits, spread = MEASURES[measure].digits, max(stds)
+        entry, spread = find_measure(measure), max(stds)
         gap = f"{(means[1] - means[0]) / spread:+.2f}" if spread else "–"
-        cells = [shown(mean, std, digits) for mean, std in zip(means, stds, strict=True)]
-        rows.append([MEASURES[measure].title, *cells, gap])
+        cells = [format_mean(entry, mean, std) for mean, std in zip(means, stds, strict=True)]
+        rows.append([entry.heading, *cells, gap])
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,43 +3,74 @@
 python benchmarks/score_memory.py
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.nc_speed import forget_peak, memory
-from utils.scores import score_distributions
+from utils.cli import Count, Parser, check_value, run_command
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=1_000_000, help="N (default: 1000000)")
-    parser.add_argument("--classes", type=int, default=1000, help="K (default: 1000)")
-    parser.add_argument("--dim", type=int, default=64, help="d (default: 64)")
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(
+        "score_memory.py", lambda stop: measure_distributions(args), stopped="stopped"
+    )
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="score_memory.py",
+        description="Measure memory and time of the score distributions for N K scores that would\n"
+        "not fit. Linux only.",
+    )
+    for flag, symbol, default in (("samples", "N", 1_000_000), ("classes", "K", 1000)):
+        add_count(parser, flag, symbol, default)
+    add_count(parser, "dim", "d", 64)
+    return parser
+
+
+def add_count(parser: Parser, name: str, symbol: str, default: int) -> None:
+    parser.add_argument(
+        f"--{name}",
+        type=check_value(Count),
+        default=default,
+        metavar="N",
+        help=f"{symbol} (default: {default})",
+    )
+
+
+def measure_distributions(args: argparse.Namespace) -> int:
+    """Print time, peak memory and the distributions' moments."""
+    import torch
+
+    from benchmarks.resident_memory import forget_peak, read_memory, read_peak
+    from metrics.distributions import compute_score_distributions
+
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(args.classes, (args.samples,), generator=generator)
     weight = torch.randn(args.classes, args.dim, generator=generator)
     features = torch.randn(args.samples, args.dim, generator=generator).add_(1)
-    score_distributions(features[:1000], labels[:1000], weight)
+    compute_score_distributions(features[:1000], labels[:1000], weight)
     forget_peak()
-    before, begun = memory("VmRSS"), time.monotonic()
-    positive, negative = score_distributions(features, labels, weight)
+    before, begun = read_memory(), time.monotonic()
+    positive, negative = compute_score_distributions(features, labels, weight)
     seconds = time.monotonic() - begun
-    grown = (memory("VmHWM") - before) / 2**20
+    grown = (read_peak() - before) / 2**20
     held = 8 * args.samples * args.classes / 2**30
     print(f"N = {args.samples:,}, K = {args.classes:,}, d = {args.dim}: {negative.count:,} scores")
     print(f"{seconds:.1f} s; peak {grown:.0f} MiB above the inputs; held they take {held:.1f} GiB")
     print(
-        f"positive {positive.mean:.2f} ± {positive.std:.2f}, negative {negative.mean:.2f} "
-        f"± {negative.std:.2f}"
+        f"positive {positive.mean:.2f} ± {positive.std:.2f}, "
+        f"negative {negative.mean:.2f} ± {negative.std:.2f}"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

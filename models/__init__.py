@@ -1,4 +1,4 @@
-"""The networks by name: which there are, which options each takes, and how to build one.
+"""The networks by name: what there is to know of each, and how to build one.
 
 torch is imported only when a network is built, so that a script can list the names and answer
 `--help` at once.
@@ -6,11 +6,13 @@ torch is imported only when a network is built, so that a script can list the na
 
 from __future__ import annotations
 
-import importlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+from utils.registry import find_name, load_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,36 +20,61 @@ if TYPE_CHECKING:
 # Images with a side below this many pixels get the paper's variants for 32×32 inputs, the others
 # the ImageNet networks: their stems shrink 4-fold or 16-fold, which leaves nothing of a small map.
 SMALL_SIDE = 64
+# The kinds of bias a classifier can have: one per class, one for all classes, none.
+BIAS_MODES = ("diverse", "unified", "none")
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Where a network is built, the options it takes besides the classifier's, and its kind."""
+class Network:
+    """A network.
 
-    module: str
+    Attributes:
+        builder: maps (name, image shape, **options) to a network without classifier.
+        options: the settings that it takes besides the classifier's.
+        convolutional: whether its memory format matters.
+        bf16_side: side in pixels of images from which on bfloat16 pays on a CPU with matrix units
+            for it: on smaller ones the casts cost more than the layers gain.
+        channels_last_side: the same for channels_last on the CPU in float32.
+        patch_sizes: (largest side, patch size) in pixels, the first that fits is the default.
+    """
+
+    builder: str
     options: tuple[str, ...] = ()
     convolutional: bool = False
+    bf16_side: float = math.inf
+    channels_last_side: float = math.inf
+    patch_sizes: tuple[tuple[float, int], ...] = ()
+
+    def default_patch_size(self, side: int) -> int:
+        """Return the side of a patch in pixels for images of `side` pixels."""
+        return next(patch for largest, patch in self.patch_sizes if side <= largest)
 
 
-MODELS: dict[str, ModelSpec] = {
-    "ResNet18": ModelSpec("models.resnet", convolutional=True),
-    "ResNet34": ModelSpec("models.resnet", convolutional=True),
-    "ResNet50": ModelSpec("models.resnet", convolutional=True),
-    "ResNet101": ModelSpec("models.resnet", convolutional=True),
-    "DenseNet121": ModelSpec("models.densenet", convolutional=True),
-    "DenseNet161": ModelSpec("models.densenet", convolutional=True),
-    "ViT": ModelSpec("models.vit", ("patch_size", "width", "depth")),
-    "Swin": ModelSpec("models.swin", ("patch_size", "width")),
-    "MLP": ModelSpec("models.mlp", ("width", "depth")),
+_RESNET = Network("models.resnet:build", convolutional=True, bf16_side=16, channels_last_side=32)
+_DENSENET = Network("models.densenet:build", convolutional=True, bf16_side=32, channels_last_side=1)
+NETWORKS: dict[str, Network] = {
+    "ResNet18": _RESNET,
+    "ResNet34": _RESNET,
+    "ResNet50": _RESNET,
+    "ResNet101": _RESNET,
+    "DenseNet121": _DENSENET,
+    "DenseNet161": _DENSENET,
+    "ViT": Network(
+        "models.vit:build",
+        options=("patch_size", "width", "depth"),
+        bf16_side=1,
+        patch_sizes=((16, 2), (SMALL_SIDE - 1, 4), (math.inf, 16)),
+    ),
+    "Swin": Network(
+        "models.swin:build",
+        options=("patch_size", "width"),
+        bf16_side=1,
+        # Patches of one pixel let an 8×8 image pass all four stages.
+        patch_sizes=((16, 1), (SMALL_SIDE - 1, 2), (math.inf, 4)),
+    ),
+    # The MLP gains from bfloat16 in large batches only, and seconds.
+    "MLP": Network("models.mlp:build", options=("width", "depth")),
 }
-
-
-def canonical_name(name: str) -> str:
-    """The key of `MODELS` that `name` means, whatever its case; UserError if there is none."""
-    by_lower_case = {known.lower(): known for known in MODELS}
-    if name.lower() not in by_lower_case:
-        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    return by_lower_case[name.lower()]
 
 
 def build_model(
@@ -55,13 +82,11 @@ def build_model(
     num_classes: int,
     image_shape: tuple[int, int, int] = (3, 32, 32),
     *,
-    patch_size: int | None = None,
-    width: int | None = None,
-    depth: int | None = None,
     bias_mode: str = "diverse",
     bias_init_mode: int = 0,
     bias_init_mean: float = 0.0,
     fixed_etf: bool = False,
+    **options: int | None,
 ) -> nn.Module:
     """Build a network with freshly drawn weights (global RNG) and its classifier.
 
@@ -69,35 +94,33 @@ def build_model(
     autocast, too; `model.feature_dim` is d and `model.fc` the classifier, z = W h − b.
 
     Args:
-        name: a key of `MODELS`, in any case.
+        name: a key of `NETWORKS`, in any case.
         num_classes: K ≥ 2.
         image_shape: (C, H, W) in pixels. Sides below `SMALL_SIDE` select the 32×32 variants.
-        patch_size: side of a patch in pixels (ViT, Swin). None: by the image's side.
-        width: features per token (ViT), of the first stage (Swin), or per hidden layer (MLP).
-        depth: number of blocks (ViT) or of hidden layers (MLP).
         bias_mode, bias_init_mode, bias_init_mean, fixed_etf: see models.linear.Classifier.
+        options: the network's own, such as patch_size, width and depth; None: its default.
 
     Raises:
         UserError: an unknown name, an option the network does not take, or a value it cannot use.
     """
-    name = canonical_name(name)
-    spec = MODELS[name]
-    given = {"patch_size": patch_size, "width": width, "depth": depth}
-    options = {option: value for option, value in given.items() if value is not None}
-    for option, value in options.items():
-        _check_option(name, spec, option, value)
-
-    backbone = importlib.import_module(spec.module).build(name, tuple(image_shape), **options)
-    classifier = importlib.import_module("models.linear").Classifier
-    backbone.fc = classifier(
+    name = find_name(name, NETWORKS, "model")
+    network = NETWORKS[name]
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    _check_options(name, network, given)
+    if network.patch_sizes:
+        given.setdefault("patch_size", network.default_patch_size(min(image_shape[1:])))
+    backbone: nn.Module = load_function(network.builder)(name, tuple(image_shape), **given)
+    build_classifier = load_function("models.linear:Classifier")
+    backbone.fc = build_classifier(
         backbone.feature_dim, num_classes, bias_mode, bias_init_mode, bias_init_mean, fixed_etf
     )
     return backbone
 
 
-def _check_option(name: str, spec: ModelSpec, option: str, value: int) -> None:
-    if option not in spec.options:
-        allowed = ", ".join(spec.options) or "none"
-        raise UserError(f"{name} takes no {option} (got {value}); its options: {allowed}")
-    if value < 1:
-        raise UserError(f"{option} of {name} is {value}: it must be 1 or more")
+def _check_options(name: str, network: Network, options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if option not in network.options:
+            allowed = ", ".join(network.options) or "none"
+            raise UserError(f"{name} takes no {option} (got {value}); its options: {allowed}")
+        if value < 1:
+            raise UserError(f"{option} of {name} is {value}: it must be 1 or more")

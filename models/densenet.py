@@ -67,7 +67,7 @@ class DenseNet(densenet.DenseNet):
         """
         for index in (1, 2, 3):
             transition = getattr(self.features, f"transition{index}")
-            kernel = tuple(min(2, side) for side in sides)
+            kernel = (min(2, sides[0]), min(2, sides[1]))
             transition.pool = nn.AvgPool2d(kernel)
             sides = [max(1, side // 2) for side in sides]
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import BIAS_MODES
 from utils.errors import UserError
 
-BIAS_MODES = ("diverse", "unified", "none")
 BIAS_INIT_MODES = range(8)
 
 
-def initial_bias(num_classes: int, in_features: int, mode: int, mean: float) -> Tensor:
+def draw_initial_bias(num_classes: int, in_features: int, mode: int, mean: float) -> Tensor:
     """The K biases a classifier starts from, in one of the paper's eight modes, plus `mean`.
 
     With k = 0 … K−1 and d = in_features:
@@ -61,7 +61,7 @@ def _bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
     return is_high.float() * math.log(96 * num_classes)
 
 
-def simplex_etf(num_classes: int, dim: int) -> Tensor:
+def draw_simplex_etf(num_classes: int, dim: int) -> Tensor:
     """A randomly oriented simplex equiangular tight frame (the global RNG decides).
 
     Row k is √(K/(K−1)) Q u_k with u_k the k-th row of an orthonormal basis of the K-vectors of
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         in_features: d.
         num_classes: K ≥ 2.
         bias_mode: "diverse" (a bias per class, [K]), "unified" (one for all, [1]) or "none".
-        bias_init_mode: 0 … 7, see `initial_bias`. A unified bias is one draw of mode 0, or the
+        bias_init_mode: 0 … 7, see `draw_initial_bias`. A unified bias is one draw of mode 0, or the
             mean of the K values of another mode.
         bias_init_mean: added to every initial bias.
         fixed_etf: hold the weight at a random simplex ETF of unit rows. It stays in the
@@ -131,7 +131,9 @@ class Classifier(nn.Module):
         self.bias_mode = bias_mode
         self.fixed_etf = fixed_etf
         if fixed_etf:
-            self.weight = nn.Parameter(simplex_etf(num_classes, in_features), requires_grad=False)
+            self.weight = nn.Parameter(
+                draw_simplex_etf(num_classes, in_features), requires_grad=False
+            )
         else:
             self.weight = nn.Parameter(torch.empty(num_classes, in_features))
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -142,7 +144,7 @@ class Classifier(nn.Module):
             self.register_parameter("bias", None)
             return
         one_draw = self.bias_mode == "unified" and mode == 0
-        bias = initial_bias(1 if one_draw else self.num_classes, self.in_features, mode, mean)
+        bias = draw_initial_bias(1 if one_draw else self.num_classes, self.in_features, mode, mean)
         if self.bias_mode == "unified":
             bias = bias.mean(dim=0, keepdim=True)
         self.bias = nn.Parameter(bias)

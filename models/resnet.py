@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -34,8 +36,9 @@ class ResNet(resnet.ResNet):
         image_shape: tuple[int, int, int],
     ) -> None:
         super().__init__(block, layers, num_classes=1)
-        self.feature_dim = self.fc.in_features
-        self.fc = nn.Identity()
+        width: Any = self.fc.in_features
+        self.feature_dim: int = width
+        self.fc: nn.Module = nn.Identity()
         channels, *sides = image_shape
         small = min(sides) < SMALL_SIDE
         if small:

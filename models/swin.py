@@ -33,7 +33,7 @@ def join_windows(x: Tensor, side: int) -> Tensor:
     return x.reshape(batch, side, side, channels)
 
 
-def relative_index(window: int) -> Tensor:
+def index_offsets(window: int) -> Tensor:
     """[window², window²] int64: which row of the bias table stands for each pair of pixels.
 
     There is one row for each of the (2·window−1)² offsets between two pixels of a window.
@@ -45,7 +45,7 @@ def relative_index(window: int) -> Tensor:
     return down * (2 * window - 1) + right
 
 
-def wraparound(side: int, window: int, shift: int) -> Tensor:
+def find_wrapped_pairs(side: int, window: int, shift: int) -> Tensor:
     """[number of windows, window², window²] bool: pairs that meet only because the map wraps.
 
     Shifting brings the first `shift` rows and columns to the far side, into windows with pixels
@@ -57,7 +57,7 @@ def wraparound(side: int, window: int, shift: int) -> Tensor:
     return region[:, :, None] != region[:, None, :]
 
 
-def largest_window(side: int, nominal: int) -> int:
+def choose_window(side: int, nominal: int) -> int:
     """The largest divisor of a map's `side` that is not above the nominal window."""
     return max(window for window in range(1, nominal + 1) if side % window == 0)
 
@@ -72,6 +72,9 @@ class WindowAttention(nn.Module):
         shift: by how many pixels the windows are shifted, 0 for not at all.
     """
 
+    index: Tensor
+    blocked: Tensor | None
+
     def __init__(self, channels: int, side: int, window: int, shift: int) -> None:
         super().__init__()
         self.side, self.window, self.shift = side, window, shift
@@ -82,8 +85,8 @@ class WindowAttention(nn.Module):
         self.relative_bias = nn.Parameter(torch.empty((2 * window - 1) ** 2, self.heads))
         nn.init.trunc_normal_(self.relative_bias, std=0.02)
         # Both follow from the shape: checkpoints need not hold them.
-        self.register_buffer("index", relative_index(window), persistent=False)
-        blocked = wraparound(side, window, shift) if shift else None
+        self.register_buffer("index", index_offsets(window), persistent=False)
+        blocked = find_wrapped_pairs(side, window, shift) if shift else None
         self.register_buffer("blocked", blocked, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ class PatchMerging(nn.Module):
 
 def stage(channels: int, side: int, nominal_window: int, depth: int) -> nn.Sequential:
     """`depth` blocks, every second one with shifted windows unless one window is the whole map."""
-    window = largest_window(side, nominal_window)
+    window = choose_window(side, nominal_window)
     shift = window // 2 if window < side else 0
     return nn.Sequential(
         *(Block(channels, side, window, shift * (index % 2)) for index in range(depth))
@@ -203,17 +206,10 @@ class Swin(nn.Module):
         return self.fc(features), features
 
 
-def default_patch_size(side: int) -> int:
-    """Side of a patch for images of `side` pixels; 1 lets an 8×8 image pass all four stages."""
-    if side <= 16:
-        return 1
-    return 2 if side < SMALL_SIDE else 4
-
-
 def build(
     name: str,
     image_shape: tuple[int, int, int],
-    patch_size: int | None = None,
+    patch_size: int,
     width: int = 96,
 ) -> Swin:
     """The Swin for images of `image_shape` (C, H, W), still without classifier.
@@ -231,7 +227,6 @@ def build(
     if width % HEAD_WIDTH:
         raise UserError(f"the width of {name} is {width}: it must be a multiple of {HEAD_WIDTH}")
     small = side < SMALL_SIDE
-    patch_size = patch_size or default_patch_size(side)
     downscaling = patch_size * (4 if small else 8)
     if side % downscaling:
         raise UserError(

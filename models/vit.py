@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import SMALL_SIDE
-from models.dropout import Dropout, attention
+from models.layers import Dropout, attention
 from utils.errors import UserError
 
 HEADS, HEAD_WIDTH = 10, 64
@@ -92,17 +91,10 @@ class ViT(nn.Module):
         return self.fc(features), features
 
 
-def default_patch_size(side: int) -> int:
-    """Side of a patch for images whose shorter side is `side`, both in pixels."""
-    if side <= 16:
-        return 2
-    return 4 if side < SMALL_SIDE else 16
-
-
 def build(
     name: str,
     image_shape: tuple[int, int, int],
-    patch_size: int | None = None,
+    patch_size: int,
     width: int = 512,
     depth: int = 6,
 ) -> ViT:
@@ -112,7 +104,6 @@ def build(
         UserError: a patch size that does not divide the image's sides.
     """
     _, height, width_px = image_shape
-    patch_size = patch_size or default_patch_size(min(height, width_px))
     if height % patch_size or width_px % patch_size:
         raise UserError(
             f"{name} cannot cut {height}×{width_px} images into patches of {patch_size} pixels: "

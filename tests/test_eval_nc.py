@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -9,33 +10,26 @@ import torch
 from PIL import Image
 
 import eval_nc
-import train
+from input_pipeline.load import load_dataset
+from metrics import MEASURES, Measure
+from metrics.accuracy import compute_uniform_accuracy
+from metrics.neural_collapse import compute_neural_collapse
+from metrics.properties import compute_feature_properties
+from metrics.scores import compute_decision_scores
 from models import build_model
-from tests.conftest import assert_mistake, run
-from utils import evaluation
-from utils.checkpoint import load
-from utils.datasets import load_dataset
-from utils.errors import UserError
-from utils.figures import Curve, nc_figure, save_figure
+from rundir import rebuild as evaluation
+from rundir.weights import load
+from tests.helpers import assert_mistake, read_table, run, train_run
+from theory.minimum import predict
 from utils.files import read_csv, write_csv
-from utils.metrics import decision_scores, uniform_accuracy
-from utils.nc_table import parse_epochs, select_checkpoints
-from utils.neural_collapse import feature_properties, neural_collapse
 
-HEADER = (
+DOCUMENTED = re.findall(  # in docs/measures.md
+    r"\w+",
     "epoch,split,top1,top5,uniform_accuracy,uniform_threshold,nc1,nc2,nc2_h,nc3,nc4,compactness,"
     "distinctiveness,positive_mean,positive_std,positive_min,positive_max,negative_mean,"
     "negative_std,negative_min,negative_max,bias_mean,bias_std,bias_min,bias_max,"
-    "predicted_positive,predicted_negative,predicted_bias,top1_many,top1_medium,top1_few"
+    "predicted_positive,predicted_negative,predicted_bias,top1_many,top1_medium,top1_few",
 )
-MODEL = ["--model", "MLP", "--width", 32, "--depth", 2]
-
-
-def train_run(save_dir, name, *flags):
-    command = [*MODEL, "--sample_size", 30, "--batch_size", 32, "--save_dir", save_dir]
-    command += ["--run_name", name, "--gpu_id", -1, *flags]
-    assert train.main([str(word) for word in command]) == 0
-    return save_dir / name
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +52,17 @@ def evaluate(capsys, *flags, status=0):
     return capsys.readouterr()
 
 
-def table(run_dir):
-    rows = read_csv(run_dir / "nc_metrics.csv")
-    return {(int(row["epoch"]), row["split"]): row for row in rows}
+def remove_columns(run_dir, removed):
+    rows = list(read_table(run_dir).values())
+    names = [name for name in rows[0] if name not in removed]
+    write_csv(run_dir / "nc_metrics.csv", names, [{n: row[n] for n in names} for row in rows])
 
 
 def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
     evaluate(capsys, run_dir)
     rows = read_csv(run_dir / "nc_metrics.csv")
-    assert (run_dir / "nc_metrics.csv").read_text().splitlines()[0] == HEADER
+    header = (run_dir / "nc_metrics.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in header if name in DOCUMENTED] == DOCUMENTED
     assert [(row["epoch"], row["split"]) for row in rows] == [
         (epoch, split) for epoch in "123" for split in ("train", "test")
     ]
@@ -81,12 +77,12 @@ def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
             pairs = [model(((x / 255 - mean) / std)[None]) for x in part.images]
         logits, features = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
-        positive, negative = decision_scores(features, part.labels, weight)
+        positive, negative = compute_decision_scores(features, part.labels, weight)
         expected = {
-            **neural_collapse(features, part.labels, weight, bias),
-            **feature_properties(features, part.labels),
+            **compute_neural_collapse(features, part.labels, weight, bias),
+            **compute_feature_properties(features, part.labels),
             "top1": 100 * (logits.argmax(1) == part.labels).double().mean().item(),
-            "uniform_accuracy": 100 * uniform_accuracy(logits, part.labels)[0],
+            "uniform_accuracy": 100 * compute_uniform_accuracy(logits, part.labels)[0],
             "positive_mean": positive.mean().item(),
             "positive_std": positive.std(correction=0).item(),
             "negative_mean": negative.mean().item(),
@@ -94,11 +90,11 @@ def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
             "bias_mean": bias.mean().item(),
             "bias_min": bias.min().item(),
         }
-        row = table(run_dir)[2, split]
+        row = read_table(run_dir)[2, split]
         for key, value in expected.items():
             assert float(row[key]) == pytest.approx(value, rel=1e-4, abs=1e-6), (split, key)
     trained_row = read_csv(run_dir / "metrics.csv")[1]
-    assert float(table(run_dir)[2, "test"]["top1"]) == float(trained_row["test_top1"])
+    assert float(read_table(run_dir)[2, "test"]["top1"]) == float(trained_row["test_top1"])
 
 
 def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys):
@@ -111,9 +107,9 @@ def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys)
     state = load(run_dir / "epoch_002.pth")
     state["fc.bias"] += 1
     torch.save(state, run_dir / "epoch_002.pth")
-    before = table(run_dir)
+    before = read_table(run_dir)
     assert "2 evaluated, 4 unchanged" in evaluate(capsys, run_dir).out
-    after = table(run_dir)
+    after = read_table(run_dir)
     shift = float(after[2, "train"]["bias_mean"]) - float(before[2, "train"]["bias_mean"])
     assert shift == pytest.approx(1, rel=1e-5)
     assert after[1, "train"] == before[1, "train"]
@@ -128,12 +124,12 @@ def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
             raise KeyboardInterrupt
         return whole(*inputs)
 
-    whole = eval_nc.measure
-    monkeypatch.setattr(eval_nc, "measure", measure_twice)
+    whole = eval_nc.compute_measures
+    monkeypatch.setattr(eval_nc, "compute_measures", measure_twice)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, run_dir)
-    assert len(table(run_dir)) == 2
-    monkeypatch.setattr(eval_nc, "measure", whole)
+    assert len(read_table(run_dir)) == 2
+    monkeypatch.setattr(eval_nc, "compute_measures", whole)
     capsys.readouterr()
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
 
@@ -147,29 +143,28 @@ def test_a_row_without_its_fingerprint_is_computed_again(run_dir, capsys):
     assert "1 evaluated, 5 unchanged" in evaluate(capsys, run_dir).out
 
 
-@pytest.mark.parametrize("later", [3, 6], ids=["long tails", "predictions"])
-def test_a_table_of_before_later_columns_is_kept(run_dir, capsys, later):
-    """The last columns are missing, and in config.json the setting that came with them."""
+@pytest.mark.parametrize("later", [("top1_",), ("top1_", "predicted_")], ids="+".join)
+def test_a_table_from_before_optional_columns_is_kept(run_dir, capsys, later):
+    """They are missing, and in config.json the setting that came with them."""
     evaluate(capsys, run_dir)
-    lines = (run_dir / "nc_metrics.csv").read_text().splitlines()
-    (run_dir / "nc_metrics.csv").write_text("".join(f"{x.rsplit(',', later)[0]}\n" for x in lines))
+    remove_columns(run_dir, [name for name in MEASURES if name.startswith(later)])
     config = json.loads((run_dir / "config.json").read_text())
     del config["settings"]["imbalance_factor"]
     (run_dir / "config.json").write_text(json.dumps(config))
     assert "0 evaluated, 2 unchanged" in evaluate(capsys, run_dir, "--checkpoints", "last").out
-    assert len(table(run_dir)) == 6
+    assert len(read_table(run_dir)) == 6
 
 
 def test_a_damaged_row_is_computed_again_when_its_checkpoint_is_chosen(run_dir, capsys):
     evaluate(capsys, run_dir)
     path = run_dir / "nc_metrics.csv"
-    whole, rows = path.read_bytes(), table(run_dir)
+    whole, rows = path.read_bytes(), read_table(run_dir)
     path.write_text(path.read_text().replace(rows[2, "test"]["nc1"], "x") + "x,test\n")
     said = evaluate(capsys, run_dir, "--checkpoints", "3")
     assert "0 evaluated, 2 unchanged" in said.out
     assert said.err.count("\n") == 1
     assert "nc1 is 'x'" in said.err and "epoch 'x', 'test'" in said.err
-    assert table(run_dir) == {**rows, (2, "test"): {**rows[2, "test"], "nc1": ""}}
+    assert read_table(run_dir) == {**rows, (2, "test"): {**rows[2, "test"], "nc1": ""}}
     said = evaluate(capsys, run_dir)
     assert "1 evaluated, 5 unchanged" in said.out
     assert said.err == ""
@@ -178,17 +173,45 @@ def test_a_damaged_row_is_computed_again_when_its_checkpoint_is_chosen(run_dir, 
 
 def test_a_measure_that_a_table_lacks_is_computed_where_the_checkpoint_is_there(run_dir, capsys):
     evaluate(capsys, run_dir)
-    path, rows = run_dir / "nc_metrics.csv", table(run_dir)
-    names = [name for name in HEADER.split(",") if name != "nc3"]
-    write_csv(path, names, [{name: row[name] for name in names} for row in rows.values()])
+    rows = read_table(run_dir)
+    remove_columns(run_dir, ["nc3"])
     (run_dir / "epoch_001.pth").unlink()
     said = evaluate(capsys, run_dir)
     assert "4 evaluated, 0 unchanged" in said.out
     assert said.err == ""
     gone = {key: {**rows[key], "nc3": ""} for key in ((1, "train"), (1, "test"))}
-    assert table(run_dir) == {**rows, **gone}
+    assert read_table(run_dir) == {**rows, **gone}
     assert "0 evaluated, 4 unchanged" in evaluate(capsys, run_dir).out
     Image.open(run_dir / "nc_curves.png").verify()
+
+
+def measure_largest_feature(evaluation):
+    return evaluation.extracted.features.max().item()
+
+
+def test_an_added_measure_gets_column_title_and_curve(run_dir, capsys, monkeypatch):
+    """Rows of an old table are computed again when their checkpoint is chosen."""
+    evaluate(capsys, run_dir)
+    before = read_table(run_dir)
+    entry = Measure(f"{__name__}:measure_largest_feature", "largest", digits=1, panel="largest")
+    monkeypatch.setitem(MEASURES, "largest_feature", entry)
+    drawn = []
+    whole = eval_nc.save_figure
+    monkeypatch.setattr(eval_nc, "save_figure", lambda f, path: drawn.append(f) or whole(f, path))
+    said = evaluate(capsys, run_dir, "--checkpoints", "3")
+    assert "2 evaluated, 0 unchanged" in said.out
+    assert said.err == ""
+    heading, _, row = said.out.strip().split("\n\n")[-1].splitlines()[:3]
+    after = read_table(run_dir)
+    assert heading.split()[-1] == "largest"
+    assert row.split()[-1] == f"{float(after[3, 'train']['largest_feature']):.1f}"
+    for key, cells in after.items():
+        assert cells.pop("largest_feature") == "" or key[0] == 3
+        assert cells == before[key]
+    (axis,) = [axis for axis in drawn[0].axes if axis.get_title().startswith("largest")]
+    assert len(axis.lines) == 1
+    assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
+    assert all(cells["largest_feature"] for cells in read_table(run_dir).values())
 
 
 def test_a_file_that_is_no_table_is_not_overwritten(run_dir, capsys):
@@ -200,38 +223,6 @@ def test_a_file_that_is_no_table_is_not_overwritten(run_dir, capsys):
     assert (run_dir / "nc_metrics.csv.bad").read_bytes() == b"\xff\xfe"
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-def test_empty_cells_are_gaps_in_the_picture(tmp_path, runs):
-    names = HEADER.split(",")[2:]
-    empty = [{"epoch": i, "split": "train", **dict.fromkeys(names)} for i in range(30)]
-    full = [row | dict.fromkeys(names, 1.0) for row in empty]
-    for rows in (empty, [*full[:9], *empty[9:20], *full[20:]], [*full[:20], *empty[20:]]):
-        curves = [Curve("r", "BCE", "SGD", rows)] * runs
-        save_figure(nc_figure(curves), tmp_path / "a.png")
-        Image.open(tmp_path / "a.png").verify()
-
-
-@pytest.mark.parametrize(
-    ("selection", "epochs"),
-    [("all", [1, 2, 3]), ("last", [3]), ("1,3", [1, 3]), ("2-9", [2, 3]), ("1, 2-3", [1, 2, 3])],
-)
-def test_selections(run_dir, selection, epochs):
-    assert list(select_checkpoints(run_dir, selection)) == epochs
-
-
-def test_best_is_the_first_of_the_best_test_accuracy(run_dir):
-    rows = read_csv(run_dir / "metrics.csv")
-    best = max(rows, key=lambda row: float(row["test_top1"]))
-    expected = {int(best["epoch"]): run_dir / "best_model.pth"}
-    assert select_checkpoints(run_dir, "best") == expected
-
-
-@pytest.mark.parametrize("text", ["", "x", "3-1", "1,,2", "-3"])
-def test_wrong_selections(text):
-    with pytest.raises(UserError, match="--checkpoints"):
-        parse_epochs(text)
-
-
 def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
     content = (run_dir / "epoch_002.pth").read_bytes()
     (run_dir / "epoch_002.pth").write_bytes(content[: len(content) // 2])
@@ -241,7 +232,7 @@ def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
     assert len(lines) == 2
     assert "epoch_002.pth is damaged" in lines[0]
     assert "epoch_003.pth does not fit the model" in lines[1]
-    assert set(table(run_dir)) == {(1, "train"), (1, "test")}
+    assert set(read_table(run_dir)) == {(1, "train"), (1, "test")}
 
 
 def test_weights_that_are_not_finite_are_named(run_dir, capsys):
@@ -251,7 +242,7 @@ def test_weights_that_are_not_finite_are_named(run_dir, capsys):
     said = evaluate(capsys, run_dir, "--split", "train", status=2)
     assert "epoch_001.pth, train set" in said.err
     assert "finite" in said.err
-    assert set(table(run_dir)) == {(2, "train"), (3, "train")}
+    assert set(read_table(run_dir)) == {(2, "train"), (3, "train")}
 
 
 def test_bare_weights_of_another_program(run_dir, tmp_path, capsys):
@@ -262,14 +253,14 @@ def test_bare_weights_of_another_program(run_dir, tmp_path, capsys):
         shutil.copy(path, bare)
     flags = ["--model", "mlp", "--width", 32, "--depth", 2, "--dataset", "digits"]
     evaluate(capsys, bare, *flags, "--sample_size", 30)
-    assert table(bare) == table(run_dir)
+    assert read_table(bare) == read_table(run_dir)
 
     for path in bare.glob("epoch_*.pth"):  # as torch.nn.Linear would have written them
         state = load(path)
         state["fc.bias"] *= -1
         torch.save(state, path)
     evaluate(capsys, bare, *flags, "--sample_size", 30, "--bias_added")
-    assert table(bare) == table(run_dir)
+    assert read_table(bare) == read_table(run_dir)
 
 
 def test_rows_of_bare_weights_depend_on_the_data_they_were_computed_from(run_dir, capsys):
@@ -277,15 +268,15 @@ def test_rows_of_bare_weights_depend_on_the_data_they_were_computed_from(run_dir
     flags = ["--model", "MLP", "--width", 32, "--depth", 2, "--dataset", "digits"]
     flags += ["--split", "test", "--checkpoints", "last"]
     evaluate(capsys, run_dir, *flags, "--test_sample_size", 5)
-    few = table(run_dir)
+    few = read_table(run_dir)
     assert "1 evaluated" in evaluate(capsys, run_dir, *flags).out
-    assert table(run_dir) != few
+    assert read_table(run_dir) != few
 
 
 def test_force_leaves_the_rows_that_are_not_chosen(run_dir, capsys):
     evaluate(capsys, run_dir)
     evaluate(capsys, run_dir, "--checkpoints", "3", "--split", "test", "--force")
-    assert len(table(run_dir)) == 6
+    assert len(read_table(run_dir)) == 6
 
 
 def test_the_best_model_alone_is_enough(run_dir, capsys):
@@ -314,25 +305,27 @@ def test_an_edited_config_is_one_line(run_dir, capsys, edit):
 def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys, monkeypatch):
     other = train_run(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
     loads = []
-    whole = evaluation.rebuild_data
-    monkeypatch.setattr(evaluation, "rebuild_data", lambda *a: loads.append(a) or whole(*a))
+    whole = evaluation.build_data
+    monkeypatch.setattr(
+        evaluation, "build_data", lambda *a, **kw: loads.append(a) or whole(*a, **kw)
+    )
     said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures")
     assert len(loads) == 1
     assert "0 unchanged" in said.out
     for path in (run_dir, other):
         Image.open(path / "nc_curves.png").verify()
     Image.open(tmp_path / "pictures" / "nc_curves_overlay.png").verify()
-    printed = said.out.strip().split("\n\n")[-1].splitlines()
-    assert len(printed) == 2 + 6 + 4  # header and rule, three and two epochs of two splits
-    assert len({len(line) for line in printed}) == 1
+    lines = said.out.strip().split("\n\n")[-1].splitlines()
+    assert len(lines) == 2 + 6 + 4  # header and rule, three and two epochs of two splits
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_precision(run_dir, tmp_path, capsys):
     evaluate(capsys, run_dir, "--checkpoints", "last")
-    exact = table(run_dir)[3, "train"]
+    exact = read_table(run_dir)[3, "train"]
     said = evaluate(capsys, run_dir, "--checkpoints", "last", "--precision", "bf16")
     assert "2 evaluated" in said.out  # another precision is another row
-    rough = table(run_dir)[3, "train"]
+    rough = read_table(run_dir)[3, "train"]
     assert rough["nc1"] != exact["nc1"]
     for key in ("nc1", "nc2", "compactness", "positive_mean"):
         assert float(rough[key]) == pytest.approx(float(exact[key]), rel=0.05)
@@ -400,7 +393,7 @@ def test_accuracy_by_class_size_is_that_of_predictions_one_by_one(lt_dir, capsys
                 hit = model(((image / 255 - mean) / std)[None])[0].argmax().item() == label
                 size = TAIL[label]
                 hits["many" if size > 100 else "few" if size < 20 else "medium"].append(hit)
-        row = table(lt_dir)[3, split]
+        row = read_table(lt_dir)[3, split]
         for name, group in hits.items():
             expected = 100 * sum(group) / len(group)
             assert float(row[f"top1_{name}"]) == pytest.approx(expected), (split, name)
@@ -410,28 +403,28 @@ def test_accuracy_by_class_size_is_that_of_predictions_one_by_one(lt_dir, capsys
 
 def test_the_test_split_alone_knows_the_tail(lt_dir, capsys):
     evaluate(capsys, lt_dir, "--checkpoints", "last")
-    both = table(lt_dir)[3, "test"]
+    both = read_table(lt_dir)[3, "test"]
     assert (
         "1 evaluated"
         in evaluate(capsys, lt_dir, "--checkpoints", "last", "--split", "test", "--force").out
     )
-    assert table(lt_dir)[3, "test"] == both
+    assert read_table(lt_dir)[3, "test"] == both
     assert both["predicted_positive"] == ""
 
 
 def test_bare_weights_of_a_long_tail(lt_dir, capsys):
     evaluate(capsys, lt_dir, "--checkpoints", "last", "--split", "test")
-    expected = table(lt_dir)[3, "test"]
+    expected = read_table(lt_dir)[3, "test"]
     (lt_dir / "config.json").unlink()
     flags = ["--model", "MLP", "--width", 32, "--depth", 2, "--dataset", "digits"]
     flags += ["--sample_size", 120, "--checkpoints", "last", "--split", "test"]
     assert "1 evaluated" in evaluate(capsys, lt_dir, *flags, "--imbalance_factor", 20).out
-    found = table(lt_dir)[3, "test"]
+    found = read_table(lt_dir)[3, "test"]
     assert all(found[f"top1_{g}"] == expected[f"top1_{g}"] for g in ("many", "medium", "few"))
     said = evaluate(capsys, lt_dir, *flags).out  # the factor unknown: another row without groups
     assert "1 evaluated" in said
     assert "many %" not in said
-    assert table(lt_dir)[3, "test"]["top1_many"] == ""
+    assert read_table(lt_dir)[3, "test"]["top1_many"] == ""
 
 
 def test_another_tail_of_the_same_number_of_images_is_told(lt_dir, capsys):
@@ -443,9 +436,28 @@ def test_another_tail_of_the_same_number_of_images_is_told(lt_dir, capsys):
     assert "class_sizes was [6," in evaluate(capsys, lt_dir, status=2).err
 
 
+@pytest.mark.slow
 def test_the_command_itself(run_dir):
     assert_mistake(run("eval_nc.py"), "--load_path")
     assert_mistake(run("eval_nc.py", "--load_path", run_dir, "--check", "all"), "--check")
     result = run("eval_nc.py", "--load_path", run_dir, "--gpu_id", -1, "--checkpoints", "last")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("sep_decay", [True, False])
+def test_the_prediction_of_a_run_with_sep_decay_is_shown(tmp_path, capsys, sep_decay):
+    run_dir = train_run(tmp_path, "r", "--epochs", 1, *(["--sep_decay"] if sep_decay else []))
+    capsys.readouterr()
+    said = evaluate(capsys, run_dir).out
+    row = read_csv(run_dir / "nc_metrics.csv")[0]
+    if sep_decay:
+        exact = predict("BCE", 10, 3.2, 5e-4, 5e-4, 0)
+        assert float(row["predicted_positive"]) == exact.positive_score
+        assert float(row["predicted_negative"]) == exact.negative_score
+        assert float(row["predicted_bias"]) == exact.bias
+        assert "pred. pos." in said
+    else:
+        assert row["predicted_positive"] == ""
+        assert "pred. pos." not in said
+    assert "0 evaluated" in evaluate(capsys, run_dir).out

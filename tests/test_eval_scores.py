@@ -1,21 +1,16 @@
 """eval_scores.py: the numbers behind the violins, the pictures, and what is refused."""
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import gaussian_kde
 
 import eval_scores
 import train
-from tests.conftest import assert_mistake, run
-from utils import scores
-from utils.evaluation import Rebuilder, TrainedRun
+from metrics.scores import compute_decision_scores
+from rundir.rebuild import Rebuilder, open_run
+from tests.helpers import assert_mistake, run
+from theory.minimum import predict
 from utils.files import read_csv
-from utils.metrics import decision_scores
-from utils.rundir import read_config
-from utils.score_figure import Violins, score_figure
-from utils.theory import predict
 
 TINY = ["--model", "MLP", "--width", 32, "--depth", 1, "--sample_size", 20, "--gpu_id", -1]
 TINY += ["--test_sample_size", 5, "--sep_decay", "--lr", 0.02, "--batch_size", 100]
@@ -47,77 +42,21 @@ def panels(path):
     return path.read_text().count('id="axes_')
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_distributions_are_those_of_all_scores(dtype, monkeypatch):
-    torch.manual_seed(0)
-    features = torch.randn(700, 6, dtype=dtype) + 3
-    labels, weight = torch.randint(9, (700,)), torch.randn(9, 6, dtype=dtype)
-    monkeypatch.setattr("utils.metrics.CPU_CHUNK", 500)  # many chunks
-    found = scores.score_distributions(features, labels, weight)
-    for ours, values in zip(found, decision_scores(features, labels, weight), strict=True):
-        values = values.numpy().ravel()
-        assert ours.count == values.size
-        direct = values.mean(), values.std(), values.min(), values.max()
-        assert (ours.mean, ours.std, ours.min, ours.max) == pytest.approx(direct, rel=1e-12)
-        counts, _ = np.histogram(values, scores.BINS, (values.min(), values.max()))
-        # An edge's last digit may put a value into the bin beside it.
-        assert np.abs(np.cumsum(counts) - ours.histogram.cumsum(0).numpy()).max() <= 2
-        width = (values.max() - values.min()) / scores.BINS
-        for share in (0.05, 0.5, 0.95):
-            direct = np.quantile(values, share, method="inverted_cdf")
-            assert ours.quantile(share) == pytest.approx(direct, abs=width)
-
-
-def test_the_outline_is_a_kernel_density():
-    values = torch.cat([torch.randn(400) - 3, torch.randn(100)]).double()
-    grid, density = scores.distribution(values).outline()
-    bandwidth = len(values) ** -0.2 * values.std(correction=0) / values.std()
-    expected = gaussian_kde(values.numpy(), bw_method=bandwidth.item())(grid.numpy())
-    np.testing.assert_allclose(density, expected, atol=2e-4)
-    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=0.01)
-
-
-def test_equal_values_are_one_point():
-    found = scores.distribution(torch.full((7,), 2.5))
-    assert (found.mean, found.std, found.quantile(0.5)) == (2.5, 0, 2.5)
-    grid, _ = found.outline()
-    assert grid.tolist() == [2.5]
-
-
-def test_memory_does_not_grow_with_the_number_of_scores(monkeypatch):
-    """No tensor of a size near N·K is ever made."""
-    largest = 0
-
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    features, labels = torch.randn(20_000, 4), torch.randint(300, (20_000,))
-    monkeypatch.setattr("utils.metrics.CPU_CHUNK", 30_000)
-    with Sizes():
-        _, negative = scores.score_distributions(features, labels, torch.randn(300, 4))
-    assert negative.count == 20_000 * 299
-    assert largest <= 80_000  # the features themselves
-
-
 def test_the_numbers_drawn_are_those_of_the_runs(runs, tmp_path, capsys):
     said = draw(capsys, *reversed(runs), "--out", tmp_path / "s.svg")
     assert panels(tmp_path / "s.svg") == 2
     rows = read_csv(tmp_path / "s.csv")
     assert [(row["panel"], row["x"]) for row in rows[::3]] == [
-        *(("CE, SGD", "0"), ("CE, SGD", "4"), ("BCE, SGD", "0"), ("BCE, SGD", "4"))
+        ("CE, SGD", "0"),
+        ("CE, SGD", "4"),
+        ("BCE, SGD", "0"),
+        ("BCE, SGD", "4"),
     ]
-    config = read_config(runs[3])
-    run_ = TrainedRun(runs[3], config["settings"], config["data"])
+    run_ = open_run(runs[3])
     rebuilder = Rebuilder(torch.device("cpu"), ["train"])
     extracted = rebuilder.extract(run_, runs[3] / "epoch_002.pth", "train")
     fc = rebuilder.model(run_).fc
-    direct = decision_scores(extracted.features, extracted.labels, fc.weight.detach())
+    direct = compute_decision_scores(extracted.features, extracted.labels, fc.weight.detach())
     exact = predict("BCE", 10, 10, 5e-4, 5e-4, 0)
     positive, bias, negative = rows[-3:]
     for row, values in ((positive, direct[0]), (bias, fc.bias.detach()), (negative, direct[1])):
@@ -157,15 +96,6 @@ def test_seeds_share_a_panel(runs, tmp_path, capsys):
     twin = make(tmp_path, "twin", *flags)
     said = draw(capsys, *runs[:2], twin, "--out", tmp_path / "t.png", status=2)
     assert "give --by run" in said.err
-
-
-def test_every_panel_is_drawn():
-    values = {"positive_score": scores.distribution(torch.randn(50))}
-    drawn = [Violins(f"panel {i}", "0", values, {}) for i in range(5)]
-    figure = score_figure(drawn, "x", "heading")
-    assert figure.get_suptitle() == "heading"
-    assert [axis.get_title() for axis in figure.axes] == [f"panel {i}" for i in range(5)]
-    assert len({axis.get_ylim() for axis in figure.axes}) == 1
 
 
 def test_mistakes(runs, tmp_path, capsys):

@@ -8,19 +8,15 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.manifold import trustworthiness
-from sklearn.neighbors import KNeighborsClassifier
 
 import eval_tsne
+from input_pipeline.load import load_dataset
+from metrics import tsne
+from metrics.tsne import embed
 from models import build_model
-from tests.conftest import assert_mistake, run
-from tests.test_eval_nc import train_run
-from utils import tsne
-from utils.checkpoint import load
-from utils.datasets import first_per_class, load_dataset
-from utils.errors import UserError
+from rundir.weights import load
+from tests.helpers import assert_mistake, run, train_run
 from utils.files import read_csv
-from utils.tsne import check_perplexity, embed, unit_square
-from utils.tsne_figure import Panel, image_of, titles, tsne_figure, write_gif
 
 FEW = ["--samples_per_class", 5, "--perplexity", 5]
 
@@ -44,74 +40,6 @@ def draw(capsys, *flags, status=0):
     """Run eval_tsne.py within this process; returns what it printed."""
     assert eval_tsne.main([str(word) for word in ("--gpu_id", -1, *flags)]) == status
     return capsys.readouterr()
-
-
-def blobs(classes=3, each=40, dim=10, seed=0):
-    """Well separated classes: features [N, d] and labels [N]."""
-    generator = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(classes), each)
-    centres = 20 * generator.normal(size=(classes, dim))
-    return centres[labels] + generator.normal(size=(len(labels), dim)), labels
-
-
-def test_an_embedding_keeps_neighbours_and_is_the_same_again():
-    features, labels = blobs()
-    told = []
-    first = embed(features, perplexity=10, seed=0, on_progress=told.append)
-    assert first.shape == (120, 2)
-    assert KNeighborsClassifier(5).fit(first, labels).score(first, labels) == 1
-    assert trustworthiness(features, first) > 0.9
-    assert np.array_equal(embed(features, perplexity=10, seed=0), first)
-    assert told == sorted(told)
-    assert told[-1] == 1
-
-
-def test_an_embedding_begins_at_the_one_before():
-    features, labels = blobs()
-    first = embed(features, perplexity=10, seed=0)
-    turned = np.stack([-first[:, 1], first[:, 0]], axis=1)  # no start that PCA would find
-    second = embed(features + 0.01, perplexity=10, seed=0, start=turned)
-
-    def centres(embedding):
-        means = np.stack([embedding[labels == k].mean(0) for k in range(3)])
-        return (means - means.mean(0)) / np.linalg.norm(means - means.mean(0))
-
-    # Centred triangles of norm 1: their inner product is 1 where they lie alike, and 0 where one is
-    # turned by a right angle.
-    assert (centres(second) * centres(turned)).sum() > 0.8
-    assert (centres(second) * centres(first)).sum() < 0.6
-
-
-def test_collapsed_features_are_embedded():
-    """At neural collapse all samples of a class are one point."""
-    features = np.repeat(np.eye(4), 20, axis=0)
-    embedding = embed(features, perplexity=5, seed=0)
-    assert np.isfinite(embedding).all()
-    labels = np.repeat(np.arange(4), 20)
-    assert KNeighborsClassifier(5).fit(embedding, labels).score(embedding, labels) == 1
-
-
-def test_features_without_an_embedding():
-    with pytest.raises(ValueError, match="finite"):
-        embed(np.full((20, 3), np.nan), perplexity=3, seed=0)
-    with pytest.raises(ValueError, match="the same"):
-        embed(np.ones((20, 3)), perplexity=3, seed=0)
-
-
-def test_the_unit_square():
-    square = unit_square(np.array([[-1.0, 7.0], [1.0, 7.0], [3.0, 7.0]]))
-    assert square.tolist() == [[0, 0.5], [0.5, 0.5], [1, 0.5]]
-
-
-def test_the_largest_perplexity():
-    check_perplexity(33, 100)
-    with pytest.raises(UserError, match="at most 33"):
-        check_perplexity(33.1, 100)
-
-
-def test_the_first_of_each_class():
-    labels = torch.tensor([2, 0, 2, 1, 0, 2, 0])
-    assert first_per_class(labels, 2).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_without_the_library(monkeypatch, runs, capsys):
@@ -192,67 +120,20 @@ def test_vector_output_and_the_default_directory(runs, capsys, fast):
     assert len(rows) == 40
 
 
+def test_runs_of_other_networks_and_images_take_turns(runs, tmp_path, capsys, fast):
+    """Each panel shows its own run's features, whatever was built for the one before."""
+    wide = train_run(tmp_path, "wide", "--width", 40, "--img_size", 12, "--epochs", 2)
+    flags = ["--checkpoints", "1-2", *FEW]
+    draw(capsys, runs[1], wide, *flags, "--out", tmp_path / "both")
+    draw(capsys, wide, *flags, "--out", tmp_path / "one")
+    both, one = (read_csv(tmp_path / name / "tsne.csv") for name in ("both", "one"))
+    assert [row for row in both if row["run"] == "wide"] == one
+
+
 def test_last_is_the_last_that_all_have(runs, tmp_path, capsys, fast):
     said = draw(capsys, *runs, "--split", "test", "--out", tmp_path, *FEW)
     assert "epochs 3" in said.out
     assert (tmp_path / "tsne_epoch_002.png").exists()
-
-
-@pytest.mark.parametrize(("count", "axes"), [(1, 1), (2, 2), (4, 4), (5, 6)])
-def test_a_panel_for_each_run(count, axes):
-    positions, labels = np.random.default_rng(0).random((40, 2)), np.repeat(np.arange(10), 4)
-    panels = [Panel(f"run {i}", positions, labels) for i in range(count)]
-    classes = {k: f"class {k}" for k in range(10)}
-    figure = tsne_figure("title", panels, classes)
-    assert len(figure.axes) == axes
-    drawn = [axis for axis in figure.axes if axis.collections]
-    assert [axis.get_title() for axis in drawn] == [f"run {i}" for i in range(count)]
-    for axis in drawn:
-        points = np.concatenate([part.get_offsets() for part in axis.collections])
-        assert sorted(map(tuple, points.tolist())) == sorted(map(tuple, positions.tolist()))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(classes.values())
-    assert image_of(figure).width >= 500
-
-
-def test_many_classes_have_distinct_looks_and_no_legend():
-    labels = np.arange(100)
-    panel = Panel("run", np.random.default_rng(0).random((100, 2)), labels)
-    figure = tsne_figure("title", [panel], {k: str(k) for k in range(100)})
-    assert not figure.legends
-    looks = {
-        (tuple(part.get_facecolor()[0]), part.get_paths()[0].vertices.tobytes())
-        for part in figure.axes[0].collections
-        if len(part.get_offsets())
-    }
-    assert len(looks) == 100
-
-
-def test_a_gif_of_one_palette(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "red", "blue")]
-    frames[2].paste("white", (0, 0, 4, 4))
-    frames[2].paste("red", (4, 4, 8, 8))
-    write_gif(tmp_path / "x.gif", frames, fps=5)
-    with Image.open(tmp_path / "x.gif") as gif:
-        for number, frame in enumerate(frames):
-            gif.seek(number)
-            assert np.abs(np.asarray(gif.convert("RGB"), int) - np.asarray(frame, int)).max() < 3
-
-
-def test_titles_tell_panels_apart():
-    base = {"model": "ViT", "dataset": "cifar10", "loss": "CE", "optimizer": "SGD", "lr": 0.1}
-    bce = {**base, "loss": "BCE"}
-    other = {**base, "lr": 0.2, "epochs": 3}
-    figure, panels = titles([base, bce], ["a", "b"], "train")
-    assert figure == "ViT on cifar10, training set"
-    assert panels == ["CE, SGD", "BCE, SGD"]
-    assert titles([base, other, bce], list("abc"), "test")[1] == [
-        *("CE, SGD, lr 0.1", "CE, SGD, lr 0.2", "BCE, SGD")
-    ]
-    assert titles([base, {**base, "epochs": 9}], ["a", "b"], "train")[1] == [
-        *("a (CE, SGD)", "b (CE, SGD)")
-    ]
-    figure, panels = titles([base, {**base, "model": "MLP"}], ["a", "b"], "test")
-    assert (figure, panels) == ("cifar10, test set", ["ViT, CE, SGD", "MLP, CE, SGD"])
 
 
 def test_damaged_checkpoints_are_named_and_the_other_epochs_drawn(runs, tmp_path, capsys, fast):

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 import train
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from utils.files import read_csv
 
 SHARED = ROOT.parent / "shared" / "data"

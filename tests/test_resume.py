@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import train
-from tests.conftest import assert_mistake, run, start
-from utils.checkpoint import load
+from rundir.weights import load
+from tests.helpers import assert_mistake, run, start
 from utils.files import read_csv
 
 TIMINGS = ("seconds", "images_per_second")

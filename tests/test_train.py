@@ -6,34 +6,26 @@ import math
 import pytest
 import torch
 
-import train
-from models import MODELS, build_model
-from tests.conftest import assert_mistake, run
-from utils.checkpoint import load
-from utils.datasets import load_dataset
+from input_pipeline.load import load_dataset
+from metrics.accuracy import compute_uniform_accuracy
+from models import NETWORKS, build_model
+from objective import LOSSES, OPTIMIZERS
+from objective.decay import compute_decay
+from objective.losses import binary_cross_entropy
+from rundir.names import METRICS_COLUMNS
+from rundir.weights import load
+from tests.helpers import SMALL, assert_mistake, run, train_here
 from utils.files import read_csv
-from utils.losses import LOSSES, regularisation
-from utils.metrics import uniform_accuracy
-
-# A small network on a small sample: a second for an epoch.
-SMALL = ["--model", "MLP", "--width", 64, "--depth", 2, "--sample_size", 20, "--batch_size", 32]
-
-
-def trained(tmp_path, *flags, status=0):
-    """Run train.py within this process; returns the run directory."""
-    command = [*flags, "--save_dir", tmp_path, "--run_name", "r", "--gpu_id", -1]
-    assert train.main([str(word) for word in command]) == status
-    return tmp_path / "r"
 
 
 def test_the_run_directory_is_as_promised(tmp_path):
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 3, "--loss", "CE", "--seed", 5)
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 3, "--loss", "CE", "--seed", 5)
     names = {path.name for path in run_dir.iterdir()}
     weights = {"epoch_001.pth", "epoch_002.pth", "epoch_003.pth", "best_model.pth", "last.pth"}
     assert names == weights | {"config.json", "metrics.csv", "train_log.txt"}
 
     rows = read_csv(run_dir / "metrics.csv")
-    assert list(rows[0]) == list(train.COLUMNS)
+    assert list(rows[0]) == list(METRICS_COLUMNS)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[0]["lr"]) == pytest.approx(0.01 * 32 / 128)
 
@@ -51,7 +43,7 @@ def test_the_run_directory_is_as_promised(tmp_path):
 
 def test_metrics_are_those_of_the_saved_weights(tmp_path):
     """The test columns, recomputed from epoch_002.pth with a loop over samples."""
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 2)
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 2)
     row = read_csv(run_dir / "metrics.csv")[-1]
     data = load_dataset("digits", ".", sample_size=20)
     model = build_model("MLP", 10, (3, 8, 8), width=64, depth=2)
@@ -70,13 +62,13 @@ def test_metrics_are_those_of_the_saved_weights(tmp_path):
             hits.append(z.argmax().item() == y)
     assert float(row["test_loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert float(row["test_top1"]) == pytest.approx(100 * sum(hits) / len(hits))
-    uniform = uniform_accuracy(torch.stack(logits), data.test.labels)[0]
+    uniform = compute_uniform_accuracy(torch.stack(logits), data.test.labels)[0]
     assert float(row["test_uniform"]) == pytest.approx(100 * uniform, abs=0.3)
 
 
 def test_a_long_tail_is_told_and_resumed(tmp_path, capsys):
     flags = [*SMALL, "--schedule", "constant", "--epochs", 1, "--imbalance_factor", 10]
-    run_dir = trained(tmp_path, *flags)
+    run_dir = train_here(tmp_path, *flags)
     sizes = [math.floor(20 * 10 ** (-k / 9)) for k in range(10)]
     said = capsys.readouterr().out
     assert f"{sum(sizes)} training and 360 test images; the largest class has 20 train" in said
@@ -84,26 +76,26 @@ def test_a_long_tail_is_told_and_resumed(tmp_path, capsys):
     config = json.loads((run_dir / "config.json").read_text())
     assert config["settings"]["imbalance_factor"] == 10
     assert config["data"]["class_sizes"] == sizes
-    trained(tmp_path, "--resume", "--epochs", 2)
-    whole = trained(tmp_path / "whole", *flags, "--epochs", 2)
+    train_here(tmp_path, "--resume", "--epochs", 2)
+    whole = train_here(tmp_path / "whole", *flags, "--epochs", 2)
     ours, expected = (load(path / "epoch_002.pth") for path in (run_dir, whole))
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
 def test_a_run_of_before_long_tails_is_resumed(tmp_path):
-    run_dir = trained(tmp_path, *SMALL, "--schedule", "constant", "--epochs", 1)
+    run_dir = train_here(tmp_path, *SMALL, "--schedule", "constant", "--epochs", 1)
     config = json.loads((run_dir / "config.json").read_text())
     del config["settings"]["imbalance_factor"], config["data"]["class_sizes"]
     (run_dir / "config.json").write_text(json.dumps(config))
     state = load(run_dir / "last.pth")
     del state["settings"]["imbalance_factor"]
     torch.save(state, run_dir / "last.pth")
-    trained(tmp_path, "--resume", "--epochs", 2)
+    train_here(tmp_path, "--resume", "--epochs", 2)
     assert len(read_csv(run_dir / "metrics.csv")) == 2
 
 
 def test_the_best_model_is_that_of_the_best_epoch(tmp_path):
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 4, "--lr", 0.05)
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 4, "--lr", 0.05)
     rows = read_csv(run_dir / "metrics.csv")
     best = max(rows, key=lambda row: float(row["test_top1"]))["epoch"]  # the first of equals
     expected = load(run_dir / f"epoch_{int(best):03d}.pth")
@@ -112,28 +104,42 @@ def test_the_best_model_is_that_of_the_best_epoch(tmp_path):
 
 
 def test_epoch_save_step_keeps_the_last_epoch(tmp_path):
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 5, "--epoch_save_step", 2)
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 5, "--epoch_save_step", 2)
     epochs = sorted(path.name for path in run_dir.glob("epoch_*.pth"))
     assert epochs == ["epoch_002.pth", "epoch_004.pth", "epoch_005.pth"]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("model", MODELS)
-def test_every_model_learns_with_every_loss(tmp_path, model, loss):
-    few = 4 if model in ("ResNet101", "DenseNet161") else 8
+SLOW = ("ResNet101", "DenseNet161")
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in NETWORKS]
+)
+def test_every_model_learns(tmp_path, model):
+    few = 4 if model in SLOW else 8
     epochs = 4 if model == "ResNet101" else 2  # after two, one seed in five has not learned yet
     flags = ["--sample_size", few, "--test_sample_size", 2, "--batch_size", 2 * few]
-    flags += ["--model", model, "--loss", loss, "--epochs", epochs, "--epoch_save_step", epochs]
+    flags += ["--model", model, "--epochs", epochs, "--epoch_save_step", epochs]
     rated_high = model == "ResNet101" or model.startswith("DenseNet")
     lr = 0.005 if rated_high else 0.0008  # far from where one stalls or diverges
     flags += ["--optimizer", "AdamW", "--lr", lr, "--schedule", "constant"]
-    rows = read_csv(trained(tmp_path, *flags) / "metrics.csv")
+    rows = read_csv(train_here(tmp_path, *flags) / "metrics.csv")
     losses = [float(row["train_loss"]) for row in rows]
     assert losses[-1] < 0.98 * losses[0]
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_falls_with_every_optimizer(tmp_path, loss, optimizer):
+    lr = 0.02 if optimizer == "SGD" else 0.002
+    flags = ["--loss", loss, "--optimizer", optimizer, "--lr", lr, "--epochs", 3]
+    rows = read_csv(train_here(tmp_path, *SMALL, *flags) / "metrics.csv")
+    losses = [float(row["train_loss"]) for row in rows]
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_the_fixed_etf_stays_fixed_while_the_bias_learns(tmp_path):
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 2, "--fixed_etf")
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 2, "--fixed_etf")
     before, after = (load(run_dir / f"epoch_00{n}.pth") for n in (1, 2))
     gram = after["fc.weight"].double() @ after["fc.weight"].double().T
     expected = torch.full((10, 10), -1 / 9).double().fill_diagonal_(1)
@@ -144,7 +150,7 @@ def test_the_fixed_etf_stays_fixed_while_the_bias_learns(tmp_path):
 
 def test_bias_settings_reach_the_classifier(tmp_path):
     flags = ["--bias_init_mode", 1, "--bias_init_mean", 5, "--lr", 1e-30, "--min_lr", 0]
-    state = load(trained(tmp_path, *SMALL, "--epochs", 1, *flags) / "epoch_001.pth")
+    state = load(train_here(tmp_path, *SMALL, "--epochs", 1, *flags) / "epoch_001.pth")
     assert state["fc.bias"].tolist() == pytest.approx([5 + k for k in range(10)])
 
 
@@ -153,7 +159,7 @@ def test_sep_decay_is_one_step_of_problem_1(tmp_path):
     decays = ["--weight_decay", 0.03, "--feature_decay_rate", 0.02, "--weight_decay_bias", 0.05]
     flags = [*SMALL, "--epochs", 1, "--schedule", "constant", "--sep_decay", *decays]
     flags += ["--batch_size", 200, "--bias_init_mean", 2]
-    after = load(trained(tmp_path, *flags) / "epoch_001.pth")
+    after = load(train_here(tmp_path, *flags) / "epoch_001.pth")
 
     torch.manual_seed(0)
     model = build_model("MLP", 10, (3, 8, 8), width=64, depth=2, bias_init_mean=2.0)
@@ -161,8 +167,8 @@ def test_sep_decay_is_one_step_of_problem_1(tmp_path):
     pixels = data.train.images.float() / 255
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (data.mean, data.std))
     logits, features = model((pixels - mean) / std)
-    penalty = regularisation(features, model.fc.weight, model.fc.bias_vector(), 0.03, 0.02, 0.05)
-    (LOSSES["BCE"](logits, data.train.labels) + penalty).backward()
+    penalty = compute_decay(features, model.fc.weight, model.fc.bias_vector(), 0.03, 0.02, 0.05)
+    (binary_cross_entropy(logits, data.train.labels) + penalty).backward()
     rate = 0.01 * 200 / 128
     for name, parameter in model.named_parameters():
         expected = parameter.detach() - rate * parameter.grad
@@ -172,7 +178,7 @@ def test_sep_decay_is_one_step_of_problem_1(tmp_path):
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):
     flags = [*SMALL, "--epochs", 1, "--augment", "DA1+DA2"]
     states = [
-        load(trained(tmp_path / str(i), *flags, "--seed", seed) / "epoch_001.pth")
+        load(train_here(tmp_path / str(i), *flags, "--seed", seed) / "epoch_001.pth")
         for i, seed in enumerate((1, 1, 2))
     ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -181,12 +187,12 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):
 
 def test_a_diverged_run_stops_with_status_3_and_keeps_its_checkpoints(tmp_path, capsys):
     flags = [*SMALL, "--schedule", "constant"]
-    run_dir = trained(tmp_path, *flags, "--epochs", 1)
+    run_dir = train_here(tmp_path, *flags, "--epochs", 1)
     state = load(run_dir / "last.pth")
     state["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.inf)
     torch.save(state, run_dir / "last.pth")
     before = (run_dir / "last.pth").read_bytes()
-    trained(tmp_path, "--resume", "--epochs", 2, status=3)
+    train_here(tmp_path, "--resume", "--epochs", 2, status=3)
     said = capsys.readouterr().out
     assert "the loss is not finite at epoch 2, step 2, learning rate 0.0025" in said
     assert (run_dir / "last.pth").read_bytes() == before
@@ -205,7 +211,7 @@ def test_a_first_step_that_diverges(tmp_path):
 def test_tensorboard_events_hold_the_metrics(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_dir = trained(tmp_path, *SMALL, "--epochs", 2, "--tensorboard")
+    run_dir = train_here(tmp_path, *SMALL, "--epochs", 2, "--tensorboard")
     events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     written = [event.value for event in events.Scalars("test_top1")]
     rows = read_csv(run_dir / "metrics.csv")
@@ -236,7 +242,7 @@ def test_mistakes_end_in_one_line_and_leave_no_directory(tmp_path):
     ],
 )
 def test_mistakes_found_with_the_data_at_hand(tmp_path, capsys, flags, words):
-    trained(tmp_path, *flags, status=2)
+    train_here(tmp_path, *flags, status=2)
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("train.py: error: ")
@@ -246,15 +252,15 @@ def test_mistakes_found_with_the_data_at_hand(tmp_path, capsys, flags, words):
 
 def test_a_save_dir_that_is_a_file(tmp_path, capsys):
     (tmp_path / "file").touch()
-    trained(tmp_path / "file", *SMALL, status=2)
+    train_here(tmp_path / "file", *SMALL, status=2)
     assert "is not a directory" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_refused_then_replaced(tmp_path):
     flags = [*SMALL, "--epochs", 1]
-    run_dir = trained(tmp_path, *flags)
+    run_dir = train_here(tmp_path, *flags)
     before = (run_dir / "last.pth").stat().st_mtime_ns
-    trained(tmp_path, *flags, status=2)
+    train_here(tmp_path, *flags, status=2)
     assert (run_dir / "last.pth").stat().st_mtime_ns == before
-    trained(tmp_path, *flags, "--force")
+    train_here(tmp_path, *flags, "--force")
     assert (run_dir / "last.pth").stat().st_mtime_ns > before

@@ -29,8 +29,8 @@ class Console:
 class Progress:
     """A bar with rate and time left on a terminal; elsewhere a plain line now and then.
 
-    `due()` says when to refresh. The caller reads numbers from the device only then, so that the
-    display costs a few synchronisations a second at most.
+    `is_due()` decides when to refresh. The caller reads numbers from the device only then, so that
+    the display costs a few synchronisations a second at most.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Progress:
                 total=total, initial=start, desc=title, unit=unit, leave=False, dynamic_ncols=True
             )
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         return time.monotonic() - self._last >= self._interval
 
-    def show(self, done: int, note: str) -> None:
+    def show(self, done: float, note: str) -> None:
         self._last = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -68,12 +68,12 @@ class Progress:
             self._bar.close()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned, the first to the left and the others to the right."""
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
-    def aligned(line: list[str]) -> str:
+    def align(line: list[str]) -> str:
         cells = [
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
@@ -81,4 +81,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(cells).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([aligned(lines[0]), rule, *[aligned(line) for line in lines[1:]]])
+    return "\n".join([align(lines[0]), rule, *[align(line) for line in lines[1:]]])

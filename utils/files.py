@@ -14,13 +14,13 @@ from utils.errors import UserError
 PICTURES = (".png", ".pdf", ".svg")  # what matplotlib writes here
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     A kill or a full disk at any moment leaves the old file or the new one, never a part of one.
     Raises UserError if the file cannot be written; what was at `path` is untouched then.
     """
-    temporary = temporary_name(path)
+    temporary = name_temporary(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -41,7 +41,7 @@ def link_whole(source: Path, path: Path) -> None:
 
     Falls back to a copy on file systems without hard links. Raises UserError as `write_whole`.
     """
-    temporary = temporary_name(path)
+    temporary = name_temporary(path)
     try:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
@@ -65,7 +65,7 @@ def check_picture(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {str(path)!r}: the name must end in .png, .pdf or .svg")
 
 
-def temporary_name(path: Path) -> Path:
+def name_temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -1,0 +1,1 @@
+"""The pictures: their common style, and one module for each figure."""

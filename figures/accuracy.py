@@ -1,0 +1,96 @@
+"""Accuracies of a grid of runs beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+
+from figures.style import STYLE, choose_colour
+from objective import LOSSES
+
+APART = 0.14  # of a row, from its middle to the first and to the last loss
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy in percent.
+
+    Attributes:
+        panel: the title of its x axis.
+        setting: the title of its row.
+        loss: that the runs were trained with.
+        mean: ours, over seeds; None without a result.
+        deviation: the standard deviation over seeds; None for fewer than two.
+        published: the paper's; None where it has none.
+    """
+
+    panel: str
+    setting: str
+    loss: str
+    mean: float | None
+    deviation: float | None
+    published: float | None
+
+
+def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt.Figure:
+    """Draw a row for each setting and a panel for each accuracy, the losses side by side in a row.
+
+    Bars show the standard deviation over seeds.
+
+    Args:
+        accuracies: in the order of panels and rows.
+        paper: what the paper's numbers are of, for the legend.
+    """
+    rows, panels, losses = (
+        list(dict.fromkeys(getattr(accuracy, name) for accuracy in accuracies))
+        for name in ("setting", "panel", "loss")
+    )
+    size = (2.4 * len(panels) + 1.4, 0.34 * len(rows) + 1.1)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+        for axis, panel in zip(axes[0], panels, strict=True):
+            axis.set_xlabel(panel)
+            for accuracy in (each for each in accuracies if each.panel == panel):
+                place = rows.index(accuracy.setting) + _shift(losses, accuracy.loss)
+                _draw_accuracy(axis, accuracy, place)
+        axes[0][0].set_yticks(range(len(rows)), rows, fontsize=8)
+        axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
+        published = any(accuracy.published is not None for accuracy in accuracies)
+        _list_marks(axes[0][0], losses, f"paper ({paper}), " if published else None)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def _shift(losses: Sequence[str], loss: str) -> float:
+    """Return how far from the middle of a row a loss is drawn."""
+    if len(losses) == 1:
+        return 0.0
+    return APART * (2 * losses.index(loss) / (len(losses) - 1) - 1)
+
+
+def _list_marks(axis: plt.Axes, losses: Sequence[str], paper: str | None) -> None:
+    """Add the marks of all losses to the legend, then the paper's, whose labels `paper` begins."""
+    for loss in losses:
+        axis.plot([], [], LOSSES[loss].marks[0], color=choose_colour(loss), label=loss)
+    for loss in losses if paper is not None else ():
+        axis.plot([], [], LOSSES[loss].marks[1], color=choose_colour(loss), label=f"{paper}{loss}")
+
+
+def _draw_accuracy(axis: plt.Axes, accuracy: Accuracy, place: float) -> None:
+    mark, paper_mark = LOSSES[accuracy.loss].marks
+    colour = choose_colour(accuracy.loss)
+    if accuracy.mean is not None:
+        axis.errorbar(
+            accuracy.mean,
+            place,
+            xerr=accuracy.deviation,
+            marker=mark,
+            markersize=5,
+            capsize=2,
+            color=colour,
+            linestyle="none",
+        )
+    if accuracy.published is not None:
+        axis.plot(accuracy.published, place, paper_mark, color=colour, markersize=5)

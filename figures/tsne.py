@@ -1,0 +1,200 @@
+"""The pictures of t-SNE embeddings: a panel per run, a file per epoch, a GIF over the epochs."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from figures.style import STYLE, escape_name
+from utils.files import write_whole
+
+# Ten colours for any kind of colour vision (M. Petroff, arXiv:2107.02270) and ten marks. Class k
+# has the colour k mod 10, and no two of 100 classes share both.
+COLOURS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+MARKS = "os^DvPX<p>"
+LEGEND_CLASSES = 20  # at most so many are named
+PANEL = 2.4  # inches
+LAYERS = 5  # the points of a class are drawn in so many turns, so that no class hides another
+SHOWN_SETTINGS = 3  # a panel's title names at most so many settings besides loss and optimizer
+SET_NAMES = {"train": "training set", "test": "test set"}
+HOLD = 4  # the GIF's last frame stays so many times as long as the others
+
+
+@dataclass
+class Panel:
+    """An embedding to draw.
+
+    Attributes:
+        title: of the panel.
+        positions: [N, 2] in [0, 1].
+        labels: int [N], numbers of classes.
+    """
+
+    title: str
+    positions: np.ndarray
+    labels: np.ndarray
+
+
+def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]) -> plt.Figure:
+    """Draw embeddings side by side; each of `classes` (number to name) has a colour and a mark."""
+    with plt.rc_context(STYLE):
+        columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
+        rows = -(-len(panels) // columns)
+        width = max(PANEL * columns, 3.4)
+        titles = [textwrap.fill(panel.title, int(14 * width / columns)) for panel in panels]
+        names = _shorten_names(classes)
+        legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
+        legend_columns = min(legend_columns, len(names) or 1)
+        legend_rows = -(-len(names) // legend_columns)
+        title = textwrap.fill(title, int(13 * width))
+        title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
+        height = PANEL * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
+            _scatter(axis, panel, list(classes))
+            axis.set_title(escape_name(text), fontsize=9)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        figure.suptitle(title, fontsize=9, fontweight="bold")
+        _add_legend(figure, classes, names, legend_columns)
+    return figure
+
+
+def _scatter(axis: plt.Axes, panel: Panel, classes: Sequence[int]) -> None:
+    # Fewer points may be larger.
+    size = float(np.clip(9000 / len(panel.labels), 4, 16))
+    chosen = {number: np.flatnonzero(panel.labels == number) for number in classes}
+    for layer in range(LAYERS):
+        for number in classes:
+            x, y = panel.positions[chosen[number][layer::LAYERS]].T
+            axis.scatter(x, y, s=size, linewidths=0, alpha=0.8, **_choose_look(number))
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axis.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    axis.tick_params(labelsize=8)
+
+
+def _choose_look(number: int) -> dict[str, Any]:
+    tens, ones = divmod(number, 10)
+    return {"color": COLOURS[ones], "marker": MARKS[(ones + tens) % 10]}
+
+
+def _shorten_names(classes: dict[int, str]) -> list[str]:
+    if len(classes) > LEGEND_CLASSES:
+        return []
+    return [textwrap.shorten(name, 20, placeholder="…") or name[:20] for name in classes.values()]
+
+
+def _add_legend(
+    figure: plt.Figure, classes: dict[int, str], names: list[str], columns: int
+) -> None:
+    if not names:
+        note = f"{len(classes)} classes, each a colour and mark"
+        figure.supxlabel(note, fontsize=8)
+        return
+    handles = [
+        plt.Line2D(
+            [], [], linestyle="none", markersize=5, markeredgewidth=0, **_choose_look(number)
+        )
+        for number in classes
+    ]
+    figure.legend(
+        handles,
+        [escape_name(name) for name in names],
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=8,
+        handletextpad=0.1,
+        columnspacing=0.8,
+    )
+
+
+def render_image(figure: plt.Figure) -> Image.Image:
+    """Return a figure as pixels, RGB."""
+    content = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(content, format="png")
+    return Image.open(content).convert("RGB")
+
+
+def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
+    """Write frames of one size as an animated GIF of one palette that repeats without end.
+
+    Raises UserError if the file cannot be written.
+    """
+    # The last frame has every colour that the others have.
+    palette = frames[-1].quantize(256, method=Image.Quantize.MEDIANCUT)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[colours.sum(axis=1).argmax()] = 255  # the page is white; the palette averages it
+    palette.putpalette(colours.ravel().tolist())
+    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    # GIF counts in hundredths of a second.
+    duration = 10 * round(100 / fps)
+    durations = [duration] * (len(frames) - 1) + [HOLD * duration]
+    content = io.BytesIO()
+    indexed[0].save(
+        content,
+        format="GIF",
+        save_all=True,
+        append_images=indexed[1:],
+        duration=durations,
+        loop=0,
+        optimize=False,
+    )
+    write_whole(path, lambda file: file.write(content.getvalue()))
+
+
+def compose_titles(
+    settings: Sequence[Mapping[str, Any]], names: Sequence[str], split: str
+) -> tuple[str, list[str]]:
+    """Compose the title of a figure and that of each panel.
+
+    A panel's title names loss and optimizer, and the model if the runs differ in it. If two of them
+    are still the same, it adds the settings in which these runs differ, or their names.
+
+    Args:
+        settings: of each run, those that shape what it learns.
+        names: of the runs.
+        split: "train" or "test".
+    """
+    models = {each["model"] for each in settings}
+    shared = f"{settings[0]['model']} on " if len(models) == 1 else ""
+    figure = f"{shared}{settings[0]['dataset']}, {SET_NAMES[split]}"
+    keys = ("loss", "optimizer") if len(models) == 1 else ("model", "loss", "optimizer")
+    heads = [", ".join(each[key] for key in keys) for each in settings]
+    panels = []
+    for head, own, name in zip(heads, settings, names, strict=True):
+        alike = [each for each, other in zip(settings, heads, strict=True) if other == head]
+        differing = [
+            key for key, value in own.items() if any(each.get(key) != value for each in alike)
+        ]
+        if len(alike) == 1:
+            panels.append(head)
+        elif 0 < len(differing) <= SHOWN_SETTINGS:
+            panels.append(", ".join([head, *(f"{key} {_format(own[key])}" for key in differing)]))
+        else:
+            panels.append(f"{name} ({head})")
+    return figure, panels
+
+
+def _format(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,162 @@
+"""The data sources and augmentations by name: what there is to know of each.
+
+Imports no torch: an entry names its functions as text, "package.module:function".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Channels = tuple[float, float, float]
+
+# The paper's, per channel, in units of the full range 0…1.
+MNIST_MEAN: Channels = (0.1307, 0.1307, 0.1307)
+MNIST_STD: Channels = (0.3081, 0.3081, 0.3081)
+CIFAR_MEAN: Channels = (0.4914, 0.4822, 0.4465)
+CIFAR_STD: Channels = (0.2023, 0.1994, 0.2010)
+
+# DA1: the angle of its rotation is part of a source's entry.
+CROP_FLIP_ROTATE = (
+    "input_pipeline.augmentation:CropAndFlip",
+    "input_pipeline.augmentation:Rotation",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source: a function that reads its samples, and what the program must know of them.
+
+    The function is called as `reader(data_dir: Path, train: bool)`, once for each split, and
+    returns `(images, labels, classes)`:
+
+    - images: uint8 [N, C, H, W] with C = 1 or 3. A source that streams returns the paths of N image
+      files, list[str], in their place.
+    - labels: int64 [N], indices into `classes`.
+    - classes: K names, the same for both splits.
+
+    It raises UserError where files are absent, corrupt or inconsistent. `load_dataset` does the
+    rest: it selects samples, decodes files, resizes, repeats a single channel, and measures mean
+    and std where the entry has none. A complete source is such a file, input_pipeline/patterns.py:
+
+        from pathlib import Path
+
+        import torch
+        from torch import Tensor
+
+        def read_patterns(data_dir: Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
+            generator = torch.Generator().manual_seed(0)
+            patterns = torch.randint(256, (4, 1, 8, 8), generator=generator)
+            generator.manual_seed(1 if train else 2)
+            labels = torch.arange(200) % 4
+            noise = torch.randint(-60, 61, (200, 1, 8, 8), generator=generator)
+            images = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
+            return images, labels, ["A", "B", "C", "D"]
+
+    and its entry in SOURCES:
+
+        "patterns": Source(
+            "input_pipeline.patterns:read_patterns",
+            title="patterns",
+            side=8,
+            num_classes=4,
+            bundled_with="this program",
+        ),
+
+    Attributes:
+        reader: the function.
+        title: its name in reports and figures.
+        side: pixels to which images are resized unless --img_size is given. None: they keep their
+            size.
+        side_finder: a function of `data_dir` that returns the shorter side in pixels where `side`
+            is None. It may raise UserError. None: the samples are read to find the side.
+        mean, std: per channel, in units of the full range 0…1. None: measured on the training
+            images.
+        rotation: the largest angle of DA1 in degrees.
+        num_classes: K, where it is known beforehand.
+        streams: the source consists of image files, which worker processes decode. They are held in
+            memory if they are few.
+        bundled_with: the package that the samples come with, so that they need no --data_dir.
+    """
+
+    reader: str
+    title: str
+    side: int | None = None
+    side_finder: str | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    rotation: float = 0.0
+    num_classes: int | None = None
+    streams: bool = False
+    bundled_with: str | None = None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """An augmentation of the training images.
+
+    Attributes:
+        help: what it does, in a few words.
+        transforms: classes that change each image alone, in their order: see
+            input_pipeline.augmentation.Transform.
+        mixer: a class that mixes the samples of a batch and their labels: see
+            input_pipeline.augmentation.Mixer. None: no mixing.
+    """
+
+    help: str
+    transforms: tuple[str, ...] = ()
+    mixer: str | None = None
+
+    @property
+    def mixes_labels(self) -> bool:
+        return self.mixer is not None
+
+
+SOURCES: dict[str, Source] = {
+    "mnist": Source(
+        "input_pipeline.known:read_mnist",
+        title="MNIST",
+        side=32,  # the paper resizes 28×28 to its models' input
+        mean=MNIST_MEAN,
+        std=MNIST_STD,
+        num_classes=10,
+    ),
+    "cifar10": Source(
+        "input_pipeline.known:read_cifar10",
+        title="CIFAR10",
+        side=32,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        num_classes=10,
+    ),
+    "cifar100": Source(
+        "input_pipeline.known:read_cifar100",
+        title="CIFAR100",
+        side=32,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        rotation=15.0,
+        num_classes=100,
+    ),
+    "digits": Source(
+        "input_pipeline.digits:read_digits",
+        title="digits",
+        side=8,
+        num_classes=10,
+        bundled_with="scikit-learn",
+    ),
+    "folder": Source(
+        "input_pipeline.folder:list_folder",
+        title="folder",
+        side_finder="input_pipeline.folder:find_side",
+        streams=True,
+    ),
+}
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation("no augmentation"),
+    "DA1": Augmentation("random crop and flip", transforms=CROP_FLIP_ROTATE),
+    "DA1+DA2": Augmentation(
+        "then Mixup or CutMix",
+        transforms=CROP_FLIP_ROTATE,
+        mixer="input_pipeline.augmentation:BatchMixer",
+    ),
+}

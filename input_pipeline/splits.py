@@ -1,0 +1,170 @@
+"""Samples of a split, in memory or in image files, and the data set they belong to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from input_pipeline import Channels
+from input_pipeline.image_files import fit_square, open_rgb
+from utils.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Samples held in memory.
+
+    Attributes:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """Gather uint8 [B, 3, H, W] of the samples `indices`, int64 [B] on the images' device."""
+        return self.images[indices]
+
+    def select(self, indices: Tensor) -> TensorSplit:
+        """Keep the samples `indices`, int64 [B]."""
+        return TensorSplit(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> TensorSplit:
+        """Move the samples to `device`."""
+        return TensorSplit(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Samples in image files, decoded on demand.
+
+    Attributes:
+        paths: N image files.
+        labels: int64 [N].
+        image_size: (H, W) in pixels of every decoded image.
+        size_from: the file whose size all others must share, or None where images of another
+            size are resized and cropped (then H = W).
+    """
+
+    paths: Sequence[str]
+    labels: Tensor
+    image_size: tuple[int, int]
+    size_from: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Iterable[int]) -> Tensor:
+        """Decode the B samples `indices`.
+
+        Returns:
+            uint8 [B, 3, H, W] on the CPU.
+
+        Raises:
+            UserError: a file can't be decoded, or its size isn't that of `size_from`.
+        """
+        numbers = list(indices)
+        images = np.empty((len(numbers), 3, *self.image_size), dtype=np.uint8)
+        with warnings.catch_warnings():
+            # Pillow warns about odd metadata, which does not affect the pixels.
+            warnings.simplefilter("ignore")
+            for image, number in zip(images, numbers, strict=True):
+                image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
+        return torch.from_numpy(images)
+
+    def select(self, indices: Tensor) -> FileSplit:
+        """Keep the samples `indices`, int64 [B]."""
+        paths = [self.paths[i] for i in indices.tolist()]
+        return FileSplit(paths, self.labels[indices], self.image_size, self.size_from)
+
+    def to(self, device: torch.device | str) -> FileSplit:
+        """Move the labels to `device`; the images remain files."""
+        return FileSplit(self.paths, self.labels.to(device), self.image_size, self.size_from)
+
+    def _decode(self, path: str) -> np.ndarray:
+        """Decode one file to uint8 [H, W, 3]."""
+        image = open_rgb(path)
+        size = (image.height, image.width)
+        if size == self.image_size:
+            return np.asarray(image)
+        if self.size_from is None:
+            return np.asarray(fit_square(image, self.image_size[0]))
+        (h0, w0), (h1, w1) = self.image_size, size
+        raise UserError(
+            f"images differ in size: {self.size_from} is {w0}×{h0} pixels, {path} is {w1}×{h1}; "
+            "give --img_size to resize them all"
+        )
+
+
+Split = TensorSplit | FileSplit
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set ready for loaders.
+
+    Attributes:
+        name: one of `input_pipeline.SOURCES`.
+        classes: K class names; labels are indices into it.
+        image_shape: (3, H, W).
+        mean, std: three numbers each, per channel, in units of the full range 0…1.
+        train, test: the samples; None where the split was not asked for.
+    """
+
+    name: str
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    mean: Channels
+    std: Channels
+    train: Split | None
+    test: Split | None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def side(self) -> int:
+        """The shorter side of the images in pixels."""
+        return min(self.image_shape[1:])
+
+    @property
+    def class_sizes(self) -> list[int] | None:
+        """Training images of each class; None where that split was not asked for."""
+        if self.train is None:
+            return None
+        sizes = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
+        return [int(size) for size in sizes]
+
+    def facts(self) -> dict[str, Any]:
+        """List what a resumed or evaluated run must find unchanged, as kept in config.json."""
+        facts: dict[str, Any] = {
+            "num_classes": self.num_classes,
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        if self.train is not None:
+            facts["train_size"] = len(self.train)
+        if self.test is not None:
+            facts["test_size"] = len(self.test)
+        if self.train is not None:
+            facts["class_sizes"] = self.class_sizes
+        return facts

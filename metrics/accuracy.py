@@ -1,0 +1,132 @@
+"""Accuracies from logits: top-k, by class size, and uniform accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metrics.checks import check_logits, split_rows
+
+MANY, FEW = 100, 20  # training images of a class: above, many; below, few
+
+
+def count_correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+    """Count the samples whose label is among the k largest logits, for each k: int64 [len(ks)].
+
+    logits [N, K], labels int64 [N]. The counts stay on the device: no synchronisation. If there are
+    fewer than k classes, k is their number.
+    """
+    hits = _rank_hits(logits, labels, max(ks))
+    return torch.stack([hits[:, :k].sum() for k in ks])
+
+
+def count_correct_by_class(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+    """Count as `count_correct` does, class by class: int64 [len(ks), K].
+
+    logits [N, K], labels int64 [N]. The counts stay on the device: no synchronisation.
+    """
+    hits = _rank_hits(logits, labels, max(ks))
+    counts = torch.zeros(len(ks), logits.shape[1], dtype=torch.int64, device=logits.device)
+    for count, k in zip(counts, ks, strict=True):
+        count.index_add_(0, labels, hits[:, :k].sum(dim=1))
+    return counts
+
+
+def compute_group_accuracies(
+    correct: Tensor, counts: Tensor, class_sizes: Sequence[float]
+) -> dict[str, float | None]:
+    """Compute top-1 for classes of many, medium and few training images (Liu et al., CVPR 2019).
+
+    Args:
+        correct: int64 [K], correctly classified samples of each class in the evaluated split.
+        counts: int64 [K], all samples of each class there.
+        class_sizes: K numbers of training images, which decide the group: many are above 100,
+            medium 20 to 100, few below 20.
+
+    Returns:
+        For many, medium and few the share, in [0, 1], of correctly classified samples among those
+        of the group's classes. It is the mean class accuracy if these have equally many samples.
+        None for a group without samples.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+    if not len(correct) == len(counts) == len(class_sizes):
+        raise ValueError(
+            f"correct, counts and class_sizes must have one length, not {len(correct)}, "
+            f"{len(counts)} and {len(class_sizes)}"
+        )
+    sizes = torch.as_tensor(class_sizes, dtype=torch.float64)
+    groups = {
+        "many": sizes > MANY,
+        "medium": (sizes >= FEW) & (sizes <= MANY),
+        "few": sizes < FEW,
+    }
+    correct, counts = correct.cpu(), counts.cpu()
+    totals = {name: counts[group].sum().item() for name, group in groups.items()}
+    return {
+        name: correct[group].sum().item() / totals[name] if totals[name] else None
+        for name, group in groups.items()
+    }
+
+
+def compute_uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Compute the largest share of samples that one threshold serves at once, and the threshold.
+
+    max over t of |{i : z_{i,y} > t ≥ max_{j≠y} z_{i,j}}| / N (Li, Xiao, Shen, ICML 2025). It is
+    never above top-1, and takes O(N log N) after one pass over the logits.
+
+    Args:
+        logits: [N, K], any float dtype.
+        labels: integer [N].
+
+    Returns:
+        The accuracy in [0, 1] and the smallest best threshold, NaN if no sample is classified
+        correctly.
+
+    Raises:
+        ValueError: shapes do not match, labels are out of range, or logits are not finite.
+    """
+    check_logits(logits, labels)
+    labels = labels.to(logits.device, torch.int64)
+    chunks = split_rows(logits, logits.shape[1])
+    margins = [split_margins(logits[rows], labels[rows]) for rows in chunks]
+    positives, negatives = (torch.cat(parts) for parts in zip(*margins, strict=True))
+    return find_best_threshold(positives, negatives)
+
+
+def find_best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, float]:
+    """Compute what `compute_uniform_accuracy` does from each sample's positive logit, that of its
+    own label, and its largest negative one, each [N].
+
+    A correctly classified sample is the half-open interval [largest negative, positive). The
+    greatest number of intervals that share a point is reached at some interval's left end: two
+    sorts, O(N log N). Raises ValueError if the logits are not finite.
+    """
+    if not (torch.isfinite(positives).all() and torch.isfinite(negatives).all()):
+        raise ValueError("logits are not finite")
+    correct = positives > negatives
+    starts = negatives[correct].double().sort().values
+    ends = positives[correct].double().sort().values
+    if len(starts) == 0:
+        return 0.0, float("nan")
+    begun = torch.searchsorted(starts, starts, right=True)
+    ended = torch.searchsorted(ends, starts, right=True)
+    served = begun - ended
+    best = served.max()
+    return best.item() / len(positives), starts[served == best][0].item()
+
+
+def split_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's entry at its label and the largest other entry of logits [N, K]: [N]."""
+    own = labels[:, None]
+    positives = logits.gather(1, own).squeeze(1)
+    negatives = logits.scatter(1, own, -torch.inf).amax(dim=1)
+    return positives, negatives
+
+
+def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
+    """Whether the label is the 1st, 2nd, … largest logit: bool [N, min(largest, K)]."""
+    return logits.topk(min(largest, logits.shape[1]), dim=1).indices == labels[:, None]

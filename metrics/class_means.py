@@ -1,0 +1,79 @@
+"""The class means of features in float64, and how far they can be trusted.
+
+The features are converted chunk by chunk, so that memory beyond them is bounded by the chunks and
+by a few [K, d] matrices. A reference point near the features is subtracted before anything is
+summed: features far from 0 lose no accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metrics.checks import check_finite, split_rows
+
+EPSILON = torch.finfo(torch.float64).eps
+
+
+@dataclass
+class ClassMeans:
+    """The class means of features [N, d], all float64.
+
+    Attributes:
+        reference: [d], a point near the features.
+        relative: [K, d], the class means minus the reference.
+        centred: [K, d], the class means minus their mean h̄: the transpose of the matrix M.
+        counts: [K], samples of each class.
+        rounding: the singular value of M up to which it is float64 rounding of the sums:
+            ε (max(d, K) + √N) √K · the features' root mean square length.
+        resolution: the larger of that and of the spectral norm to expect of the rounding of the
+            features to their own dtype, averaged over the samples of each class.
+    """
+
+    reference: Tensor
+    relative: Tensor
+    centred: Tensor
+    counts: Tensor
+    rounding: float
+    resolution: float
+
+
+def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> ClassMeans:
+    """Compute the class means of features [N, d] of any float dtype.
+
+    labels is int64 [N] on the features' device, with every class from 0 to K−1 (`check_classes`).
+    Raises ValueError if the features are not finite, or so large that their squares overflow.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    # The mean of about 256 samples spread over all: any point among the features would do.
+    reference = features[:: max(1, len(features) // 256)].double().mean(dim=0)
+    sums = reference.new_zeros(num_classes, len(reference))
+    squares = reference.new_zeros(())
+    for rows in split_rows(features):
+        shifted = features[rows] - reference
+        sums.index_add_(0, labels[rows], shifted)
+        squares += torch.dot(shifted.flatten(), shifted.flatten())
+    if not torch.isfinite(squares):
+        check_finite("features", features)
+        raise ValueError("features are too large: their squares overflow float64")
+    relative = sums / counts[:, None]
+    centred = relative - relative.mean(dim=0)
+    length = math.sqrt(squares.item() / len(features) + reference.square().sum().item())
+    rounding, resolution = _estimate_resolution(length, counts, features)
+    return ClassMeans(reference, relative, centred, counts, rounding, resolution)
+
+
+def _estimate_resolution(length: float, counts: Tensor, features: Tensor) -> tuple[float, float]:
+    """`rounding` and `resolution` of `ClassMeans`, for features of root mean square `length`."""
+    count, dim = features.shape
+    num_classes = len(counts)
+    rounding = EPSILON * (max(dim, num_classes) + math.sqrt(count)) * math.sqrt(num_classes)
+    # An entry x is rounded by at most ε|x|/2, evenly: a standard deviation of ε|x|/√12. A d×K
+    # matrix of independent entries of standard deviation σ has the norm σ(√d + √K).
+    entry = torch.finfo(features.dtype).eps / math.sqrt(12 * dim)
+    averaged = entry * counts.reciprocal().mean().sqrt().item()
+    inputs = averaged * (math.sqrt(dim) + math.sqrt(num_classes))
+    return length * rounding, length * max(rounding, inputs)

@@ -1,0 +1,80 @@
+"""Features, logits and labels of a split, passed through a model once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import DataSet
+from metrics.accuracy import count_correct_by_class, split_margins
+
+
+def build_split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
+    """Build a loader of the train or test images of `data`, in order and not augmented.
+
+    `options` are further arguments of `BatchLoader`.
+    """
+    return BatchLoader(
+        getattr(data, split),
+        mean=data.mean,
+        std=data.std,
+        num_classes=data.num_classes,
+        **options,
+    )
+
+
+@dataclass
+class Extracted:
+    """The results of one pass of a model over a split of N samples.
+
+    Attributes:
+        features: float32 [N, d].
+        labels: int64 [N].
+        positives: float32 [N], each sample's logit at its own label.
+        negatives: float32 [N], the largest of its other logits.
+        top1, top5: shares of samples, in [0, 1].
+        class_correct: int64 [K], samples of each class whose own logit is the largest.
+    """
+
+    features: Tensor
+    labels: Tensor
+    positives: Tensor
+    negatives: Tensor
+    top1: float
+    top5: float
+    class_correct: Tensor
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, batches: BatchLoader, autocast: contextlib.AbstractContextManager
+) -> Extracted:
+    """Pass a split through the model once, in evaluation mode.
+
+    Only the part of the logits that the measures need is kept: memory does not grow with N·K.
+    """
+    model.eval()
+    device, count = batches.device, batches.num_samples
+    classifier: Any = model.fc
+    feature_dim: Any = model.feature_dim
+    num_classes = len(classifier.weight)
+    features = torch.empty(count, feature_dim, device=device)
+    labels = torch.empty(count, dtype=torch.int64, device=device)
+    margins = torch.empty(2, count, device=device)
+    correct = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
+    first = 0
+    for images, targets in batches.batches(epoch=0):
+        with autocast:
+            logits, batch_features = model(images)
+        at = slice(first, first + len(targets))
+        features[at], labels[at] = batch_features, targets
+        margins[0, at], margins[1, at] = split_margins(logits, targets)
+        correct += count_correct_by_class(logits, targets)
+        first = at.stop
+    top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
+    return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])

@@ -1,0 +1,115 @@
+"""All measures of one checkpoint on one split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metrics import MEASURES
+from metrics.accuracy import compute_group_accuracies, find_best_threshold
+from metrics.extraction import Extracted
+from metrics.neural_collapse import compute_neural_collapse
+from metrics.properties import compute_feature_properties
+from metrics.scores import compute_bias_statistics, compute_score_statistics
+from theory.minimum import Prediction
+from utils.registry import load_function
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that a measure can depend on.
+
+    Attributes:
+        extracted: what the pass of a checkpoint over a split left.
+        weight: [K, d], the classifier's.
+        bias: [K], the classifier's, subtracted; 0 for a classifier without one.
+        class_sizes: K numbers of training images.
+        long_tailed: whether the training set was cut to a long tail.
+        prediction: the exact minimum that the run approaches; None if none is claimed.
+    """
+
+    extracted: Extracted
+    weight: Tensor
+    bias: Tensor
+    class_sizes: Sequence[float]
+    long_tailed: bool = False
+    prediction: Prediction | None = None
+
+
+def compute_measures(evaluation: Evaluation) -> dict[str, float | None]:
+    """Compute all of `metrics.MEASURES` in their order; each function is called once.
+
+    Raises ValueError if they are not defined: features are not finite, a class has no samples.
+    """
+    results: dict[str, Any] = {}
+    values: dict[str, float | None] = {}
+    for column, measure in MEASURES.items():
+        if measure.function not in results:
+            results[measure.function] = load_function(measure.function)(evaluation)
+        result = results[measure.function]
+        values[column] = result[column] if isinstance(result, Mapping) else result
+    return values
+
+
+def measure_top(evaluation: Evaluation) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent."""
+    extracted = evaluation.extracted
+    return {"top1": 100 * extracted.top1, "top5": 100 * extracted.top5}
+
+
+def measure_uniform_accuracy(evaluation: Evaluation) -> dict[str, float]:
+    """Uniform accuracy in percent, and its threshold."""
+    extracted = evaluation.extracted
+    accuracy, threshold = find_best_threshold(extracted.positives, extracted.negatives)
+    return {"uniform_accuracy": 100 * accuracy, "uniform_threshold": threshold}
+
+
+def measure_neural_collapse(evaluation: Evaluation) -> dict[str, float]:
+    """NC1 to NC4."""
+    extracted = evaluation.extracted
+    return compute_neural_collapse(
+        extracted.features, extracted.labels, evaluation.weight, evaluation.bias
+    )
+
+
+def measure_feature_properties(evaluation: Evaluation) -> dict[str, float]:
+    """Compactness and distinctiveness."""
+    return compute_feature_properties(evaluation.extracted.features, evaluation.extracted.labels)
+
+
+def measure_score_statistics(evaluation: Evaluation) -> dict[str, float]:
+    """Mean, standard deviation, minimum and maximum of positive and negative scores."""
+    extracted = evaluation.extracted
+    return compute_score_statistics(extracted.features, extracted.labels, evaluation.weight)
+
+
+def measure_bias_statistics(evaluation: Evaluation) -> dict[str, float]:
+    """Mean, standard deviation, minimum and maximum of the biases."""
+    return compute_bias_statistics(evaluation.bias)
+
+
+def measure_prediction(evaluation: Evaluation) -> dict[str, float | None]:
+    """Scores and bias at the exact minimum; None for each where none is claimed."""
+    prediction = evaluation.prediction
+    return {
+        "predicted_positive": prediction.positive_score if prediction else None,
+        "predicted_negative": prediction.negative_score if prediction else None,
+        "predicted_bias": prediction.bias if prediction else None,
+    }
+
+
+def measure_group_accuracies(evaluation: Evaluation) -> dict[str, float | None]:
+    """Top-1 in percent by the classes' training images; None for each without a long tail."""
+    columns = {"many": "top1_many", "medium": "top1_medium", "few": "top1_few"}
+    if not evaluation.long_tailed:
+        return dict.fromkeys(columns.values())
+    correct = evaluation.extracted.class_correct
+    counts = torch.bincount(evaluation.extracted.labels, minlength=len(correct))
+    shares = compute_group_accuracies(correct, counts, evaluation.class_sizes)
+    return {
+        columns[group]: None if share is None else 100 * share for group, share in shares.items()
+    }

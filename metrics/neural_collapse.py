@@ -1,0 +1,154 @@
+"""Neural collapse NC1–NC4 (Papyan, Han, Donoho, PNAS 2020; Li, Xiao, Shen, ICML 2025).
+
+Everything is computed in float64 on the features' device, with memory bounded as in
+metrics/class_means.py; no d×d matrix is formed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from metrics.checks import check_classes, check_features, check_finite, check_weight, split_rows
+from metrics.class_means import ClassMeans, compute_class_means
+
+
+@torch.no_grad()
+def compute_neural_collapse(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    num_classes: int | None = None,
+) -> dict[str, float]:
+    """Compute NC1, NC2 (of the classifier and of the class means), NC3 and NC4: 0 at collapse.
+
+    Args:
+        features: [N, d], any float dtype.
+        labels: integer [N], from 0 to K−1, every class present.
+        weight: [K, d], the classifier's, K ≥ 2.
+        bias: [K], **subtracted**: logits are W h − b. None is 0.
+        num_classes: K, only checked against the weight's.
+
+    Returns:
+        Five numbers by name. The formulas are those of Zhu et al. (NeurIPS 2021), with M [d, K]
+        the class means minus their mean h̄:
+        nc1: tr(Σ_W Σ_B⁺)/K ≥ 0, along the (at most K−1) independent directions of the class means.
+            A direction in which the class means differ by no more than rounding (`ClassMeans`)
+            counts as none: Σ_B⁺ is 0 there. So it is if d < K−1 or if two class means are equal.
+            If all class means are equal, nc1 is infinite, or 0 if all features are equal too.
+        nc2: ‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for G = W Wᵀ; W is not centred.
+        nc2_h: the same for G = MᵀM.
+        nc3: the same for G = W M.
+            These three are NaN where G is 0: W is 0, or all class means are equal.
+        nc4: the share of samples, in [0, 1], for which the classifier's class (the first of equal
+            logits) is not the class of the nearest mean. If several class means are equally near,
+            to float64 rounding, the classifier decides between them.
+
+    Raises:
+        ValueError: shapes do not match, labels are not integers from 0 to K−1, a class has no
+            samples, K < 2, or values are not finite. The message names what is wrong.
+    """
+    check_features(features, labels)
+    weight, bias = _check_classifier(features, weight, bias, num_classes)
+    labels = check_classes(labels, len(weight), features.device)
+    means = compute_class_means(features, labels, len(weight))
+    directions, scales = _find_directions(means)
+    if len(scales) == 0:
+        means.centred.zero_()
+        nc1, nc4 = _compute_nc1_without_directions(features, labels, means), 0.0
+    else:
+        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, (directions, scales), weight, bias)
+    return {
+        "nc1": nc1,
+        "nc2": _measure_distance_to_simplex(weight @ weight.T),
+        "nc2_h": _measure_distance_to_simplex(means.centred @ means.centred.T),
+        "nc3": _measure_distance_to_simplex(weight @ means.centred.T),
+        "nc4": nc4,
+    }
+
+
+def _compute_nc1_and_nc4(
+    features: Tensor,
+    labels: Tensor,
+    means: ClassMeans,
+    span: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[float, float]:
+    """NC1 and NC4 in one pass over the features.
+
+    With M = U S Vᵀ (`span` is U and S) and Σ_B = M Mᵀ/K,
+    NC1 = (1/N) Σ_i ‖S⁻¹ Uᵀ (h_i − h̄_y)‖²: the K of the formula and that of Σ_B cancel. U and S are
+    of M itself, not of its Gram matrix, whose condition number is the square. The distances to the
+    class means differ between classes only within the span of M: projections are enough for them.
+    """
+    directions, scales = span
+    centres = means.relative @ directions
+    whitened, wrong = means.reference.new_zeros(2).unbind()
+    for rows in split_rows(features, len(weight)):
+        projections = (features[rows] - means.reference) @ directions
+        deviations = projections - centres[labels[rows]]
+        whitened += deviations.div_(scales).square_().sum()
+        # From the features themselves: logits of features that are 0 stay equal.
+        predicted = (features[rows].double() @ weight.T).sub_(bias).argmax(dim=1)
+        wrong += (~_is_nearest(predicted, projections, centres, means)).sum()
+    return whitened.item() / len(features), wrong.item() / len(features)
+
+
+def _compute_nc1_without_directions(features: Tensor, labels: Tensor, means: ClassMeans) -> float:
+    """NC1 where all class means are equal: 0 if all features are equal too, else infinity."""
+    scatter = means.reference.new_zeros(())
+    for rows in split_rows(features):
+        deviations = (features[rows] - means.reference).sub_(means.relative[labels[rows]])
+        scatter += deviations.square_().sum()
+    return math.inf if math.sqrt(scatter.item() / len(features)) > means.rounding else 0.0
+
+
+def _find_directions(means: ClassMeans) -> tuple[Tensor, Tensor]:
+    """The left singular vectors [d, R] of M and its singular values [R], R ≤ K−1 not rounding.
+
+    M has at most K−1 directions: the K-th singular value is rounding, whatever it is.
+    """
+    _, scales, directions = torch.linalg.svd(means.centred, full_matrices=False)
+    scales = scales[: len(means.centred) - 1]
+    rank = int((scales > means.resolution).sum())
+    return directions[:rank].T.contiguous(), scales[:rank]
+
+
+def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMeans) -> Tensor:
+    """Whether no centre [K, R] is nearer to a point [n, R] than that of its class in `classes` [n].
+
+    ‖p − c‖² − ‖p‖² = ‖c‖² − 2 p·c is compared, to the rounding that points and centres carry:
+    `means.rounding` in each, times the length of the other.
+    """
+    squares = centres.square().sum(dim=1)
+    distances = torch.addmm(squares, points, centres.T, alpha=-2)
+    chosen = distances.gather(1, classes[:, None]).squeeze(1)
+    lengths = torch.linalg.vector_norm(points, dim=1) + squares.max().sqrt()
+    return chosen - distances.amin(dim=1) <= 4 * means.rounding * lengths
+
+
+def _measure_distance_to_simplex(gram: Tensor) -> float:
+    """‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for G [K, K]; NaN where G is 0."""
+    size = len(gram)
+    simplex = (torch.eye(size).to(gram) - 1 / size) / math.sqrt(size - 1)
+    return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - simplex).item()
+
+
+def _check_classifier(
+    features: Tensor, weight: Tensor, bias: Tensor | None, num_classes: int | None
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias in float64 on the features' device, if they fit features and num_classes."""
+    check_weight(weight, features)
+    classes = len(weight)
+    if num_classes not in (None, classes):
+        raise ValueError(f"weight has {classes} classes, num_classes is {num_classes}")
+    bias = torch.zeros(classes) if bias is None else bias
+    if bias.shape != (classes,):
+        raise ValueError(f"bias must be [{classes}], not {list(bias.shape)}")
+    check_finite("bias", bias[:, None])
+    device = features.device
+    return weight.to(device, torch.float64), bias.to(device, torch.float64)

@@ -1,0 +1,266 @@
+"""nc_metrics.csv of a run: which rows it has, which of them still hold, which must be computed.
+
+A row holds while its checkpoint and the settings of the evaluation are those that it was computed
+from. nc_metrics.json beside the CSV keeps a fingerprint of both for each row. A row without a
+fingerprint stays as it is until its checkpoint is chosen, and is computed again then.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metrics import Measure
+from utils.errors import UserError
+from utils.files import format_csv, read_json, write_csv, write_json, write_whole
+
+TABLE, FINGERPRINTS = "nc_metrics.csv", "nc_metrics.json"
+SPLITS = ("train", "test")
+DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
+FAULTS_NAMED = 3  # of one file; the rest is counted
+KEY_COLUMNS = ("epoch", "split")
+Key = tuple[int, str]
+
+
+class MetricsTable:
+    """The rows of a run, kept on disk whole after every change.
+
+    A file that differs from what this class writes is rewritten at once. No text is lost: if a part
+    of it cannot be read, the file as it was is kept as nc_metrics.csv.bad.
+
+    Args:
+        directory: the run.
+        measures: the columns after epoch and split. The optional ones may be empty, or missing in
+            an older file.
+
+    Attributes:
+        rows: by key; an empty cell is None.
+        notes: a line for each file that could not be read, or not in full.
+
+    Raises UserError if a file cannot be opened or written.
+    """
+
+    def __init__(self, directory: Path, measures: Mapping[str, Measure]) -> None:
+        self._directory = directory
+        self._columns = (*KEY_COLUMNS, *measures)
+        self._optional = tuple(name for name, measure in measures.items() if measure.optional)
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self._fingerprints: dict[Key, str] = {}
+        self._read()
+
+    @property
+    def keys(self) -> list[Key]:
+        """The rows' keys by epoch, train before test."""
+        return sorted(self.rows, key=lambda key: (key[0], key[1] != "train"))
+
+    def holds(self, key: Key, fingerprint: str) -> bool:
+        """Return whether there is a row with this fingerprint."""
+        return self._fingerprints.get(key) == fingerprint
+
+    def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
+        """Add or replace a row, and write both files."""
+        self.rows[key] = {"epoch": key[0], "split": key[1], **values}
+        self._fingerprints[key] = fingerprint
+        self._write_rows()
+        # The CSV is written first: a kill between the two leaves a row without a fingerprint, which
+        # is computed again, and never an old row under a new fingerprint.
+        self._write_fingerprints()
+
+    def drop_changed(self, key: Key, fingerprint: str) -> None:
+        """Remove a row that has another fingerprint."""
+        if self._fingerprints.get(key, fingerprint) != fingerprint:
+            del self.rows[key], self._fingerprints[key]
+            self._write_rows()
+            self._write_fingerprints()
+
+    def _read(self) -> None:
+        """Read what can be read, and rewrite the files if they differ from it."""
+        path = self._directory / TABLE
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            self.rows, doubtful, faults = read_rows(content, self._columns, self._optional)
+        except ValueError as error:
+            self._move_aside(str(error))
+            return
+        if faults:
+            self._keep_copy(content, faults)
+        stored = self._read_fingerprints()
+        for key in self.rows.keys() - doubtful:
+            if name_key(key) in stored:
+                self._fingerprints[key] = stored[name_key(key)]
+        # The fingerprints are written first: a kill between the two leaves the damaged cell, and
+        # never an empty one under a fingerprint that holds.
+        if len(self._fingerprints) < len(stored):
+            self._write_fingerprints()
+        if self._format_rows() != content:
+            self._write_rows()
+
+    def _move_aside(self, reason: str) -> None:
+        path = self._directory / TABLE
+        aside = find_free_name(path)
+        try:
+            os.replace(path, aside)
+        except OSError as error:
+            raise UserError(f"cannot move {path} to {aside}: {error.strerror}") from error
+        self.notes.append(f"{path} is damaged: {reason}; it is moved to {aside.name}")
+
+    def _keep_copy(self, content: bytes, faults: list[str]) -> None:
+        path = self._directory / TABLE
+        aside = find_free_name(path)
+        write_whole(aside, lambda file: file.write(content))
+        more = f" and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
+        self.notes.append(
+            f"{path} is damaged: {', '.join(faults[:FAULTS_NAMED])}{more}; "
+            f"the other cells are kept, and the old file as {aside.name}"
+        )
+
+    def _read_fingerprints(self) -> dict[str, str]:
+        path = self._directory / FINGERPRINTS
+        if not path.exists():
+            return {}
+        try:
+            stored = read_json(path)
+            if not isinstance(stored, dict):
+                raise UserError(f"{path} is damaged: not a JSON object")
+        except UserError as error:
+            self.notes.append(f"{error}; a row is computed again when its checkpoint is chosen")
+            return {}
+        return {name: text for name, text in stored.items() if isinstance(text, str)}
+
+    def _write_fingerprints(self) -> None:
+        known = [key for key in self.keys if key in self._fingerprints]
+        content = {name_key(key): self._fingerprints[key] for key in known}
+        write_json(self._directory / FINGERPRINTS, content)
+
+    def _write_rows(self) -> None:
+        write_csv(self._directory / TABLE, self._columns, [self.rows[key] for key in self.keys])
+
+    def _format_rows(self) -> bytes:
+        rows = [self.rows[key] for key in self.keys]
+        return format_csv(self._columns, rows).encode()
+
+
+def name_key(key: Key) -> str:
+    """Return the name of a row in nc_metrics.json."""
+    return f"{key[0]} {key[1]}"
+
+
+def find_free_name(path: Path) -> Path:
+    """nc_metrics.csv -> nc_metrics.csv.bad, or .bad2, .bad3, … if there is such a file."""
+    name = path.with_name(f"{path.name}.bad")
+    count = 1
+    while name.exists():
+        count += 1
+        name = path.with_name(f"{path.name}.bad{count}")
+    return name
+
+
+def read_rows(
+    content: bytes, columns: tuple[str, ...], optional: tuple[str, ...]
+) -> tuple[dict[Key, dict[str, Any]], set[Key], list[str]]:
+    """Read the rows of a table, each independently of the others.
+
+    Returns:
+        The rows by key; the keys of rows with a cell that is missing or not a number (None in the
+        row); and in words all that the bytes hold and the rows do not.
+
+    Raises:
+        ValueError: the bytes are no table with the columns epoch and split.
+    """
+    (_, header), *lines = split_lines(content)
+    rows: dict[Key, dict[str, Any]] = {}
+    doubtful: set[Key] = set()
+    faults = [f"column {quote(name)} is unknown" for name in header if name not in ("", *columns)]
+    for number, cells in lines:
+        named = dict(zip(header, cells, strict=False))
+        key = parse_key(named)
+        if key is None or key in rows:
+            what = f"epoch {quote(named.get('epoch', ''))}, {quote(named.get('split', ''))}"
+            faults.append(f"line {number} is {'a second row' if key else 'a row'} of {what}")
+            doubtful |= {key} if key else set()
+            continue
+        if len(cells) != len(header):  # a cell is lost or split: the others have moved
+            faults.append(f"line {number} has {len(cells)} cells for {len(header)} columns")
+            named = {}
+        values = {name: parse_number(named.get(name, "")) for name in columns[len(KEY_COLUMNS) :]}
+        rows[key] = {"epoch": key[0], "split": key[1], **values}
+        empty = [name for name, value in values.items() if value is None]
+        faults += [f"line {number}: {n} is {quote(named[n])}" for n in empty if named.get(n)]
+        if any(named.get(name) or name not in optional for name in empty):
+            doubtful.add(key)
+    return rows, doubtful, faults
+
+
+def split_lines(content: bytes) -> list[tuple[int, list[str]]]:
+    """Return number and cells of each line that is not empty; the header is the first.
+
+    Each line is parsed alone, so that a stray quote ends with its line. Delimiter, decimal comma
+    and byte order mark may be those of a spreadsheet. Raises ValueError if there is no header.
+    """
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
+    filled = [(i, line) for i, line in enumerate(lines, start=1) if line.strip(DELIMITERS + " ")]
+    header = filled[0][1] if filled else ""
+    for delimiter in DELIMITERS:
+        if {"epoch", "split"} <= set(split_line(header, delimiter)):
+            return [(i, split_line(line, delimiter)) for i, line in filled]
+    raise ValueError("it does not begin with a header that names epoch and split")
+
+
+def split_line(line: str, delimiter: str) -> list[str]:
+    """Return the cells of a line, decimal commas as points."""
+    try:
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # a cell of more than 128 KB
+        return [line]
+    return cells if delimiter == "," else [cell.replace(",", ".") for cell in cells]
+
+
+def parse_key(cells: Mapping[str, str]) -> Key | None:
+    """Return epoch and split; None if they are no whole number ≥ 0 and train or test."""
+    epoch = parse_number(cells.get("epoch", ""))
+    if epoch is None or not epoch.is_integer() or epoch < 0 or cells.get("split") not in SPLITS:
+        return None
+    return int(epoch), cells["split"]
+
+
+def quote(text: str) -> str:
+    """Quote text from a file on one line, and cut it if it is long."""
+    return repr(text if len(text) <= 20 else f"{text[:20]}…")
+
+
+def parse_number(text: str) -> float | None:
+    """Return a cell's number; None if it is not one."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def compute_fingerprint(checkpoint: Path, *settings: Any) -> str:
+    """Hash a checkpoint's content and the settings that its rows depend on.
+
+    A .pth is a zip archive with a CRC of each tensor: its directory is enough. A file of another
+    format is read whole.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+        digest.update(repr(entries).encode())
+    except (zipfile.BadZipFile, OSError):
+        digest.update(checkpoint.read_bytes())
+    return digest.hexdigest()

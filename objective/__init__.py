@@ -1,0 +1,66 @@
+"""The losses, optimizers and learning-rate schedules by name: what there is to know of each.
+
+Imports no torch: an entry names its function as text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss.
+
+    Attributes:
+        function: maps (logits [B, K], targets [B] or [B, K], smoothing) to a scalar.
+        has_exact_minimum: whether `theory.minimum` gives the minimum of the regularised problem.
+        compares_logits: whether only differences between logits count, so that a common level of
+            the biases has no meaning.
+        colour: in figures.
+        marks: in figures, of our results and of the paper's.
+    """
+
+    function: str
+    has_exact_minimum: bool = False
+    compares_logits: bool = False
+    colour: str = "black"
+    marks: tuple[str, str] = ("D", "*")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer.
+
+    Attributes:
+        function: maps (parameter groups, learning rate) to a torch.optim.Optimizer.
+        help: its fixed settings, in a few words.
+        line: the line style in figures.
+    """
+
+    function: str
+    help: str = ""
+    line: str = ":"
+
+
+LOSSES: dict[str, Loss] = {
+    "CE": Loss(
+        "objective.losses:cross_entropy",
+        has_exact_minimum=True,
+        compares_logits=True,
+        colour="#1f77b4",
+        marks=("o", "x"),
+    ),
+    "BCE": Loss(
+        "objective.losses:binary_cross_entropy",
+        has_exact_minimum=True,
+        colour="#d62728",
+        marks=("s", "+"),
+    ),
+    "MSE": Loss("objective.losses:mean_squared_error", colour="#2ca02c"),
+}
+OPTIMIZERS: dict[str, Optimizer] = {
+    "SGD": Optimizer("objective.optimizers:build_sgd", help="momentum 0.9", line="--"),
+    "AdamW": Optimizer("objective.optimizers:build_adamw", line="-"),
+}
+SCHEDULES = ("cosine", "step", "constant")  # see objective.schedules

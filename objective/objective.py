@@ -1,0 +1,59 @@
+"""What is minimised: a loss with label smoothing and the decay terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from objective import LOSSES
+from objective.decay import compute_decay
+from utils.registry import load_function
+
+
+@dataclass(frozen=True)
+class Decays:
+    """The decays λ_W, λ_H and λ_b of problem (1), all at least 0."""
+
+    weight_decay: float
+    feature_decay_rate: float
+    weight_decay_bias: float
+
+
+class Objective:
+    """A loss with label smoothing and, where `decays` is given, the decay terms.
+
+    Args:
+        loss: a key of `objective.LOSSES`.
+        smoothing: label smoothing, in [0, 1).
+        decays: of the loss's own decay terms (`--sep_decay`), or None.
+    """
+
+    def __init__(self, loss: str, smoothing: float = 0.0, decays: Decays | None = None) -> None:
+        self._compute_loss = load_function(LOSSES[loss].function)
+        self._smoothing, self._decays = smoothing, decays
+
+    def __call__(
+        self, classifier: Any, logits: Tensor, features: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (objective, loss without decay terms) of one batch, float32 scalars.
+
+        Args:
+            classifier: the network's, a `models.linear.Classifier`.
+            logits: [B, K].
+            features: [B, d].
+            targets: int64 [B], or probabilities [B, K].
+        """
+        loss = self._compute_loss(logits, targets, self._smoothing)
+        if self._decays is None:
+            return loss, loss
+        decay = compute_decay(
+            features,
+            classifier.weight,
+            classifier.bias_vector(),
+            self._decays.weight_decay,
+            self._decays.feature_decay_rate,
+            self._decays.weight_decay_bias,
+        )
+        return loss + decay, loss

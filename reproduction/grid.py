@@ -1,0 +1,186 @@
+"""The training runs of an experiment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from args import Settings, complete
+from input_pipeline import SOURCES
+from reproduction import EXPERIMENTS, SCALES, Experiment, Scale, Values
+from utils.registry import load_function
+
+# What begins the name of a run, and which settings follow in which order. Runs of earlier versions
+# are found by these names. Other settings follow in the order of their entries in args.py.
+NAMED_FIRST = ("model", "dataset", "loss", "optimizer")
+NAMED_NEXT = (
+    "augment",
+    "sep_decay",
+    "bias_init_mean",
+    "weight_decay_bias",
+    "imbalance_factor",
+    "epoch_save_step",
+)
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One training run of a grid.
+
+    Attributes:
+        name: of its run directory.
+        given: the settings that its command gives, in order.
+        settings: the complete ones.
+        group: the labels of its setting; the runs that differ in the seed alone share them.
+        stands_for: data set and model of the paper whose numbers it is held against.
+    """
+
+    name: str
+    given: Mapping[str, Any]
+    settings: Settings
+    group: tuple[tuple[str, Any], ...]
+    stands_for: Mapping[str, str]
+
+    def flags(self) -> list[str]:
+        """Return the flags of train.py that give its settings."""
+        return format_flags(self.given)
+
+    def look_up_published(self, experiment: Experiment) -> dict[str, float]:
+        """Return the paper's numbers for it, by measure."""
+        if experiment.published is None:
+            return {}
+        in_the_paper = self.settings.replace(**self.stands_for)
+        found = load_function(experiment.published)(in_the_paper)
+        return {measure: number for measure, number in found.items() if number is not None}
+
+
+def format_flags(given: Mapping[str, Any]) -> list[str]:
+    """Return settings as the words of a command line."""
+    words = []
+    for name, value in given.items():
+        if value is False:  # the default of every switch
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}"] if value is True else [f"--{name}", *map(str, values)]
+    return words
+
+
+def build_grid(
+    name: str,
+    scale: str,
+    *,
+    seeds: int = 1,
+    datasets: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[GridRun]:
+    """Return the training runs of an experiment; none for one that trains nothing.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+        scale: a key of `SCALES`.
+        seeds: each setting gets the seeds 0 … seeds − 1.
+        datasets, models: in place of the experiment's at this scale.
+        overrides: settings in place of the scale's, by their name; `lr_NAME` is the learning rate
+            of the optimizer NAME.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    experiment, size = EXPERIMENTS[name], SCALES[scale]
+    if not experiment.trains:
+        return []
+    axes = _choose_axes(experiment, scale)
+    combinations = itertools.product(
+        datasets or size.datasets or experiment.datasets,
+        models or size.models or experiment.models,
+        experiment.losses,
+        *axes.values(),
+        range(seeds),
+    )
+    names = ("dataset", "model", "loss", *axes)
+    return [
+        _build_run(experiment, scale, dict(zip(names, values, strict=True)), seed, overrides or {})
+        for *values, seed in combinations
+    ]
+
+
+def _build_run(
+    experiment: Experiment,
+    scale_name: str,
+    labels: Mapping[str, Any],
+    seed: int,
+    overrides: Mapping[str, Any],
+) -> GridRun:
+    scale = SCALES[scale_name]
+    dataset, model = labels["dataset"], labels["model"]
+    chosen = {**labels, **experiment.fixed}
+    optimizer = chosen.get("optimizer", Settings.model_fields["optimizer"].default)
+    rate_flag = f"lr_{optimizer}"
+    given_here = {name: value for name, value in overrides.items() if not name.startswith("lr_")}
+    settings = {
+        "model": model,
+        "dataset": dataset,
+        "loss": labels["loss"],
+        **_choose_sizes(experiment, scale, dataset, model),
+        **chosen,
+        **given_here,
+        "lr": overrides.get(rate_flag) or chosen.get("lr") or scale.rates.get(optimizer),
+        "seed": seed,
+    }
+    settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
+    given = {name: value for name, value in settings.items() if value is not None}
+    spelled = _list_spelled(experiment, scale_name) - set(given_here)
+    own_words = [f"{name}{value}" for name, value in given_here.items()]
+    if rate_flag in overrides:
+        own_words.append(f"lr{given['lr']:g}")
+    complete_settings = complete(Settings.from_flags(given))
+    first_words = [str(getattr(complete_settings, name)) for name in NAMED_FIRST]
+    return GridRun(
+        name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
+        given=given,
+        settings=complete_settings,
+        group=tuple((name, settings[name]) for name in labels),
+        stands_for={
+            "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
+            "model": model if model in experiment.models else experiment.models[0],
+        },
+    )
+
+
+def _choose_sizes(experiment: Experiment, scale: Scale, dataset: str, model: str) -> dict[str, Any]:
+    """Return how long is trained on how many images of which side by which size of network."""
+    sizes = dict(scale.of_datasets.get(dataset, scale.settings))
+    if scale.is_papers and SOURCES[dataset].streams:
+        sizes["img_size"] = experiment.image_side
+    return {**sizes, **scale.of_models.get(model, {})}
+
+
+def _choose_axes(experiment: Experiment, scale_name: str) -> dict[str, Values]:
+    return {**experiment.axes, **experiment.smaller.get(scale_name, {})}
+
+
+def _list_spelled(experiment: Experiment, scale_name: str) -> set[str]:
+    """Return the settings that a name spells out where their entry has no short form."""
+    axes = _choose_axes(experiment, scale_name)
+    varied = {name for name, values in axes.items() if len(values) > 1}
+    return (varied | set(experiment.fixed)) - set(NAMED_FIRST)
+
+
+def _list_name_words(given: Mapping[str, Any], spelled: Collection[str]) -> Iterator[str]:
+    """Yield the words that tell runs of one scale apart, also those of different experiments."""
+    entries = Settings.entries()
+    for name in dict.fromkeys((*NAMED_NEXT, *entries)):
+        value, short = given.get(name), entries[name].short
+        if value is None or value is False:
+            continue
+        if short is not None:
+            yield short.format(value)
+        elif name in spelled:
+            yield name if value is True else f"{name}{_format_value(value)}"
+
+
+def _format_value(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,156 @@
+"""How a finished grid is measured and drawn: which scripts are called, and which pictures result.
+
+Nothing here runs a script: reproduce.py makes the calls that these functions return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from input_pipeline import SOURCES
+from metrics import MEASURES
+from reproduction import choose_epochs
+from reproduction.grid import GridRun
+from reproduction.results import Result, collect_results
+from reproduction.work import Work
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a script.
+
+    Attributes:
+        script: its name without .py.
+        flags: its command line.
+        accepted: exit statuses that are no failure.
+    """
+
+    script: str
+    flags: list[str]
+    accepted: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What draws the pictures of a report.
+
+    Attributes:
+        pictures: for the report, those of them that exist after the calls.
+        calls: to be made in this order.
+        outdated: pictures of an earlier call, which would stay beside the new ones.
+    """
+
+    pictures: Sequence[Path]
+    calls: Sequence[Call] = ()
+    outdated: Sequence[Path] = ()
+
+
+def list_evaluations(work: Work) -> list[Call]:
+    """Return the calls that measure the checkpoints of the finished runs."""
+    chosen = work.experiment.choose_checkpoints(_count_epochs(work)) if work.finished else None
+    if chosen is None:
+        return []
+    flags = ["--load_path", *_list_directories(work, work.finished), "--checkpoints", chosen]
+    if work.experiment.overlays_curves:
+        flags += ["--out", str(work.out)]
+    return [Call("eval_nc", [*flags, *_device(work)])]
+
+
+def draw_curves(work: Work) -> Drawing:
+    """Curves of the measures, which eval_nc.py has drawn, and the scores of all runs at the end."""
+    picture = work.out / "scores.png"
+    call = _call_scores(work, work.finished, picture)
+    return Drawing([work.out / "nc_curves_overlay.png", picture], [call])
+
+
+def draw_scores(work: Work) -> Drawing:
+    """A score figure over the swept setting for each network and data set."""
+    groups: dict[tuple[str, str], list[GridRun]] = {}
+    for run in work.finished:
+        groups.setdefault((run.settings.model, run.settings.dataset), []).append(run)
+    pictures = {key: work.out / f"scores_{key[0]}_{key[1]}.png" for key in groups}
+    calls = [_call_scores(work, runs, pictures[key]) for key, runs in groups.items()]
+    return Drawing(list(pictures.values()), calls)
+
+
+def draw_tsne(work: Work) -> Drawing:
+    """The features of the runs with the first seed over the epochs, side by side."""
+    first = [run for run in work.finished if run.settings.seed == 0]
+    epochs = _count_epochs(work)
+    begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)
+    flags = [*_list_directories(work, first), "--checkpoints", f"{begin}-{end}"]
+    call = Call("eval_tsne", [*flags, "--out", str(work.out), *_device(work)])
+    pictures = [work.out / f"tsne_epoch_{end:03d}.png", work.out / "tsne.gif"]
+    return Drawing(pictures, [call], sorted(work.out.glob("tsne_epoch_*.png")))
+
+
+def draw_accuracies(work: Work) -> Drawing:
+    """Accuracies beside the paper's, drawn at once."""
+    from figures.accuracy import Accuracy, draw_accuracy_figure
+    from figures.style import save_figure
+
+    results = collect_results(work)
+    panels = [name for name in work.experiment.measures if _is_panel(name, results)]
+    accuracies = [
+        Accuracy(
+            panel=f"{MEASURES[name].name} {MEASURES[name].unit}",
+            setting=_describe_setting(result),
+            loss=result.labels["loss"],
+            mean=result.mean(name),
+            deviation=result.deviation(name),
+            published=result.references.get(name, {}).get("paper"),
+        )
+        for name in panels
+        for result in results
+    ]
+    picture = work.out / "accuracy.png"
+    save_figure(draw_accuracy_figure(accuracies, _describe_paper(work)), picture)
+    return Drawing([picture])
+
+
+def name_dataset(work: Work, dataset: str) -> str:
+    """Return a data set's name as the paper has it."""
+    return work.experiment.titles.get(dataset, SOURCES[dataset].title)
+
+
+def _count_epochs(work: Work) -> int:
+    return work.finished[0].settings.epochs
+
+
+def _list_directories(work: Work, runs: Sequence[GridRun]) -> list[str]:
+    return [str(work.locate(run)) for run in runs]
+
+
+def _device(work: Work) -> list[str]:
+    return ["--gpu_id", str(work.gpu_id)]
+
+
+def _call_scores(work: Work, runs: Sequence[GridRun], picture: Path) -> Call:
+    swept = ["--by", work.experiment.swept] if work.experiment.swept else []
+    flags = [*_list_directories(work, runs), *swept, "--out", str(picture), *_device(work)]
+    return Call("eval_scores", flags)
+
+
+def _is_panel(name: str, results: Sequence[Result]) -> bool:
+    accuracy = name in MEASURES and MEASURES[name].panel == "accuracy"
+    return accuracy and any(name in result.values for result in results)
+
+
+def _describe_setting(result: Result) -> str:
+    """Name a row: all labels but the loss, which mark and colour show."""
+    return " ".join(
+        f"{name} {value:g}" if isinstance(value, int | float) else str(value)
+        for name, value in result.labels.items()
+        if name != "loss"
+    )
+
+
+def _describe_paper(work: Work) -> str:
+    """Name what the paper's numbers are of; in a grid over several the rows name it."""
+    paper = {
+        f"{run.stands_for['model']}, {name_dataset(work, run.stands_for['dataset'])}"
+        for run in work.runs
+    }
+    return paper.pop() if len(paper) == 1 else "same setting"

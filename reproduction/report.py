@@ -1,0 +1,203 @@
+"""A report on a grid of runs, as markdown for a file or as plain tables for a terminal."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from args import Settings
+from input_pipeline import SOURCES
+from reproduction.grid import GridRun
+from reproduction.pictures import name_dataset
+from reproduction.results import (
+    Result,
+    compare_losses,
+    find_measure,
+    format_markdown,
+    format_tables,
+    list_rows,
+)
+from reproduction.work import Work
+from rundir.config import Config, read_config
+from rundir.names import METRICS
+from utils.console import format_table
+from utils.environment import describe_environment, name_processor
+from utils.files import read_csv, write_csv, write_whole
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run of a grid: what config.json records of it, and the seconds it trained."""
+
+    run: GridRun
+    config: Config
+    seconds: float
+
+    @property
+    def settings(self) -> Settings:
+        return self.config.settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows.
+
+    Attributes:
+        work: experiment, scale and runs.
+        command: gives the report again.
+        results: one for each setting.
+        pictures: files beside the report.
+        trained: the runs that have a result.
+    """
+
+    work: Work
+    command: str
+    results: Sequence[Result]
+    pictures: Sequence[Path]
+    trained: Sequence[FinishedRun]
+
+
+def build_report(
+    work: Work, command: str, results: Sequence[Result], pictures: Sequence[Path]
+) -> Report:
+    """Read what the run directories record of the finished runs. Raises UserError."""
+    trained = [_read_finished(run, work.locate(run)) for run in work.finished]
+    return Report(work, command, results, pictures, trained)
+
+
+def _read_finished(run: GridRun, directory: Path) -> FinishedRun:
+    seconds = sum(float(row["seconds"]) for row in read_csv(directory / METRICS))
+    return FinishedRun(run, read_config(directory), seconds)
+
+
+def write_report(report: Report) -> Path:
+    """Write report.md and results.csv, and return the path of the first. Raises UserError."""
+    out = report.work.out
+    rows = list_rows(report.results, report.work.experiment.measures)
+    write_csv(out / "results.csv", list(rows[0]) if rows else ["measure"], rows)
+    text = format_report(report)
+    write_whole(out / "report.md", lambda file: file.write(text.encode()))
+    return out / "report.md"
+
+
+def format_report(report: Report) -> str:
+    """Return the whole report in markdown."""
+    experiment = report.work.experiment
+    parts = [
+        f"# {experiment.title}",
+        experiment.what,
+        f"```bash\n{report.command}\n```",
+        "\n".join(f"- {line}" for line in _list_facts(report)),
+        _explain(report),
+        *_list_tables(report, format_markdown),
+        *(f"![{path.stem}]({path.name})" for path in report.pictures),
+        _format_runs(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def format_tables_plainly(report: Report) -> str:
+    """Return the tables of the report and how to read them, for a terminal."""
+    return "\n\n".join([*_list_tables(report, format_table), _explain(report).replace("**", "")])
+
+
+def _list_tables(report: Report, tabulate: Any) -> list[str]:
+    experiment, results = report.work.experiment, report.results
+    tables = [tabulate(*part) for part in format_tables(results, experiment.measures)]
+    baseline, *others = experiment.losses
+    for loss in others if report.trained else ():
+        compared = compare_losses(results, experiment.measures, loss, baseline)
+        if compared:
+            tables.append(f"{loss} minus {baseline}\n\n{tabulate(*compared)}")
+    missing = [line for result in results for line in result.missing]
+    if missing:
+        tables.append("Without a result:\n\n" + "\n".join(f"- {line}" for line in missing))
+    return tables
+
+
+def _list_facts(report: Report) -> list[str]:
+    """Return what was trained, on what, where and when."""
+    scale = f"Scale: {report.work.scale_name}."
+    if not report.trained:
+        packages = _format_packages(describe_environment())
+        python = platform.python_version()
+        return [scale, f"Machine: {name_processor()}. Python {python}, {packages}."]
+    trained = report.trained
+    settings, environment = trained[0].settings, trained[0].config.environment
+    rates = sorted({f"{each.settings.optimizer} {each.settings.lr:g}" for each in trained})
+    seeds = sorted({each.settings.seed for each in trained})
+    return [
+        scale,
+        *(f"Data: {line}." for line in sorted({_describe_data(each.config) for each in trained})),
+        f"Training: {settings.epochs} epochs, batch {settings.batch_size}, learning rate "
+        f"{', '.join(rates)}, {settings.schedule} schedule; seed {', '.join(map(str, seeds))}.",
+        f"Machine: {environment.get('processor') or name_processor()}, device "
+        f"{environment.get('device')}. Python {environment.get('python')}, "
+        f"{_format_packages(environment)}.",
+        f"Date: {time.strftime('%Y-%m-%d')}; training took "
+        f"{sum(each.seconds for each in trained):.0f} s in all runs together.",
+    ]
+
+
+def _format_packages(environment: Mapping[str, Any]) -> str:
+    packages = environment.get("packages", {})
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+
+
+def _describe_data(config: Config) -> str:
+    settings, facts = config.settings, config.facts
+    streams = SOURCES[settings.dataset].streams
+    name = f"{settings.dataset} {Path(settings.data_dir).name}" if streams else settings.dataset
+    sides = "×".join(map(str, facts.get("image_shape", [])[1:]))
+    return (
+        f"{name}: {facts.get('train_size'):,} training and {facts.get('test_size'):,} test images "
+        f"of {sides}, {facts.get('num_classes')} classes"
+    )
+
+
+def _explain(report: Report) -> str:
+    """Return how the numbers are to be read."""
+    work = report.work
+    lines = ["Accuracies in percent; with several seeds mean ± sample standard deviation."]
+    if any(find_measure(measure).predicted for measure in work.experiment.measures):
+        lines.append(
+            "`predicted` is the exact minimum of the regularised problem for the same settings; "
+            "the difference shows how far training is from it."
+        )
+    held = any("paper" in numbers for r in report.results for numbers in r.references.values())
+    if held and work.runs and not _is_papers(work):
+        model = work.runs[0].stands_for["model"]
+        dataset = name_dataset(work, work.runs[0].stands_for["dataset"])
+        lines.append(
+            f"**The paper's numbers are of {model} on {dataset} after its full training**; ours "
+            "here are of the data and the network above. Only the direction from "
+            f"{' to '.join(work.experiment.losses)} can be compared."
+        )
+    return " ".join(lines)
+
+
+def _is_papers(work: Work) -> bool:
+    """Whether the grid trains the paper's networks on the paper's data for as long."""
+    experiment = work.experiment
+    return work.scale.is_papers and all(
+        run.settings.dataset in experiment.datasets and run.settings.model in experiment.models
+        for run in work.runs
+    )
+
+
+def _format_runs(report: Report) -> str:
+    if not report.trained:
+        return ""
+    cells = [
+        [
+            each.run.name,
+            f"{each.seconds:.0f}",
+            str(each.config.environment.get("git_commit"))[:12],
+        ]
+        for each in report.trained
+    ]
+    return "## Runs\n\n" + format_markdown(["run", "seconds", "commit"], cells)

@@ -1,0 +1,276 @@
+"""What a grid of runs gave, beside the paper's numbers and the exact prediction: tables."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metrics import MEASURES, Measure
+from reproduction import OVER_EPOCHS
+from reproduction.work import Work
+from rundir.names import METRICS
+from utils.errors import UserError
+from utils.files import read_csv
+
+EVALUATED = "nc_metrics.csv"
+REFERENCES = ("paper", "predicted")
+MOST_COLUMNS = 9  # of numbers in one table
+NOTHING = "–"  # a cell without a number
+
+Table = tuple[list[str], list[list[str]]]  # header and cells
+
+
+@dataclass
+class Result:
+    """What the seeds of one setting gave.
+
+    Attributes:
+        labels: the setting.
+        values: one number of each finished seed, by measure.
+        references: what they are held against, by measure and then by one of `REFERENCES`.
+        missing: runs without a result, and why.
+    """
+
+    labels: dict[str, Any]
+    values: dict[str, list[float]]
+    references: dict[str, dict[str, float]]
+    missing: list[str] = field(default_factory=list)
+
+    def mean(self, measure: str) -> float | None:
+        """Return the mean over seeds; None without a value."""
+        return statistics.fmean(self.values[measure]) if self.values.get(measure) else None
+
+    def deviation(self, measure: str) -> float | None:
+        """Return the sample standard deviation over seeds; None for fewer than two."""
+        values = self.values.get(measure, [])
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def find_measure(name: str) -> Measure:
+    """Return the entry of a measure, also of one over the epochs."""
+    return MEASURES[name.removesuffix(OVER_EPOCHS)]
+
+
+def title_measure(name: str) -> str:
+    """Return what heads a measure's column."""
+    return find_measure(name).heading + (OVER_EPOCHS if name.endswith(OVER_EPOCHS) else "")
+
+
+def collect_results(work: Work) -> list[Result]:
+    """Return one result for each setting of a grid, the seeds together.
+
+    Raises UserError for a damaged file.
+    """
+    results: dict[tuple[tuple[str, Any], ...], Result] = {}
+    for run in work.runs:
+        if run.group not in results:
+            paper = run.look_up_published(work.experiment)
+            references = {measure: {"paper": value} for measure, value in paper.items()}
+            results[run.group] = Result(dict(run.group), {}, references)
+        result = results[run.group]
+        if run.name in work.failed:
+            result.missing.append(f"{run.name}: {work.failed[run.name]}")
+            continue
+        values, predicted = read_values(work.locate(run), work.experiment.measures)
+        for measure, value in values.items():
+            result.values.setdefault(measure, []).append(value)
+        for measure, value in predicted.items():
+            result.references.setdefault(measure, {})["predicted"] = value
+    return list(results.values())
+
+
+def read_values(
+    directory: Path, measures: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return a run's measures and their exact predictions, where there are any.
+
+    Raises UserError for a damaged file.
+    """
+    history = read_csv(directory / METRICS)
+    evaluated = read_csv(directory / EVALUATED) if (directory / EVALUATED).exists() else []
+    values, predicted = {}, {}
+    for name in measures:
+        measure = find_measure(name)
+        rows = [row for row in evaluated if row.get("split") == measure.split]
+        number = _read_value(name, directory, history, rows)
+        if number is not None:
+            values[name] = number
+        if measure.predicted and rows:
+            exact = _read_number(rows[-1], measure.predicted, directory / EVALUATED)
+            if exact is not None:
+                predicted[name] = exact
+    return values, predicted
+
+
+def _read_value(
+    name: str,
+    directory: Path,
+    history: Sequence[Mapping[str, str]],
+    evaluated: Sequence[Mapping[str, str]],
+) -> float | None:
+    measure, path = find_measure(name), directory / EVALUATED
+    column = name.removesuffix(OVER_EPOCHS)
+    if column != name:
+        cells = [_read_number(row, column, path) for row in evaluated]
+        numbers = [number for number in cells if number is not None]
+        return statistics.fmean(numbers) if numbers else None
+    if measure.history:  # metrics.csv has the last epoch, whichever were evaluated
+        return _read_number(history[-1], measure.history, directory / METRICS)
+    return _read_number(evaluated[-1], column, path) if evaluated else None
+
+
+def _read_number(row: Mapping[str, str], column: str, path: Path) -> float | None:
+    """Return a cell's number; None where it is empty or the file has no such column."""
+    text = row.get(column)
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {column} is {text!r}") from error
+
+
+def format_tables(results: Sequence[Result], measures: Sequence[str]) -> list[Table]:
+    """Return tables of a few measures each, as `format_results`, so that each fits a page."""
+    present = [m for m in measures if any(m in r.values or m in r.references for r in results)]
+    parts: list[list[str]] = []
+    width = MOST_COLUMNS + 1
+    for measure in present:
+        columns = 1 + 2 * len(_list_references(results, measure))
+        if width + columns > MOST_COLUMNS:
+            parts.append([])
+            width = 0
+        parts[-1].append(measure)
+        width += columns
+    return [format_results(results, part) for part in parts]
+
+
+def _list_references(results: Sequence[Result], measure: str) -> list[str]:
+    return [
+        reference
+        for reference in REFERENCES
+        if any(reference in result.references.get(measure, {}) for result in results)
+    ]
+
+
+class Column(NamedTuple):
+    """The numbers of a measure: ours, or those of a reference, or ours minus a reference's."""
+
+    measure: str
+    reference: str | None = None
+    is_difference: bool = False
+
+    @property
+    def title(self) -> str:
+        if self.is_difference:
+            return "difference"
+        return " ".join(filter(None, (title_measure(self.measure), self.reference)))
+
+    def format(self, result: Result) -> str:
+        """Return the cell of a result."""
+        measure, ours = find_measure(self.measure), result.mean(self.measure)
+        if self.reference is None:
+            return format_mean(measure, ours, result.deviation(self.measure))
+        reference = result.references.get(self.measure, {}).get(self.reference)
+        if self.is_difference:
+            return format_difference(measure, ours, reference)
+        return format_mean(measure, reference)
+
+
+def format_results(results: Sequence[Result], measures: Sequence[str]) -> Table:
+    """Return header and cells: the labels, then ours, each reference and ours minus it."""
+    columns = []
+    for measure in measures:
+        columns.append(Column(measure))
+        for reference in _list_references(results, measure):
+            columns += [Column(measure, reference), Column(measure, reference, True)]
+    labels = list(results[0].labels)
+    cells = [
+        [*_format_labels(result, labels), *(column.format(result) for column in columns)]
+        for result in results
+    ]
+    return [*labels, *(column.title for column in columns)], cells
+
+
+def _format_labels(result: Result, names: Sequence[str]) -> list[str]:
+    values = [result.labels[name] for name in names]
+    return [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+
+
+def format_mean(measure: Measure, mean: float | None, deviation: float | None = None) -> str:
+    """Return a mean with its standard deviation, if any, in the measure's digits."""
+    if mean is None or math.isnan(mean):
+        return NOTHING
+    text = measure.format(mean)
+    return text if deviation is None else f"{text} ± {measure.format(deviation)}"
+
+
+def format_difference(measure: Measure, ours: float | None, theirs: float | None) -> str:
+    """Return ours minus theirs with its sign."""
+    return NOTHING if ours is None or theirs is None else measure.format(ours - theirs, sign="+")
+
+
+def compare_losses(
+    results: Sequence[Result], measures: Sequence[str], loss: str, baseline: str
+) -> Table | None:
+    """Return header and cells of one loss minus another in the same setting, ours and the paper's.
+
+    Scores and biases are left out: the losses bring them to other levels by design. Returns None
+    where no setting was run with both losses or nothing can be compared.
+    """
+    others = [name for name in results[0].labels if name != "loss"]
+    settings: dict[tuple[Any, ...], dict[str, Result]] = {}
+    for result in results:
+        setting = tuple(result.labels[name] for name in others)
+        settings.setdefault(setting, {})[result.labels["loss"]] = result
+    pairs = [
+        (found[loss], found[baseline])
+        for found in settings.values()
+        if loss in found and baseline in found
+    ]
+    kept = [measure for measure in measures if find_measure(measure).predicted is None]
+    header = [*others]
+    for measure in kept:
+        header += [title_measure(measure), f"{title_measure(measure)} paper"]
+    cells = []
+    for pair in pairs:
+        row = _format_labels(pair[0], others)
+        for name in kept:
+            ours = [result.mean(name) for result in pair]
+            paper = [result.references.get(name, {}).get("paper") for result in pair]
+            row += [format_difference(find_measure(name), *each) for each in (ours, paper)]
+        cells.append(row)
+    filled = [i for i in range(len(header)) if any(row[i] != NOTHING for row in cells)]
+    if len(filled) <= len(others):
+        return None
+    return [header[i] for i in filled], [[row[i] for i in filled] for row in cells]
+
+
+def list_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the results in long form: a row for each setting and measure."""
+    rows = []
+    for result in results:
+        for measure in measures:
+            references = result.references.get(measure, {})
+            if measure not in result.values and not references:
+                continue
+            row = {
+                **result.labels,
+                "measure": measure,
+                "seeds": len(result.values.get(measure, [])),
+                "mean": result.mean(measure),
+                "std": result.deviation(measure),
+            }
+            row |= {reference: references.get(reference) for reference in REFERENCES}
+            rows.append(row)
+    return rows
+
+
+def format_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a table in markdown."""
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,62 @@
+"""The unconstrained-feature model beside the paper's score figures: predicted, found, published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from reproduction import published
+from reproduction.results import Result
+from theory.minimiser import Problem, minimise
+from theory.minimum import predict
+
+BATCH_SIZE, DECAY = 128, 5e-4  # of the paper's runs; λ_W = λ_H
+# (loss, λ_b) of the published figures that show a number.
+PUBLISHED_SETTINGS = (("CE", 5e-4), ("BCE", 0.0), ("BCE", 5e-4), ("BCE", 0.5))
+
+
+def compute_results(class_counts: Sequence[int], *, bias_init_mean: float = 10.0) -> list[Result]:
+    """Return scores and bias for each number of classes and each published setting.
+
+    A result's values are those that L-BFGS finds; its references are the exact prediction and the
+    paper's number.
+
+    Args:
+        class_counts: numbers of classes K.
+        bias_init_mean: the mean of the biases where L-BFGS starts.
+    """
+    return [
+        _compute_result(num_classes, loss, weight_decay_bias, bias_init_mean)
+        for num_classes in class_counts
+        for loss, weight_decay_bias in PUBLISHED_SETTINGS
+    ]
+
+
+def _compute_result(
+    num_classes: int, loss: str, weight_decay_bias: float, bias_init_mean: float
+) -> Result:
+    per_class = BATCH_SIZE / num_classes
+    whole = math.ceil(per_class)
+    feature_decay_rate = DECAY * per_class / whole  # n need not be whole, see Problem
+    problem = Problem(
+        loss, [whole] * num_classes, num_classes + 6, DECAY, feature_decay_rate, weight_decay_bias
+    )
+    found = minimise(problem, bias_init_mean=bias_init_mean)
+    exact = predict(loss, num_classes, per_class, DECAY, DECAY, weight_decay_bias)
+    values = {
+        "positive_mean": found.positive_scores.mean(),
+        "negative_mean": found.negative_scores.mean(),
+        "bias_mean": found.bias.mean(),
+    }
+    predicted = (exact.positive_score, exact.negative_score, exact.bias)
+    paper = published.find_scores(num_classes, loss, weight_decay_bias)
+    references = {
+        measure: _drop_missing({"paper": shown, "predicted": computed})
+        for measure, shown, computed in zip(values, paper, predicted, strict=True)
+    }
+    labels = {"classes": num_classes, "loss": loss, "weight_decay_bias": weight_decay_bias}
+    return Result(labels, {key: [float(value)] for key, value in values.items()}, references)
+
+
+def _drop_missing(numbers: dict[str, float | None]) -> dict[str, float]:
+    return {name: number for name, number in numbers.items() if number is not None}

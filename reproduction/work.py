@@ -1,0 +1,50 @@
+"""One call of reproduce.py: which runs it is about, where they are, and where its result goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
+from reproduction.grid import GridRun
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the functions that find results and draw pictures are given.
+
+    Attributes:
+        name: of the experiment.
+        scale_name: of the scale.
+        runs: all of the grid; none where the experiment trains nothing.
+        save_dir: where the run directories are.
+        out: where report and pictures go.
+        gpu_id: the device of the scripts that measure and draw; −1 is the CPU.
+        failed: why a run has no result, by its name.
+    """
+
+    name: str
+    scale_name: str
+    runs: Sequence[GridRun]
+    save_dir: Path
+    out: Path
+    gpu_id: int = -1
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> Experiment:
+        return EXPERIMENTS[self.name]
+
+    @property
+    def scale(self) -> Scale:
+        return SCALES[self.scale_name]
+
+    @property
+    def finished(self) -> list[GridRun]:
+        """The runs that have a result."""
+        return [run for run in self.runs if run.name not in self.failed]
+
+    def locate(self, run: GridRun) -> Path:
+        """Return the directory of a run."""
+        return self.save_dir / run.name

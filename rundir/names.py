@@ -1,0 +1,29 @@
+"""Names of the files in a run directory, and the columns of metrics.csv."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"
+METRICS = "metrics.csv"
+LAST = "last.pth"
+BEST = "best_model.pth"
+LOG = "train_log.txt"
+EVENTS = "tensorboard"
+
+METRICS_COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_top1",
+    "train_top5",
+    "test_loss",
+    "test_top1",
+    "test_top5",
+    "test_uniform",
+    "seconds",
+    "images_per_second",
+)
+
+
+def name_checkpoint(epoch: int) -> str:
+    """Return the name of the weights of an epoch."""
+    return f"epoch_{epoch:03d}.pth"

@@ -1,0 +1,63 @@
+"""The exact minimum that a run approaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from args import Settings
+from input_pipeline import AUGMENTATIONS
+from objective import LOSSES
+from theory.minimum import Prediction, predict
+
+BALANCED = 1.5  # the largest class over the smallest, up to which a run's classes are balanced
+# What a prediction depends on besides the classes and the network.
+PREDICTION_SETTINGS = [
+    "loss",
+    "sep_decay",
+    "smoothing",
+    "augment",
+    "batch_size",
+    "weight_decay",
+    "feature_decay_rate",
+    "weight_decay_bias",
+]
+
+
+def predict_run(
+    settings: Settings, class_sizes: Sequence[float], feature_dim: int
+) -> Prediction | None:
+    """Predict what a run with these settings approaches; None where no prediction is claimed.
+
+    A mini-batch regularised by `--sep_decay` is problem (1) with n = batch_size/K samples per
+    class. That needs a loss whose minimum is known on hard labels, a trained weight, a bias, decays
+    above 0 and features enough, and classes of about one size.
+
+    Args:
+        settings: of the run, complete.
+        class_sizes: training images of each class; the largest at most 1.5 times the smallest.
+        feature_dim: d.
+    """
+    if not _is_covered(settings) or max(class_sizes) > BALANCED * min(class_sizes):
+        return None
+    num_classes, batch_size = len(class_sizes), min(settings.batch_size, sum(class_sizes))
+    prediction = predict(
+        settings.loss,
+        num_classes,
+        batch_size / num_classes,
+        settings.weight_decay,
+        settings.feature_decay_rate,
+        settings.weight_decay_bias or 0.0,
+    )
+    return prediction if feature_dim >= prediction.min_feature_dim else None
+
+
+def _is_covered(settings: Settings) -> bool:
+    return (
+        settings.sep_decay
+        and LOSSES[settings.loss].has_exact_minimum
+        and settings.smoothing == 0
+        and not AUGMENTATIONS[settings.augment].mixes_labels
+        and settings.bias_mode != "none"
+        and not settings.fixed_etf
+        and min(settings.weight_decay, settings.feature_decay_rate) > 0
+    )

@@ -1,0 +1,340 @@
+"""Data, batches and networks built from settings: for training, and again from a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from args import Settings
+from input_pipeline import SOURCES
+from input_pipeline.load import find_image_side, load_dataset
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import DataSet
+from metrics.extraction import Extracted, build_split_batches, extract
+from models import NETWORKS, build_model
+from rundir.config import check_data, read_config
+from rundir.names import name_checkpoint
+from rundir.prediction import predict_run
+from rundir.weights import load_weights
+from theory.minimum import Prediction
+from utils.errors import UserError
+from utils.precision import Precision, choose_precision
+
+BOTH = ("train", "test")
+
+
+def build_data(
+    settings: Settings,
+    splits: Sequence[str] = BOTH,
+    *,
+    data_dir: str | None = None,
+    num_workers: int | None = None,
+) -> DataSet:
+    """Load the data set of these settings, without augmentation.
+
+    Args:
+        settings: complete.
+        splits: "train", "test" or both.
+        data_dir, num_workers: in place of those of the settings.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    options = settings.values(Settings.names(builds="data"))
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    workers = settings.num_workers if num_workers is None else num_workers
+    return load_dataset(settings.dataset, num_workers=workers or 0, splits=splits, **options)
+
+
+def build_network(settings: Settings, data: DataSet) -> nn.Module:
+    """Build the network of these settings for the images of `data`, with freshly drawn weights.
+
+    Raises UserError for a value that the network cannot use.
+    """
+    names = Settings.names(builds="model") + Settings.names(builds="initial weights")
+    options = settings.values(names)
+    return build_model(settings.model, data.num_classes, data.image_shape, **options)
+
+
+def build_precision(settings: Settings, asked: str, device: torch.device) -> Precision:
+    """Decide in which precision the network of these settings computes.
+
+    Args:
+        settings: complete; the images' side follows from them.
+        asked: auto, fp32, tf32, bf16 or fp16.
+        device: where the network computes.
+
+    Raises:
+        UserError: the device does not have that precision, or a folder holds no images.
+    """
+    network = NETWORKS[settings.model]
+    return choose_precision(
+        asked,
+        device,
+        find_image_side(settings.dataset, settings.data_dir, settings.img_size),
+        convolutional=network.convolutional,
+        bf16_side=network.bf16_side,
+        channels_last_side=network.channels_last_side,
+    )
+
+
+def build_batches(
+    settings: Settings, data: DataSet, precision: Precision
+) -> tuple[BatchLoader, BatchLoader]:
+    """Build the training batches, shuffled and augmented, and the test batches, in order and plain.
+
+    Raises UserError if the training set has a single image.
+    """
+    common: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "device": precision.device,
+        "num_workers": settings.num_workers,
+        "memory_format": precision.memory_format,
+    }
+    train_batches = build_split_batches(
+        data,
+        "train",
+        shuffle=True,
+        augment=settings.augment,
+        rotation=SOURCES[settings.dataset].rotation,
+        seed=settings.seed,
+        drop_single=True,
+        **common,
+    )
+    if len(train_batches) == 0:
+        raise UserError("the training set has a single image: at least two are needed")
+    return train_batches, build_split_batches(data, "test", **common)
+
+
+@dataclass
+class TrainedRun:
+    """A run directory and the content of its config.json.
+
+    Attributes:
+        directory: where it is.
+        settings: complete. Those of weights that came without a config.json are in part defaults.
+        facts: of the data set; empty for weights that came without a config.json.
+    """
+
+    directory: Path
+    settings: Settings
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    @property
+    def loss(self) -> str:
+        """The loss it was trained with; "" where that is not known."""
+        return self.settings.loss if self.facts else ""
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer it was trained with; "" where that is not known."""
+        return self.settings.optimizer if self.facts else ""
+
+
+@dataclass
+class ChosenRun(TrainedRun):
+    """A run and those of its checkpoints, by epoch, that are to be evaluated."""
+
+    chosen: dict[int, Path]
+
+
+def open_run(directory: Path) -> TrainedRun:
+    """Read what a run directory records of its run. Raises UserError."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory")
+    config = read_config(directory)
+    return TrainedRun(directory, config.settings, config.facts)
+
+
+def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:
+    """Refuse a value for a setting that has no effect in any of the runs. Raises UserError."""
+    why_idle = Settings.entries()[flag].why_idle
+    reasons = [why_idle(run.settings) for run in runs]
+    if value is not None and all(reasons):
+        raise UserError(f"--{flag} has no effect here: {reasons[0]}")
+
+
+def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:
+    """Pass the test set of a run through its checkpoint of `epoch`. Raises UserError."""
+    rebuilder = Rebuilder(device, ("test",))
+    return rebuilder.extract(open_run(directory), directory / name_checkpoint(epoch), "test")
+
+
+@dataclass
+class LoadedData:
+    """A run's data set as it is evaluated.
+
+    Attributes:
+        data: the samples that were selected, or all.
+        facts: of the whole data set.
+        samples: by split the numbers, int64 [N], of those that were selected; empty for all.
+    """
+
+    data: DataSet
+    facts: dict[str, Any]
+    samples: dict[str, torch.Tensor]
+
+
+class Rebuilder:
+    """Data, batches and models of trained runs; each built once for all runs that share it.
+
+    Args:
+        device: where the models and the batches are.
+        splits: "train", "test" or both, to be loaded.
+        batch_size: images per pass.
+        data_dir, num_workers: in place of those in the runs' settings, where given.
+        precision: that the networks compute in: fp32, tf32, bf16 or fp16.
+        select: maps the labels of a split, int64 [N], to the numbers of the samples to keep; None
+            keeps all.
+        keep_all: whether what was built for one run is kept while another run is evaluated, for
+            runs that take turns.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        splits: Sequence[str],
+        *,
+        batch_size: int = 256,
+        data_dir: str | None = None,
+        num_workers: int | None = None,
+        precision: str = "fp32",
+        select: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        keep_all: bool = False,
+    ) -> None:
+        self._device, self._splits, self._precision = device, tuple(splits), precision
+        self._batch_size, self._data_dir, self._num_workers = batch_size, data_dir, num_workers
+        self._select, self._keep_all = select, keep_all
+        self._built: dict[str, list[tuple[Any, Any]]] = {}
+
+    def data(self, run: TrainedRun) -> DataSet:
+        """Load a run's data set.
+
+        Raises UserError if it cannot be loaded or is not what the run was trained on.
+        """
+        return self._load_once(run).data
+
+    def samples(self, run: TrainedRun, split: str) -> torch.Tensor:
+        """Return the numbers of the samples of a split that were selected, int64 [N]."""
+        return self._load_once(run).samples[split]
+
+    def _load_once(self, run: TrainedRun) -> LoadedData:
+        identity = run.settings.values(["dataset", *Settings.names(builds="data")])
+        loaded: LoadedData = self._build_once("data", identity, lambda: self._load(run))
+        check_data(run.directory, run.facts, loaded.facts)
+        return loaded
+
+    def _load(self, run: TrainedRun) -> LoadedData:
+        # The training set of a long tail shows the class sizes even where it is not evaluated.
+        splits = self._splits if run.settings.imbalance_factor == 1 else BOTH
+        data = build_data(
+            run.settings, splits, data_dir=self._data_dir, num_workers=self._num_workers
+        )
+        facts = data.facts()
+        if self._select is None:
+            return LoadedData(data, facts, {})
+        samples = {split: self._select(getattr(data, split).labels) for split in self._splits}
+        parts = {split: getattr(data, split).select(kept) for split, kept in samples.items()}
+        return LoadedData(dataclasses.replace(data, **parts), facts, samples)
+
+    def precision(self, run: TrainedRun) -> Precision:
+        """Return the precision and memory format of a run's network."""
+        network = NETWORKS[run.settings.model]
+        return choose_precision(
+            self._precision,
+            self._device,
+            self.data(run).side,
+            convolutional=network.convolutional,
+            bf16_side=network.bf16_side,
+            channels_last_side=network.channels_last_side,
+        )
+
+    def batches(self, run: TrainedRun, split: str) -> BatchLoader:
+        """Build the batches of a split's images in order, as they are."""
+        data, memory_format = self.data(run), self.precision(run).memory_format
+        workers = run.settings.num_workers if self._num_workers is None else self._num_workers
+        batches: BatchLoader = self._build_once(
+            split,
+            (data, memory_format),
+            lambda: build_split_batches(
+                data,
+                split,
+                batch_size=self._batch_size,
+                device=self._device,
+                num_workers=workers or 0,
+                memory_format=memory_format,
+            ),
+        )
+        return batches
+
+    def model(self, run: TrainedRun) -> nn.Module:
+        """Build a run's network on the device; its weights are those that were loaded last."""
+        data, precision = self.data(run), self.precision(run)
+        options = run.settings.values(["model", *Settings.names(builds="model")])
+        model: nn.Module = self._build_once(
+            "model",
+            (options, data.num_classes, data.image_shape, precision),
+            lambda: precision.place(build_network(run.settings, data)),
+        )
+        return model
+
+    def load_model(
+        self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False
+    ) -> nn.Module:
+        """Return `model` with the weights of a checkpoint. Raises UserError as `load_weights`."""
+        model = self.model(run)
+        load_weights(model, checkpoint, self._device, bias_added=bias_added)
+        return model
+
+    def extract(
+        self,
+        run: TrainedRun,
+        checkpoint: Path,
+        split: str,
+        autocast: contextlib.AbstractContextManager[None] | None = None,
+    ) -> Extracted:
+        """Pass a split through a checkpoint. Raises UserError."""
+        model = self.load_model(run, checkpoint)
+        return extract(model, self.batches(run, split), autocast or contextlib.nullcontext())
+
+    def class_sizes(self, run: TrainedRun) -> list[float]:
+        """Return the training images per class, from the training split where it is loaded."""
+        data = self.data(run)
+        known = self._load_once(run).facts.get("class_sizes") or run.facts.get("class_sizes")
+        if known:
+            return list(known)
+        # An older run, the test set alone loaded: its shares at the training set's size.
+        assert data.test is not None
+        counts = torch.bincount(data.test.labels.cpu(), minlength=data.num_classes).double()
+        total = run.facts.get("train_size", len(data.test))
+        return (counts * total / len(data.test)).tolist()
+
+    def prediction(self, run: TrainedRun) -> Prediction | None:
+        """Predict the exact minimum that the run approaches; None where none is claimed."""
+        if not run.facts:
+            return None
+        feature_dim: Any = self.model(run).feature_dim
+        return predict_run(run.settings, self.class_sizes(run), feature_dim)
+
+    def _build_once(self, kind: str, identity: Any, build: Callable[[], Any]) -> Any:
+        """Return what `build` built, until one of its kind with another identity is asked for."""
+        built = self._built.setdefault(kind, [])
+        for known, result in built:
+            if known == identity:
+                return result
+        if not self._keep_all:
+            built.clear()  # frees the memory of the last one first
+        built.append((identity, build()))
+        return built[-1][1]

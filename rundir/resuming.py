@@ -1,0 +1,75 @@
+"""Which settings a resumed run takes, and which may change. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from args import Settings, build_parser, complete, parse_settings
+from rundir.config import read_config
+from rundir.names import CONFIG
+from utils.errors import UserError
+
+
+def read_settings(argv: Sequence[str] | None = None) -> Settings:
+    """Return the complete settings of a command line, those of a resumed run under them.
+
+    Exits with status 2 and one line on a mistake.
+    """
+    settings = parse_settings(argv)
+    try:
+        return complete(take_over_settings(settings))
+    except UserError as error:
+        build_parser().error(str(error))
+
+
+def take_over_settings(settings: Settings) -> Settings:
+    """Put the settings of the run that `--resume --run_name` names under those a user gave.
+
+    Without such a run the settings stay as they are. Raises UserError for a changed setting.
+    """
+    if not (settings.resume and settings.run_name):
+        return settings
+    directory = Path(settings.save_dir) / settings.run_name
+    if not (directory / CONFIG).exists():
+        return settings
+    stored = read_config(directory).settings
+    check_resumable(directory, stored, settings.values(sorted(settings.model_fields_set)))
+    return settings.over(stored).replace(save_dir=settings.save_dir)
+
+
+def list_changes(stored: Settings, asked: Mapping[str, Any]) -> list[str]:
+    """Return the names of the asked settings that shape a run and that `stored` has otherwise."""
+    shaping = stored.shaping()
+    return [name for name, value in asked.items() if name in shaping and shaping[name] != value]
+
+
+def check_resumable(directory: Path, stored: Settings, given: Mapping[str, Any]) -> None:
+    """Refuse to resume the run of `stored` settings with other ones.
+
+    More epochs are no change where the schedule does not depend on their number. Raises UserError
+    that names the first setting that differs.
+    """
+    for name in list_changes(stored, given):
+        if name == "epochs":
+            _check_more_epochs(directory, stored, given["epochs"])
+            continue
+        raise UserError(
+            f"--resume: {directory} was trained with --{name} {getattr(stored, name)}, "
+            f"not {given[name]}; a changed setting is a new run"
+        )
+
+
+def _check_more_epochs(directory: Path, stored: Settings, epochs: int) -> None:
+    if stored.schedule == "cosine":
+        raise UserError(
+            f"--resume: {directory} has {stored.epochs} epochs on a cosine schedule, whose "
+            f"learning rates all depend on that number; {epochs} epochs are a new run "
+            "(--schedule constant and step can be extended)"
+        )
+    if epochs < stored.epochs:
+        raise UserError(
+            f"--resume: {directory} was set to {stored.epochs} epochs; "
+            f"it can be extended, not shortened to {epochs}"
+        )

@@ -1,0 +1,66 @@
+"""Checkpoints: state_dicts for evaluation, and the full state from which a run resumes exactly."""
+
+from __future__ import annotations
+
+import textwrap
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.files import write_whole
+
+
+def save(path: Path, state: Any) -> None:
+    """Write `state` whole or not at all. Raises UserError (full disk, no permission)."""
+    write_whole(path, lambda file: torch.save(state, file))
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read a checkpoint; only tensors and plain containers are accepted (weights_only).
+
+    Raises UserError that names the file if it is missing, truncated or not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises a different type for every kind of damage
+        reason = textwrap.shorten(str(error) or type(error).__name__, 90, placeholder=" …")
+        if not zipfile.is_zipfile(path):
+            reason = "it is cut off or was not written by torch.save"
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
+
+
+def load_weights(
+    model: nn.Module, path: Path, device: torch.device, *, bias_added: bool = False
+) -> None:
+    """Load a state_dict into `model`, whose classifier subtracts the bias.
+
+    With `bias_added` the file's classifier adds it, as torch.nn.Linear does: its sign is turned.
+    Raises UserError that names the file if it is damaged or does not fit.
+    """
+    state = load(path, device)
+    try:
+        if bias_added and "fc.bias" in state:
+            state["fc.bias"] = -state["fc.bias"]
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"{path} does not fit the model ({reason})") from error
+
+
+def read_rng_state() -> dict[str, Any]:
+    """Return the generators that a step draws from (dropout); the data's draws need none."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Take over what `read_rng_state` has returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

@@ -1,0 +1,59 @@
+"""Shared by the tests: running the commands as a user does, and reading what they write."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from utils.files import read_csv
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(script: str, *flags: object, **options) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    # No GPU: what the tests see does not depend on where they run.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **{**pipes, **options})
+
+
+def run(script: str, *flags: object, **options) -> subprocess.CompletedProcess:
+    """Run a command to its end."""
+    process = start(script, *flags, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def assert_mistake(result: subprocess.CompletedProcess, *words: str) -> None:
+    """A user's mistake: status 2, one line on stderr that has all the words, no traceback."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in: {lines[0]}"
+
+
+# A small network on a small sample: a second for an epoch.
+SMALL = ["--model", "MLP", "--width", 64, "--depth", 2, "--sample_size", 20, "--batch_size", 32]
+
+
+def train_here(save_dir: Path, *flags: object, name: str = "r", status: int = 0) -> Path:
+    """Run train.py within this process; returns the run directory."""
+    import train
+
+    command = [*flags, "--save_dir", save_dir, "--run_name", name, "--gpu_id", -1]
+    assert train.main([str(word) for word in command]) == status
+    return save_dir / name
+
+
+def train_run(save_dir: Path, name: str, *flags: object) -> Path:
+    """Train a tiny MLP on digits within this process; returns the run directory."""
+    tiny = ["--model", "MLP", "--width", 32, "--depth", 2, "--sample_size", 30, "--batch_size", 32]
+    return train_here(save_dir, *tiny, *flags, name=name)
+
+
+def read_table(run_dir: Path) -> dict[tuple[int, str], dict[str, str]]:
+    """The rows of nc_metrics.csv by epoch and split."""
+    rows = read_csv(run_dir / "nc_metrics.csv")
+    return {(int(row["epoch"]), row["split"]): row for row in rows}

@@ -1,0 +1,49 @@
+"""Shared by the tests of the input pipeline: image files, and the message of a refusal."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from input_pipeline.load import load_dataset
+from tests.helpers import ROOT
+from utils.errors import UserError
+
+
+def refusal(*args, **options) -> str:
+    """The one line that load_dataset refuses with."""
+    try:
+        load_dataset(*args, **options)
+    except UserError as error:
+        # pytest.raises would keep the traceback in a reference cycle. The garbage collector closes
+        # the queues of a cycle's workers before it ends them, and then waits 10 s for each.
+        message = str(error)
+    else:
+        pytest.fail("load_dataset did not refuse")
+    assert "\n" not in message
+    return message
+
+
+def shared_archive(name: str) -> Path:
+    path = ROOT.parent / "shared" / "data" / name
+    if not path.is_file():
+        pytest.skip(f"real data {name} is not in ../shared/data")
+    return path
+
+
+def picture(seed: int, width: int = 12, height: int = 10) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def pixels_of(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+
+
+def break_file(path: Path, how: str) -> None:
+    picture(4).save(path, "JPEG")
+    whole = path.read_bytes()
+    contents = {"text": b"no image", "empty": b"", "truncated": whole[: len(whole) // 2]}
+    path.write_bytes(contents[how])

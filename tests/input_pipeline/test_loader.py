@@ -1,0 +1,224 @@
+"""Batches: what an epoch visits, resuming, workers, and both kinds of split alike."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from input_pipeline import AUGMENTATIONS, loader
+from input_pipeline.decoding import init_worker
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import FileSplit, TensorSplit
+from tests.helpers import ROOT
+from utils.errors import UserError
+
+SIZE = 16
+COUNT = 23
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    """The same 23 images as a FileSplit of PNGs and as a TensorSplit."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    paths = [str(folder / f"{i:02}.png") for i in range(COUNT)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    labels = torch.arange(COUNT) % 4
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return FileSplit(paths, labels, (SIZE, SIZE), paths[0]), TensorSplit(images, labels)
+
+
+def make(split, **options):
+    defaults = {"batch_size": 5, "device": "cpu", "mean": MEAN, "std": STD, "num_classes": 4}
+    return BatchLoader(split, **(defaults | options))
+
+
+def assert_same(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others)
+    for (images, targets), (other_images, other_targets) in zip(batches, others, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(targets, other_targets)
+
+
+def test_plain_epoch_is_the_split_in_order_and_normalised(splits):
+    _, split = splits
+    loader = make(split)
+    batches = list(loader.batches(0))
+    assert len(loader) == len(batches) == 5 and loader.num_samples == COUNT
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    torch.testing.assert_close(images, (split.images / 255 - mean) / std)
+    assert labels.dtype == torch.int64 and torch.equal(labels, split.labels)
+    assert images.dtype == torch.float32 and images.is_contiguous()
+
+
+def test_shuffled_epoch_visits_every_sample_once_and_epochs_differ(splits):
+    _, split = splits
+    loader = make(split, shuffle=True)
+    first, second = (torch.cat([x for x, _ in loader.batches(epoch)]) for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    plain = torch.cat([x for x, _ in make(split).batches(0)])
+    for shuffled in (first, second):
+        sums, expected = shuffled.sum((1, 2, 3)).sort(), plain.sum((1, 2, 3)).sort()
+        torch.testing.assert_close(sums.values, expected.values)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_files_and_tensors_give_identical_batches(splits, augment):
+    options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
+    files, tensors = (make(split, **options) for split in splits)
+    assert_same(files.batches(2), tensors.batches(2))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("batches_at_once", [1, 2, 3])
+def test_how_many_batches_are_prepared_at_once_changes_nothing(
+    splits, monkeypatch, augment, batches_at_once
+):
+    options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
+    expected = list(make(splits[1], **options).batches(2))  # all at once
+    monkeypatch.setattr(loader, "PIECE_BYTES", batches_at_once * 5 * 3 * SIZE * SIZE * 4)
+    assert_same(make(splits[1], **options).batches(2), expected)
+    assert_same(make(splits[1], **options).batches(2, start_step=1), expected[1:])
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
+def test_resume_at_any_step_gives_the_rest_of_the_epoch(splits, kind, augment):
+    options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
+    whole = list(make(splits[kind], **options).batches(1))
+    resumed = make(splits[kind], **options)
+    for step in range(len(whole) + 1):
+        assert_same(resumed.batches(1, step), whole[step:])
+
+
+def test_workers_change_nothing(splits):
+    options = {"shuffle": True, "augment": "DA1+DA2", "seed": 1}
+    alone, helped = (make(splits[0], num_workers=n, **options) for n in (0, 2))
+    next(helped.batches(0))  # an epoch left after one step must not leak into the next
+    for epoch, step in ((0, 0), (1, 2)):
+        assert_same(alone.batches(epoch, step), helped.batches(epoch, step))
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
+def test_loading_leaves_the_default_generator_alone(splits, kind):
+    state = torch.random.get_rng_state()
+    list(make(splits[kind], shuffle=True, augment="DA1+DA2").batches(0))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("augment", ["DA1", "DA1+DA2"])
+def test_augmentation_changes_with_seed_and_epoch(splits, augment):
+    def images(seed, epoch):
+        loader = make(splits[1], augment=augment, seed=seed)
+        return torch.cat([batch for batch, _ in loader.batches(epoch)])
+
+    assert not torch.equal(images(0, 0), images(0, 1))
+    assert not torch.equal(images(0, 1), images(1, 0))
+
+
+def test_soft_targets_only_with_da2(splits):
+    for augment, shape in (("DA1", (5,)), ("DA1+DA2", (5, 4))):
+        _, targets = next(make(splits[1], augment=augment).batches(0))
+        assert targets.shape == shape
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
+def test_a_single_last_sample_is_dropped_where_asked(splits, kind):
+    kept = make(splits[kind], batch_size=11)
+    dropped = make(splits[kind], batch_size=11, drop_single=True)
+    assert (len(kept), kept.num_samples) == (3, 23)
+    assert (len(dropped), dropped.num_samples) == (2, 22)
+    assert [len(x) for x, _ in dropped.batches(0)] == [11, 11]
+    unaffected = make(splits[kind], batch_size=10, drop_single=True)
+    assert (len(unaffected), unaffected.num_samples) == (3, 23)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_file_is_named(splits, tmp_path, num_workers):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    files = splits[0]
+    split = FileSplit([*files.paths[:-1], str(broken)], files.labels, files.image_size)
+    # Without `as`, the traceback is in no reference cycle and the workers end at once.
+    with pytest.raises(UserError, match=r"^[^\n]*broken\.png can't be decoded[^\n]*$"):
+        list(make(split, num_workers=num_workers).batches(0))
+
+
+def test_a_dead_worker_is_told_in_one_line(splits, monkeypatch):
+    def die(self, indices):
+        signal.raise_signal(signal.SIGKILL)
+
+    # Reaches the workers where they are forked from this process.
+    if torch.multiprocessing.get_start_method() != "fork":
+        pytest.skip("the workers don't share this process's patched class")
+    monkeypatch.setattr(FileSplit, "fetch", die)
+    with pytest.raises(UserError, match="--num_workers"):
+        list(make(splits[0], num_workers=1).batches(0))
+
+
+def report_handlers(_):
+    return [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_workers_leave_stopping_to_the_main_process():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        loader = DataLoader(
+            [0], num_workers=1, worker_init_fn=init_worker, collate_fn=report_handlers
+        )
+        assert list(loader) == [[signal.SIG_IGN, signal.SIG_IGN]]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+KEPT = """
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import FileSplit
+import sys, torch
+split = FileSplit(sys.argv[1:], torch.arange(len(sys.argv) - 1) % 2, (16, 16))
+loader = BatchLoader(split, batch_size=2, device="cpu", mean=(0.5,) * 3, std=(0.5,) * 3,
+                     num_classes=2, num_workers=2)
+epoch = loader.batches(0)
+next(epoch)
+sys.loader = epoch, loader  # alive until Python is gone
+"""
+
+
+def test_a_loader_that_is_kept_does_not_keep_python_from_ending(splits):
+    command = [sys.executable, "-c", KEPT, *splits[0].paths]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"augment": "DA3"}, "DA3"), ({"batch_size": 0}, "0")]
+)
+def test_wrong_settings_are_told(splits, options, word):
+    with pytest.raises(UserError, match=word):
+        make(splits[1], **options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_no_step_waits_for_the_gpu(splits, augment):
+    loader = make(splits[1], device="cuda", shuffle=True, augment=augment, rotation=15.0)
+    batches = loader.batches(0)
+    next(batches)  # the plan crosses once, at the start of the epoch
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rest = list(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = make(splits[1], shuffle=True, augment=augment, rotation=15.0).batches(0, 1)
+    for (images, targets), (cpu_images, cpu_targets) in zip(rest, on_cpu, strict=True):
+        torch.testing.assert_close(images.cpu(), cpu_images)
+        torch.testing.assert_close(targets.cpu(), cpu_targets)

@@ -1,0 +1,94 @@
+"""The registry of measures, and their computation."""
+
+import math
+
+import pytest
+import torch
+
+from figures.style import SCORE_LOOKS
+from metrics import MEASURES, Measure
+from metrics.extraction import Extracted
+from metrics.measures import Evaluation, compute_measures
+from rundir.names import METRICS_COLUMNS
+from theory.minimum import predict
+
+
+def make_evaluation(**changes):
+    """Twelve samples of three classes with random features and logits."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(4)
+    margins = torch.randn(2, 12, generator=generator)
+    correct = labels.bincount(weights=(margins[0] > margins[1]).double()).long()
+    extracted = Extracted(
+        features=torch.randn(12, 5, generator=generator),
+        labels=labels,
+        positives=margins[0],
+        negatives=margins[1],
+        top1=correct.sum().item() / 12,
+        top5=1.0,
+        class_correct=correct,
+    )
+    weight, bias = torch.randn(3, 5, generator=generator), torch.randn(3, generator=generator)
+    options = {"class_sizes": [150, 50, 10], **changes}
+    return Evaluation(extracted, weight, bias, **options)
+
+
+def test_all_columns_are_computed_in_their_order():
+    values = compute_measures(make_evaluation())
+    assert list(values) == list(MEASURES)
+    for name, value in values.items():
+        assert type(value) is float or (value is None and MEASURES[name].optional), name
+    assert values["top1"] >= values["uniform_accuracy"] > 0
+
+
+def test_optional_measures_are_empty_where_they_are_not_defined():
+    prediction = predict("BCE", 3, 4, 5e-4, 5e-4, 5e-4)
+    evaluation = make_evaluation(long_tailed=True, prediction=prediction)
+    values, bare = compute_measures(evaluation), compute_measures(make_evaluation())
+    assert values["predicted_bias"] == prediction.bias
+    correct = evaluation.extracted.class_correct.tolist()
+    groups = [values[f"top1_{group}"] for group in ("many", "medium", "few")]
+    assert groups == pytest.approx([100 * count / 4 for count in correct])
+    for name, measure in MEASURES.items():
+        assert bare[name] is None if measure.optional else bare[name] == values[name]
+
+
+calls = []
+
+
+def measure_pair(evaluation):
+    calls.append(evaluation)
+    return {"first": 1.0, "second": 2.0}
+
+
+def measure_norm(evaluation):
+    return evaluation.weight.norm().item()
+
+
+def test_a_function_gives_one_number_or_several_and_is_called_once(monkeypatch):
+    calls.clear()
+    for name, function in (("first", "pair"), ("norm", "norm"), ("second", "pair")):
+        monkeypatch.setitem(MEASURES, name, Measure(f"{__name__}:measure_{function}", name))
+    evaluation = make_evaluation()
+    values = compute_measures(evaluation)
+    assert calls == [evaluation]
+    assert (values["first"], values["second"]) == (1.0, 2.0)
+    assert values["norm"] == evaluation.weight.norm().item()
+
+
+def test_entries_refer_to_what_there_is():
+    for name, measure in MEASURES.items():
+        assert measure.split in ("train", "test"), name
+        assert measure.predicted is None or measure.predicted in MEASURES, name
+        assert measure.history is None or measure.history in METRICS_COLUMNS, name
+        assert measure.quantity is None or measure.quantity in SCORE_LOOKS, name
+
+
+def test_values_as_tables_show_them():
+    share = Measure("", "share", unit="%", digits=2)
+    small = Measure("", "small", digits=3, significant=True)
+    assert share.heading == "share %"
+    assert (small.heading, small.name) == ("small", "small")
+    assert [share.format(value) for value in (12.345, None, math.inf)] == ["12.35", "-", "inf"]
+    assert share.format(1.0, sign="+") == "+1.00"
+    assert [small.format(value) for value in (1.23456e-7, 0.5)] == ["1.23e-07", "0.5"]

@@ -1,0 +1,225 @@
+"""nc_metrics.csv of a run: rows are read one by one, and nothing is lost in silence."""
+
+import json
+
+import pytest
+
+from metrics import Measure
+from metrics import table as nc_table
+from metrics.table import MetricsTable
+
+MEASURES = {
+    "a": Measure("", "a"),
+    "b": Measure("", "b"),
+    "extra": Measure("", "extra", optional=True),
+}
+ROWS = {
+    (1, "train"): {"a": 0.1, "b": 1 / 3, "extra": None},
+    (1, "test"): {"a": 1e-300, "b": float("inf"), "extra": 4.0},
+    (2, "train"): {"a": -2.5, "b": 0.0, "extra": None},
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A table of three rows, each with a fingerprint."""
+    table = MetricsTable(tmp_path, MEASURES)
+    for key, values in ROWS.items():
+        table.put(key, "print", values)
+    return tmp_path / "nc_metrics.csv"
+
+
+def read(path):
+    return MetricsTable(path.parent, MEASURES)
+
+
+def held(table):
+    return {key for key in table.rows if table.holds(key, "print")}
+
+
+def values(table):
+    return {key: {name: row[name] for name in MEASURES} for key, row in table.rows.items()}
+
+
+def bad(path):
+    return sorted(file.name for file in path.parent.glob("nc_metrics.csv.*"))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_whole_table_is_read_back_and_not_written(path, monkeypatch):
+    monkeypatch.setattr(nc_table, "write_csv", None)
+    monkeypatch.setattr(nc_table, "write_json", None)
+    table = read(path)
+    assert values(table) == ROWS
+    assert held(table) == set(ROWS)
+    assert table.notes == []
+
+
+def as_spreadsheet(text):
+    return text.replace(",", ";").replace(".", ",").replace("\n", "\r\n").encode("utf-8-sig")
+
+
+def with_columns_turned(text):
+    return "".join(",".join(line.split(",")[::-1]) + "\n" for line in text.split()).encode()
+
+
+def padded(text):
+    """Other spreadsheets quote words, pad lines and write whole numbers as decimals."""
+    text = text.replace("\n", ",,\n").replace("train", '"train"').replace("\n1,", "\n1.0,")
+    return (text + ",,,,,\n\n").encode()
+
+
+@pytest.mark.parametrize("save", [as_spreadsheet, with_columns_turned, padded])
+def test_other_ways_to_write_the_same_are_read_and_put_in_order(path, save):
+    before = path.read_bytes()
+    path.write_bytes(save(before.decode()))
+    table = read(path)
+    assert values(table) == ROWS
+    assert held(table) == set(ROWS)
+    assert table.notes == bad(path) == []
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "emptied"),
+    [
+        ("0.1,", "0.1x,", (1, "train"), ["a"]),
+        ("inf,4.0", "inf,4;0", (1, "test"), ["extra"]),
+        ("-2.5,0.0,", "?,!,", (2, "train"), ["a", "b"]),
+        # Where the number of cells is not that of the columns, none can be told from the next.
+        ("0.1,", '"0.1,', (1, "train"), ["a", "b", "extra"]),
+        ("0.1,", "0,1,", (1, "train"), ["a", "b", "extra"]),
+        ("1e-300,", "", (1, "test"), ["a", "b", "extra"]),
+        ("-2.5,0.0,", "-2.5,0", (2, "train"), ["a", "b", "extra"]),
+    ],
+)
+def test_a_damaged_cell_is_emptied_and_its_row_alone_computed_again(path, old, new, key, emptied):
+    edit(path, old, new)
+    damaged = path.read_bytes()
+    table = read(path)
+    assert values(table) == {**ROWS, key: {**ROWS[key], **dict.fromkeys(emptied)}}
+    assert held(table) == set(ROWS) - {key}
+    assert len(table.notes) == 1 and "\n" not in table.notes[0]
+    assert (path.parent / "nc_metrics.csv.bad").read_bytes() == damaged
+
+    again = read(path)  # the same after an interruption, without another note or copy
+    assert values(again) == values(table)
+    assert held(again) == held(table)
+    assert again.notes == [] and len(bad(path)) == 1
+    again.put(key, "print", ROWS[key])
+    assert values(read(path)) == ROWS
+    assert held(read(path)) == set(ROWS)
+
+
+def test_a_kill_while_a_damaged_table_is_put_in_order(path, monkeypatch):
+    """An emptied cell that may be empty must not pass for a computed one."""
+    edit(path, "4.0", "4.0x")
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    for written in ("write_json", "write_csv"):
+        with monkeypatch.context() as patch:
+            patch.setattr(nc_table, written, kill)
+            with pytest.raises(KeyboardInterrupt):
+                read(path)
+    assert held(read(path)) == set(ROWS) - {(1, "test")}
+    assert held(read(path)) == set(ROWS) - {(1, "test")}
+
+
+def test_rows_of_before_a_required_column_are_kept_and_computed_again(path):
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("".join(",".join([*cells[:3], cells[4]]) + "\n" for cells in lines))
+    table = read(path)
+    assert values(table) == {key: {**row, "b": None} for key, row in ROWS.items()}
+    assert held(table) == set()
+    assert table.notes == bad(path) == []
+    table.put((1, "train"), "print", ROWS[1, "train"])
+    assert held(read(path)) == {(1, "train")}
+    assert set(read(path).rows) == set(ROWS)
+
+
+def test_rows_of_before_an_optional_column_hold(path):
+    path.write_text("".join(f"{x.rsplit(',', 1)[0]}\n" for x in path.read_text().splitlines()))
+    assert held(read(path)) == held(read(path)) == set(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("x,train,1,2,", "line 5 is a row of epoch 'x', 'train'"),
+        ("1.5,train,1,2,", "epoch '1.5'"),
+        ("3,valid,1,2,", "'valid'"),
+        ("y" * 200_000, f"epoch '{'y' * 20}…'"),
+    ],
+)
+def test_a_row_without_a_key_is_named_and_the_others_kept(path, line, named):
+    path.write_text(path.read_text() + line + "\n")
+    table = read(path)
+    assert values(table) == ROWS
+    assert held(table) == set(ROWS)
+    assert named in table.notes[0]
+    assert line in (path.parent / "nc_metrics.csv.bad").read_text()
+
+
+def test_many_faults_are_one_line(path):
+    path.write_text(path.read_text() + "x,train,1,2,\n" * 50)
+    (note,) = read(path).notes
+    assert "and 47 more" in note
+
+
+def test_of_two_rows_with_one_key_neither_is_trusted(path):
+    path.write_text(path.read_text() + "2,train,7,7,\n")
+    table = read(path)
+    assert values(table) == ROWS
+    assert held(table) == set(ROWS) - {(2, "train")}
+    assert "second row of epoch '2', 'train'" in table.notes[0]
+
+
+def test_a_column_of_somebody_else_is_named(path):
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line},word\n" for line in lines))
+    table = read(path)
+    assert values(table) == ROWS
+    assert "column 'word' is unknown" in table.notes[0]
+    assert "word" in (path.parent / "nc_metrics.csv.bad").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n", b"epoch|split\n"])
+def test_a_file_that_is_no_table_is_moved_aside(path, content):
+    for name in ("bad", "bad2"):
+        path.write_bytes(content)
+        table = read(path)
+        assert table.rows == {}
+        assert f"moved to nc_metrics.csv.{name}" in table.notes[0]
+        assert not path.exists()
+        assert path.with_name(f"nc_metrics.csv.{name}").read_bytes() == content
+    assert read(path).notes == []
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"1 train": 3}', None])
+def test_rows_stay_without_their_fingerprints(path, content):
+    prints = path.with_suffix(".json")
+    prints.unlink() if content is None else prints.write_text(content)
+    table = read(path)
+    assert values(table) == ROWS
+    assert held(table) == set()
+    for key in ROWS:
+        table.drop_changed(key, "print")  # nothing is known to have changed
+    table.put((1, "test"), "print", ROWS[1, "test"])
+    assert json.loads(prints.read_text()) == {"1 test": "print"}
+    assert values(read(path)) == ROWS
+    assert read(path).notes == []
+
+
+def test_a_changed_row_is_dropped(path):
+    table = read(path)
+    table.drop_changed((1, "train"), "print")
+    table.drop_changed((1, "test"), "another")
+    table.drop_changed((9, "test"), "print")
+    assert set(table.rows) == set(read(path).rows) == {(1, "train"), (2, "train")}

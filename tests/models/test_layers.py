@@ -1,0 +1,81 @@
+"""models/dropout.py against torch's own dropout and attention, and the statistics of the draws."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.layers import Dropout, attention, draw_keep_mask
+from models.vit import ViT
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_keeps_the_expectation(dropout, dtype):
+    torch.manual_seed(0)
+    count = 400_003  # no multiple of four
+    mask = draw_keep_mask(torch.empty(count, dtype=dtype), dropout)
+    assert mask.dtype == dtype and mask.shape == (count,)
+    kept = mask[mask != 0]
+    expected = torch.tensor(1 / (1 - dropout)).to(dtype)
+    torch.testing.assert_close(kept, expected.expand_as(kept))
+    deviation = (dropout * (1 - dropout) / count) ** 0.5
+    assert abs(len(kept) / count - (1 - dropout)) < 4 * deviation
+
+
+def test_each_number_decides_about_four_elements_independently():
+    torch.manual_seed(0)
+    lanes = (draw_keep_mask(torch.empty(400_000), 0.2) == 0).double().view(-1, 4)
+    assert (lanes.mean(0) - 0.2).abs().max() < 0.006  # four standard deviations
+    assert (torch.corrcoef(lanes.T) - torch.eye(4)).abs().max() < 0.015
+    following = torch.corrcoef(torch.stack([lanes[:-1, 3], lanes[1:, 0]]))
+    assert following[0, 1].abs() < 0.015
+
+
+def test_dropout_scales_or_drops_and_so_does_its_gradient():
+    x = torch.rand(64, 33).add(1).requires_grad_()
+    layer = Dropout(0.25)
+    y = layer(x)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / 0.75)
+    torch.testing.assert_close(x.grad, kept / 0.75)
+    assert 0.6 < kept.float().mean() < 0.9
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_draws_follow_from_the_default_generator():
+    x, layer = torch.ones(1000), Dropout(0.2)
+    results = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        results.append((layer(x), layer(x)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][0], results[0][1])
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+def test_attention_is_torchs_with_the_same_draws():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 7, 5, dtype=torch.float64).unbind(0)
+    plain = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attention(q, k, v), plain)
+    torch.manual_seed(1)
+    found = attention(q, k, v, dropout=0.3)
+    torch.manual_seed(1)
+    mask = draw_keep_mask(torch.empty(2, 4, 7, 7, dtype=torch.float64), 0.3)
+    # Dropout of the softmax is a product with the weights, read off with the unit vectors as v.
+    weights = F.scaled_dot_product_attention(
+        q, k, torch.eye(7, dtype=torch.float64).expand(2, 4, 7, 7)
+    )
+    torch.testing.assert_close(found, (weights * mask) @ v)
+    means = torch.stack([attention(q, k, v, dropout=0.3) for _ in range(4000)])
+    assert ((means.mean(0) - plain) / means.std(0) * 4000**0.5).abs().max() < 5
+
+
+def test_the_vit_has_no_other_dropout():
+    """A torch.nn.Dropout would be correct but slow on the CPU."""
+    layers = [m for m in ViT((3, 8, 8), 2, 16, 2).modules() if isinstance(m, nn.Dropout)]
+    assert len(layers) == 1 + 2 * 3
+    assert all(isinstance(layer, Dropout) for layer in layers)

@@ -1,0 +1,443 @@
+"""Every network: parameters counted by hand, torchvision as truth, shapes, attention, errors."""
+
+from functools import cache
+
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+from models import NETWORKS, build_model, swin, vit
+from utils.errors import UserError
+
+SMALL_BUILDS = {
+    "ViT": {"width": 32, "depth": 2},
+    "Swin": {"width": 32},
+    "MLP": {"width": 16, "depth": 2},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Images this small cost less than the threads waiting for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def network(name, side, **options):
+    """A network of 10 classes in eval mode, shared by the tests that do not change it."""
+    torch.manual_seed(0)
+    return build_model(name, 10, (3, side, side), **options).eval()
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# --- parameters, from the shapes of the layers ---------------------------------------------------
+
+
+def conv(inputs, outputs, kernel):
+    return inputs * outputs * kernel**2
+
+
+def norm(channels):
+    return 2 * channels
+
+
+def linear(inputs, outputs):
+    return inputs * outputs + outputs
+
+
+def basic_block(inputs, planes):
+    shortcut = conv(inputs, planes, 1) + norm(planes) if inputs != planes else 0
+    return conv(inputs, planes, 3) + conv(planes, planes, 3) + 2 * norm(planes) + shortcut
+
+
+def bottleneck(inputs, planes):
+    convs = conv(inputs, planes, 1) + conv(planes, planes, 3) + conv(planes, 4 * planes, 1)
+    shortcut = conv(inputs, 4 * planes, 1) + norm(4 * planes) if inputs != 4 * planes else 0
+    return convs + 2 * norm(planes) + norm(4 * planes) + shortcut
+
+
+def resnet_parameters(block, expansion, layers, classes=10):
+    total, channels = conv(3, 64, 3) + norm(64), 64
+    for planes, depth in zip((64, 128, 256, 512), layers, strict=True):
+        for _ in range(depth):
+            total += block(channels, planes)
+            channels = expansion * planes
+    return total + linear(channels, classes)
+
+
+def densenet_parameters(growth, stem, blocks, classes=10):
+    total, channels = conv(3, stem, 7) + norm(stem), stem
+    for index, depth in enumerate(blocks):
+        if index > 0:
+            total += norm(channels) + conv(channels, channels // 2, 1)
+            channels //= 2
+        for _ in range(depth):
+            total += norm(channels) + conv(channels, 4 * growth, 1)
+            total += norm(4 * growth) + conv(4 * growth, growth, 3)
+            channels += growth
+    return total + norm(channels) + linear(channels, classes)
+
+
+def vit_parameters(width, depth, patch, patches, classes=10):
+    attention = width * 3 * 640 + linear(640, width)
+    block = 2 * norm(width) + attention + 2 * linear(width, width)
+    embedding = linear(3 * patch**2, width) + width + (patches + 1) * width
+    return embedding + depth * block + norm(width) + linear(width, classes)
+
+
+def swin_parameters(width, factors, windows, classes=10):
+    total = linear(3 * factors[0] ** 2, width) + norm(width)
+    for index, (depth, window) in enumerate(zip((2, 2, 6, 2), windows, strict=True)):
+        if index > 0:
+            merged = factors[index] ** 2 * width
+            total += norm(merged) + merged * 2 * width
+            width *= 2
+        table = (2 * window - 1) ** 2 * (width // 32)
+        attention = linear(width, 3 * width) + linear(width, width) + table
+        mlp = linear(width, 4 * width) + linear(4 * width, width)
+        total += depth * (2 * norm(width) + attention + mlp)
+    return total + norm(width) + linear(width, classes)
+
+
+def mlp_parameters(inputs, width, depth, classes=10):
+    hidden = inputs * width + (depth - 1) * width**2 + depth * norm(width)
+    return hidden + linear(width, classes)
+
+
+BY_HAND_AT_32 = {
+    "ResNet18": resnet_parameters(basic_block, 1, (2, 2, 2, 2)),
+    "ResNet34": resnet_parameters(basic_block, 1, (3, 4, 6, 3)),
+    "ResNet50": resnet_parameters(bottleneck, 4, (3, 4, 6, 3)),
+    "ResNet101": resnet_parameters(bottleneck, 4, (3, 4, 23, 3)),
+    "DenseNet121": densenet_parameters(16, 32, (6, 12, 24, 16)),
+    "DenseNet161": densenet_parameters(48, 96, (6, 12, 36, 24)),
+    "ViT": vit_parameters(512, 6, patch=4, patches=64),
+    "Swin": swin_parameters(96, (2, 2, 2, 1), (4, 4, 4, 4)),
+    "MLP": mlp_parameters(3 * 32 * 32, 1024, 6),
+}
+
+
+def test_published_resnet18_count():
+    assert BY_HAND_AT_32["ResNet18"] == 11_173_962
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_at_32_pixels_by_hand(name):
+    with torch.device("meta"):
+        model = build_model(name, 10)
+    assert count(model) == BY_HAND_AT_32[name]
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("ViT", "MLP")])
+def test_parameters_at_224_pixels_are_torchvisions(name):
+    published = {"Swin": "swin_t"}.get(name, name.lower())
+    with torch.device("meta"):
+        model = build_model(name, 100, (3, 224, 224))
+        truth = getattr(torchvision.models, published)(num_classes=100)
+    assert count(model) == count(truth)
+
+
+def test_options_change_the_network():
+    with torch.device("meta"):
+        narrow_vit = build_model("vit", 10, patch_size=8, width=128, depth=2)
+        narrow_swin = build_model("swin", 10, patch_size=4, width=64)
+        narrow_mlp = build_model("mlp", 10, width=32, depth=1)
+    assert count(narrow_vit) == vit_parameters(128, 2, patch=8, patches=16)
+    assert count(narrow_swin) == swin_parameters(64, (4, 2, 2, 1), (4, 4, 2, 2))
+    assert count(narrow_mlp) == mlp_parameters(3 * 32 * 32, 32, 1)
+
+
+# --- torchvision as truth ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "DenseNet121"])
+def test_torchvision_weights_give_torchvision_logits(name):
+    torch.manual_seed(0)
+    truth = getattr(torchvision.models, name.lower())(num_classes=10).eval()
+    torch.nn.init.normal_(getattr(truth, "classifier", getattr(truth, "fc", None)).bias)
+    state = {key.replace("classifier.", "fc."): value for key, value in truth.state_dict().items()}
+    model = build_model(name, 10, (3, 64, 64)).eval()
+    assert list(model.state_dict()) == list(state)
+    model.load_state_dict(state | {"fc.bias": -state["fc.bias"]})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[0], truth(images))
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "DenseNet121"])
+def test_small_images_keep_torchvisions_names(name):
+    with torch.device("meta"):
+        model, truth = build_model(name, 10), getattr(torchvision.models, name.lower())()
+    names = [key.replace("classifier.", "fc.") for key in truth.state_dict()]
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_window_attention_is_torchvisions(shift):
+    torch.manual_seed(0)
+    ours = swin.WindowAttention(64, side=8, window=4, shift=shift)
+    truth = ShiftedWindowAttention(64, [4, 4], [shift, shift], num_heads=2)
+    torch.nn.init.normal_(ours.relative_bias)
+    truth.qkv.load_state_dict(ours.qkv.state_dict())
+    truth.proj.load_state_dict(ours.out.state_dict())
+    truth.relative_position_bias_table.data.copy_(ours.relative_bias)
+    maps = torch.randn(3, 8, 8, 64)
+    torch.testing.assert_close(ours(maps), truth(maps), atol=1e-5, rtol=1e-4)
+
+
+# --- shapes, gradients, precision, compilation ---------------------------------------------------
+
+SHAPES = [(name, 8) for name in ("ResNet18", "ResNet34", "ResNet50", "DenseNet121")]
+SHAPES += [(name, 32) for name in ("ResNet18", "DenseNet121")]
+SHAPES += [(name, side) for name in ("ViT", "Swin", "MLP") for side in (8, 32, 64)]
+SHAPES += [("ResNet18", 64), ("DenseNet121", 64), ("ResNet18", 224), ("Swin", 224)]
+FEATURES = {
+    "ResNet18": 512,
+    "ResNet34": 512,
+    "ResNet50": 2048,
+    "ViT": 512,
+    "Swin": 768,
+    "MLP": 1024,
+}
+
+
+@pytest.mark.parametrize(("name", "side"), SHAPES)
+def test_output_shapes(name, side):
+    model = network(name, side)
+    with torch.no_grad():
+        logits, features = model(torch.randn(2, 3, side, side))
+    # The paper halves DenseNet121 for small images.
+    dim = FEATURES.get(name) or (512 if side < 64 else 1024)
+    assert model.feature_dim == dim
+    assert logits.shape == (2, 10) and features.shape == (2, dim)
+    assert logits.isfinite().all()
+    assert torch.equal(logits, model.fc(features))
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "DenseNet121", "ViT", "MLP"])
+def test_rectangular_grey_images(name):
+    model = build_model(name, 3, (1, 8, 24), **SMALL_BUILDS.get(name, {})).eval()
+    logits, _ = model(torch.randn(2, 1, 8, 24))
+    assert logits.shape == (2, 3)
+
+
+def test_small_stems_keep_the_published_resolution():
+    images = torch.randn(1, 3, 32, 32)
+    resnet, densenet = network("ResNet18", 32), network("DenseNet121", 32)
+    with torch.no_grad():
+        assert resnet.maxpool(resnet.conv1(images)).shape == (1, 64, 32, 32)
+        assert densenet.features[:4](images).shape == (1, 32, 16, 16)
+        assert densenet.features(images).shape == (1, 512, 2, 2)
+
+
+def test_densenet_pools_odd_maps_as_torchvision_does():
+    maps, sides = torch.randn(1, 3, 28, 28), []
+    with torch.no_grad():
+        for key, layer in network("DenseNet121", 28).features.named_children():
+            maps = layer(maps)
+            sides += [maps.shape[-1]] if key.startswith(("pool", "transition")) else []
+    assert sides == [14, 7, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "DenseNet121", "ViT", "Swin", "MLP"])
+def test_gradient_reaches_every_parameter(name):
+    torch.manual_seed(0)
+    model = build_model(name, 10, (3, 8, 8), **SMALL_BUILDS.get(name, {}))
+    logits, _ = model(torch.randn(8, 3, 8, 8))
+    F.cross_entropy(logits, torch.arange(8)).backward()
+    idle = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ViT", "Swin", "MLP"])
+def test_channels_last_images_give_the_same_logits(name):
+    model, images = network(name, 8), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected, _ = model(images)
+        logits, _ = model(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ViT", "Swin", "MLP"])
+def test_logits_are_float32_under_autocast(name):
+    model, images = network(name, 8), torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, features = model(images)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, F.linear(features.float(), model.fc.weight) - model.fc.bias)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ViT", "Swin", "MLP"])
+def test_networks_compile_without_graph_break(name):
+    model, images = network(name, 8), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images)[0], model(images)[0])
+
+
+def test_same_seed_same_network():
+    for name, options in SMALL_BUILDS.items():
+        torch.manual_seed(1)
+        first = build_model(name, 10, (3, 8, 8), **options).state_dict()
+        torch.manual_seed(1)
+        second = build_model(name, 10, (3, 8, 8), **options).state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_classifier_options_reach_the_classifier():
+    model = build_model(
+        "MLP",
+        4,
+        (1, 8, 8),
+        width=8,
+        depth=1,
+        bias_mode="unified",
+        bias_init_mean=10,
+        fixed_etf=True,
+    )
+    assert model.fc.bias.shape == (1,)
+    assert model.fc.bias.item() == pytest.approx(10, abs=0.36)  # ± 1/√8
+    assert not model.fc.weight.requires_grad
+    assert build_model("MLP", 4, width=8, bias_init_mode=1).fc.bias.tolist() == [0, 1, 2, 3]
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def test_vit_attention_is_an_explicit_softmax():
+    torch.manual_seed(0)
+    attention, tokens = vit.Attention(48).eval(), torch.randn(2, 5, 48)
+    q, k, v = (tokens @ attention.qkv.weight.T).split(640, dim=-1)
+    heads = []
+    for head in range(10):
+        part = slice(64 * head, 64 * (head + 1))
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / 8  # √64
+        heads.append(scores.softmax(dim=-1) @ v[..., part])
+    expected = attention.out(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(attention(tokens), expected)
+
+
+def test_vit_drops_out_in_training_only():
+    torch.manual_seed(0)
+    attention, tokens = vit.Attention(32), torch.randn(2, 5, 32)
+    assert not torch.equal(attention(tokens), attention(tokens))
+    attention.eval()
+    assert torch.equal(attention(tokens), attention(tokens))
+
+
+def test_vit_tells_positions_apart_and_uses_every_patch():
+    model = build_model("ViT", 4, (3, 8, 8), width=16, depth=1).eval()
+    assert model.position.shape == (1, 17, 16)
+    images = torch.randn(1, 3, 8, 8, requires_grad=True)
+    logits, _ = model(images)
+    logits[0, 0].backward()
+    assert (images.grad != 0).all()
+    assert not torch.allclose(model(images.flip(-1))[0], logits, atol=1e-6)
+
+
+def reach(side, window, shift, row, column):
+    """[side, side] bool: the pixels that the attention's output at (row, column) depends on."""
+    torch.manual_seed(0)
+    maps = torch.randn(1, side, side, 32, requires_grad=True)
+    attention = swin.WindowAttention(32, side, window, shift)
+    attention(maps)[0, row, column].sum().backward()
+    return maps.grad[0].abs().sum(-1) > 0
+
+
+def rectangle(side, rows, columns):
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[rows, columns] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("shift", "pixel", "rows", "columns"),
+    [
+        (0, (0, 0), slice(0, 4), slice(0, 4)),
+        (0, (5, 3), slice(4, 8), slice(0, 4)),
+        (2, (0, 0), slice(0, 2), slice(0, 2)),  # shares a wrapped window with all four corners
+        (2, (7, 0), slice(6, 8), slice(0, 2)),
+        (2, (0, 4), slice(0, 2), slice(2, 6)),
+        (2, (7, 7), slice(6, 8), slice(6, 8)),
+        (2, (3, 3), slice(2, 6), slice(2, 6)),
+    ],
+)
+def test_windows_reach_no_further_than_the_image_allows(shift, pixel, rows, columns):
+    assert torch.equal(reach(8, 4, shift, *pixel), rectangle(8, rows, columns))
+
+
+def test_windows_survive_splitting_and_joining():
+    maps = torch.arange(2 * 6 * 6 * 3).reshape(2, 6, 6, 3)
+    windows = swin.split_windows(maps, 2)
+    assert torch.equal(windows[1, 4], maps[1, 2:4, 2:4].reshape(4, 3))  # row 1, column 1 of 3×3
+    assert torch.equal(swin.join_windows(windows, 6), maps)
+
+
+@pytest.mark.parametrize(
+    ("side", "windows", "shifts"),
+    [
+        (8, [4, 4, 2, 2], [2, 0, 0, 0]),  # maps of 8, 4, 2, 2 pixels
+        (32, [4, 4, 4, 4], [2, 2, 0, 0]),  # 16, 8, 4, 4
+        (64, [4, 4, 4, 2], [2, 2, 0, 0]),  # 16, 8, 4, 2
+        (224, [7, 7, 7, 7], [3, 3, 3, 0]),  # 56, 28, 14, 7
+    ],
+)
+def test_swin_windows_fit_every_stage(side, windows, shifts):
+    with torch.device("meta"):
+        stages = build_model("Swin", 10, (3, side, side)).layers[1::2]
+    assert [stage[0].attention.window for stage in stages] == windows
+    assert [stage[0].attention.shift for stage in stages] == [0, 0, 0, 0]
+    assert [stage[1].attention.shift for stage in stages] == shifts
+
+
+def test_swin_checkpoint_holds_parameters_only():
+    model = network("Swin", 8)
+    assert list(model.state_dict()) == [key for key, _ in model.named_parameters()]
+
+
+# --- names and errors ----------------------------------------------------------------------------
+
+
+def test_names_are_case_insensitive():
+    shape, options = (3, 8, 8), {"width": 32}
+    found = [build_model(name, 3, shape, **options) for name in ("MLP", "mlp", "Vit", "sWIN")]
+    assert [type(each).__name__ for each in found] == ["MLP", "MLP", "ViT", "Swin"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("VGG16", (3, 32, 32), {}, "unknown model 'VGG16'.*ResNet18.*MLP"),
+        ("ResNet18", (3, 32, 32), {"depth": 4}, "ResNet18 takes no depth .got 4.*none"),
+        ("densenet121", (3, 32, 32), {"width": 4}, "DenseNet121 takes no width"),
+        ("Swin", (3, 32, 32), {"depth": 4}, "Swin takes no depth.*patch_size, width"),
+        ("MLP", (3, 32, 32), {"patch_size": 4}, "MLP takes no patch_size"),
+        ("ViT", (3, 32, 32), {"depth": 0}, "depth of ViT is 0"),
+        ("MLP", (3, 32, 32), {"width": -1}, "width of MLP is -1"),
+        ("ViT", (3, 32, 32), {"patch_size": 5}, "32×32 images into patches of 5"),
+        ("ViT", (3, 30, 32), {}, "30×32 images into patches of 4"),
+        ("Swin", (3, 32, 64), {}, "square images.*32×64"),
+        ("Swin", (3, 32, 32), {"width": 100}, "width of Swin is 100.*multiple of 32"),
+        ("Swin", (3, 28, 28), {}, "shrinks images by 8.*side of 28"),
+        ("Swin", (3, 100, 100), {}, "shrinks images by 32.*side of 100"),
+    ],
+)
+def test_user_errors(name, shape, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_model(name, 10, shape, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_the_classifier_pass_through():
+    with pytest.raises(UserError, match="number of classes is 1"):
+        build_model("MLP", 1, width=8)
+    with pytest.raises(UserError, match=r"at least 9 features.*has 8"):
+        build_model("MLP", 10, width=8, fixed_etf=True)

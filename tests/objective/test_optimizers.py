@@ -1,0 +1,98 @@
+"""Schedules against torch's schedulers, parameter groups and steps against formulas."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from models.linear import Classifier
+from objective.optimizers import build_optimizer
+from objective.schedules import compute_learning_rate as rate_of
+
+
+class Net(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+        self.fc = Classifier(4, 2, **options)
+
+
+def torch_rates(make, epochs, base=0.1):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_cosine_is_torchs():
+    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 20, 1e-5), 20)
+    ours = [rate_of(e, base=0.1, epochs=20, minimum=1e-5) for e in range(1, 21)]
+    assert ours == pytest.approx(expected, rel=1e-9)
+
+
+def test_step_is_torchs():
+    expected = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 7], 0.2), 10)
+    ours = [
+        rate_of(e, base=0.1, epochs=10, schedule="step", milestones=[3, 7], gamma=0.2)
+        for e in range(1, 11)
+    ]
+    assert ours == pytest.approx(expected)
+
+
+def test_warmup_rises_to_the_schedules_start():
+    rates = [rate_of(e, base=0.8, epochs=10, warmup=3, minimum=0.0) for e in range(1, 11)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 7), 7, base=0.8)
+    assert rates[3:] == pytest.approx(expected)
+
+
+def test_constant_stays():
+    assert rate_of(9, base=0.3, epochs=9, schedule="constant") == 0.3
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_only_the_classifiers_bias_has_its_own_decay(name):
+    model = Net()
+    optimizer = build_optimizer(name, model, 0.1, weight_decay=0.02, weight_decay_bias=0.5)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for key, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.5 if key == "fc.bias" else 0.02)
+
+
+def test_a_fixed_etf_and_no_bias_leave_the_backbone_alone():
+    model = Net(bias_mode="none", fixed_etf=True)
+    groups = build_optimizer("SGD", model, 0.1, 0.0, 0.0).param_groups
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.body.parameters()}
+
+
+def test_sgd_has_momentum_and_coupled_decay():
+    model = Net()
+    model.fc.bias.data.fill_(2.0)
+    optimizer = build_optimizer("SGD", model, 0.1, weight_decay=0.0, weight_decay_bias=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.fc.bias.sum().backward()
+        optimizer.step()
+    # v1 = 1 + 0.5·2 = 2, b = 1.8; v2 = 0.9·2 + 1 + 0.5·1.8 = 3.7, b = 1.8 − 0.37
+    assert model.fc.bias.tolist() == pytest.approx([1.43, 1.43])
+
+
+def test_adamw_has_decoupled_decay():
+    model = Net()
+    model.fc.bias.data.fill_(2.0)
+    optimizer = build_optimizer("AdamW", model, 0.1, weight_decay=0.0, weight_decay_bias=0.5)
+    model.fc.bias.sum().backward()
+    optimizer.step()
+    # the first Adam step is lr·sign(gradient): 2·(1 − 0.1·0.5) − 0.1
+    assert model.fc.bias.tolist() == pytest.approx([1.8, 1.8], rel=1e-5)
+
+
+def test_unknown_names():
+    with pytest.raises(KeyError, match="Lion"):
+        build_optimizer("Lion", Net(), 0.1, 0.0, 0.0)
+    with pytest.raises(ValueError, match="sawtooth"):
+        rate_of(1, base=0.1, epochs=2, schedule="sawtooth")

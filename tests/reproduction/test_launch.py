@@ -1,0 +1,58 @@
+"""Commands that are run here or as jobs of submitit."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reproduction.launch import Command, Outcome, run_here, run_submitted
+
+
+def test_commands_are_run_here(tmp_path):
+    words = [sys.executable, "-c", "import sys; print('said', file=sys.stderr); sys.exit(3)"]
+    commands = {"bad": words, "good": [sys.executable, "-c", ""]}
+    assert dict(run_here(commands, 2)) == {"bad": Outcome(3, "said"), "good": Outcome(0)}
+
+
+# Counts its starts; the first one waits for the stop.
+PREEMPTED = """
+import pathlib, signal, sys, time
+starts = pathlib.Path(sys.argv[1])
+count = len(starts.read_text()) if starts.exists() else 0
+signal.signal(signal.SIGTERM, lambda *_: (starts.with_suffix(".saved").touch(), sys.exit(143)))
+starts.write_text("x" * (count + 1))
+if count == 0:
+    time.sleep(60)
+"""
+
+
+def test_a_preempted_job_saves_and_is_requeued(tmp_path):
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=10)
+    starts = tmp_path / "starts"
+    job = executor.submit(Command([sys.executable, "-c", PREEMPTED, str(starts)]))
+    deadline = time.monotonic() + 60
+    while not starts.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # As SLURM does: the signal goes to the task, which is the child of the local controller.
+    controller = job._process.pid
+    (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(task), signal.SIGUSR2)
+    assert job.result() == Outcome(0)
+    assert starts.read_text() == "xx"
+    assert (tmp_path / "starts.saved").exists()
+
+
+def test_jobs_through_submitit(tmp_path):
+    pytest.importorskip("submitit")
+    write = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+    commands = {name: [sys.executable, "-c", write, str(tmp_path / name)] for name in "ab"}
+    commands["c"] = [sys.executable, "-c", "raise SystemExit('no')"]
+    options = {"gpu": None, "minutes": 5, "extra": {}, "say": print}
+    found = dict(run_submitted(commands, "local", 2, tmp_path / "jobs", **options))
+    assert found == {"a": Outcome(0), "b": Outcome(0), "c": Outcome(1, "no")}
+    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()

@@ -1,0 +1,159 @@
+"""What a grid gave: seeds together, beside the paper's numbers, as tables and as a picture."""
+
+import statistics
+
+import pytest
+
+from metrics import MEASURES
+from reproduction import EXPERIMENTS, OVER_EPOCHS, published
+from reproduction.grid import build_grid
+from reproduction.pictures import draw_accuracies, draw_scores, draw_tsne, list_evaluations
+from reproduction.report import build_report, format_tables_plainly
+from reproduction.results import (
+    Result,
+    collect_results,
+    compare_losses,
+    format_results,
+    format_tables,
+    list_rows,
+    read_values,
+)
+from reproduction.work import Work
+from utils.errors import UserError
+from utils.files import write_csv
+
+
+def write_metrics(directory, top1, uniform):
+    directory.mkdir(parents=True)
+    row = {"epoch": 1, "test_top1": top1, "test_uniform": uniform, "seconds": 1.0}
+    write_csv(directory / "metrics.csv", list(row), [row])
+
+
+def plan(tmp_path, name, scale="smoke", failed=(), **options):
+    runs = build_grid(name, scale, **options)
+    return Work(name, scale, runs, tmp_path, tmp_path / "out", failed=dict(failed))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """The paper's table for one network and data set, three seeds, the first run failed."""
+    options = {"seeds": 3, "datasets": ["cifar10"], "models": ["ResNet18"]}
+    first = build_grid("table-cifar", "full", **options)[0].name
+    work = plan(tmp_path, "table-cifar", "full", failed={first: "diverged"}, **options)
+    for i, run in enumerate(work.runs):
+        write_metrics(work.locate(run), 90 + i % 7, 80 + i % 5)
+    return work
+
+
+def test_seeds_are_averaged_and_compared_with_the_paper(table):
+    results = collect_results(table)
+    assert len(results) == len(table.runs) / 3
+    assert results[0].missing == [f"{table.runs[0].name}: diverged"]
+    header, cells = format_results(results, table.experiment.measures)
+    title = MEASURES["top1"].heading
+    first = header.index(title)
+    assert header[first : first + 3] == [title, f"{title} paper", "difference"]
+    for i, result in enumerate(results):
+        seeds = [90 + k % 7 for k in range(3 * i + (i == 0), 3 * i + 3)]
+        mean, std = statistics.fmean(seeds), statistics.stdev(seeds)
+        paper = published.ACCURACY[tuple(result.labels.values())][0]
+        ours = f"{mean:.2f} ± {std:.2f}"
+        assert cells[i][first : first + 3] == [ours, f"{paper:.2f}", f"{mean - paper:+.2f}"]
+
+
+def test_losses_are_compared(table):
+    results = collect_results(table)
+    header, cells = compare_losses(results, table.experiment.measures, "BCE", "CE")
+    ce, bce = (next(r for r in results if r.labels["loss"] == loss) for loss in ("CE", "BCE"))
+    gap = bce.mean("top1") - ce.mean("top1")
+    assert cells[0][header.index(MEASURES["top1"].heading)] == f"{gap:+.2f}"
+    uniform = f"{MEASURES['uniform_accuracy'].heading} paper"
+    assert cells[0][header.index(uniform)] == "+6.70"  # 91.9 − 85.2
+    assert compare_losses(results, table.experiment.measures, "MSE", "CE") is None
+    assert compare_losses(results, ["positive_mean"], "BCE", "CE") is None
+
+
+def test_rows_have_full_precision(table):
+    rows = list_rows(collect_results(table), table.experiment.measures)
+    row = next(row for row in rows if row["measure"] == "uniform_accuracy")
+    assert (row["seeds"], row["mean"], row["paper"]) == (2, 81.5, 85.2)
+    assert row["std"] == statistics.stdev([81, 82])
+    assert row["predicted"] is None
+
+
+def test_accuracies_are_drawn(table):
+    table.out.mkdir()
+    drawing = draw_accuracies(table)
+    assert drawing.calls == ()
+    assert [path.read_bytes()[:4] for path in drawing.pictures] == [b"\x89PNG"]
+
+
+def test_empty_cells_have_no_value(tmp_path):
+    write_metrics(tmp_path / "r", 90, 80)
+    rows = [{"epoch": i, "split": "train", "nc1": i, "nc2": None} for i in (1, 2)]
+    rows[-1]["nc1"] = None
+    write_csv(tmp_path / "r" / "nc_metrics.csv", list(rows[0]), rows)
+    measures = ["nc1", "nc2", f"nc2{OVER_EPOCHS}", "nc3", "positive_mean"]
+    assert read_values(tmp_path / "r", measures) == ({}, {})
+
+
+def test_the_last_epoch_counts_and_the_mean_over_epochs(tmp_path):
+    write_metrics(tmp_path / "r", 90, 80)
+    rows = [{"epoch": i, "split": "train", "nc2": i, "top1": 10} for i in (1, 2)]
+    rows.append({"epoch": 2, "split": "test", "nc2": 50, "top1": 20})
+    write_csv(tmp_path / "r" / "nc_metrics.csv", list(rows[0]), rows)
+    values, predicted = read_values(tmp_path / "r", ["nc2", f"nc2{OVER_EPOCHS}", "top1"])
+    assert values == {"nc2": 2.0, f"nc2{OVER_EPOCHS}": 1.5, "top1": 90.0}
+    assert predicted == {}
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    write_metrics(tmp_path / "r", "x", 80)
+    with pytest.raises(UserError, match="test_top1 is 'x'"):
+        read_values(tmp_path / "r", ["top1"])
+
+
+def test_wide_reports_are_split():
+    measures = EXPERIMENTS["nc-curves"].measures
+    values = {measure: [1.0] for measure in measures}
+    tables = format_tables([Result({"loss": "CE"}, values, {})], measures)
+    assert sum(len(header) - 1 for header, _ in tables) == len(measures)
+    assert max(len(header) for header, _ in tables) <= 10
+
+
+def test_pictures_of_scores_by_network_and_data_set(tmp_path):
+    options = {"datasets": ["digits"], "models": ["MLP", "ViT"], "overrides": {"epochs": 3}}
+    work = plan(tmp_path, "bias-decay", **options)
+    (measuring,) = list_evaluations(work)
+    assert measuring.script == "eval_nc"
+    assert measuring.flags[-4:] == ["--checkpoints", "last", "--gpu_id", "-1"]
+    drawing = draw_scores(work)
+    assert [path.name for path in drawing.pictures] == [
+        "scores_MLP_digits.png",
+        "scores_ViT_digits.png",
+    ]
+    for call, model in zip(drawing.calls, ("MLP", "ViT"), strict=True):
+        runs = [str(work.locate(run)) for run in work.runs if run.settings.model == model]
+        assert call.flags[: len(runs)] == runs
+        assert call.flags[len(runs) :][:2] == ["--by", "weight_decay_bias"]
+
+
+def test_pictures_of_an_earlier_tsne_are_outdated(tmp_path):
+    (tmp_path / "out").mkdir()
+    old = tmp_path / "out" / "tsne_epoch_013.png"
+    old.touch()
+    work = plan(tmp_path, "tsne", seeds=2, overrides={"epochs": 3})
+    drawing = draw_tsne(work)
+    assert drawing.outdated == [old]
+    (call,) = drawing.calls
+    assert call.flags[:2] == [str(work.locate(run)) for run in work.runs if run.settings.seed == 0]
+    assert call.flags[2:4] == ["--checkpoints", "2-3"]
+    assert [path.name for path in drawing.pictures] == ["tsne_epoch_003.png", "tsne.gif"]
+
+
+def test_a_report_names_runs_without_a_result(tmp_path):
+    runs = build_grid("imagenet", "smoke")
+    failed = {run.name: "it is broken" for run in runs}
+    work = plan(tmp_path, "imagenet", failed=failed)
+    text = format_tables_plainly(build_report(work, "", collect_results(work), []))
+    assert f"{runs[0].name}: it is broken" in text

@@ -1,0 +1,34 @@
+"""Which checkpoints of a run directory are chosen."""
+
+import pytest
+
+from rundir.checkpoints import parse_epochs, select_checkpoint, select_checkpoints
+from utils.errors import UserError
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A directory with the files of three epochs, of which the second and the third tested best."""
+    for name in ("epoch_001.pth", "epoch_002.pth", "epoch_003.pth", "best_model.pth"):
+        (tmp_path / name).touch()
+    (tmp_path / "metrics.csv").write_text("epoch,test_top1\n1,50.0\n2,60.0\n3,60.0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("selection", "epochs"),
+    [("all", [1, 2, 3]), ("last", [3]), ("1,3", [1, 3]), ("2-9", [2, 3]), ("1, 2-3", [1, 2, 3])],
+)
+def test_selections(run_dir, selection, epochs):
+    assert list(select_checkpoints(run_dir, selection)) == epochs
+
+
+def test_best_is_the_first_of_the_best_test_accuracy(run_dir):
+    assert select_checkpoints(run_dir, "best") == {2: run_dir / "best_model.pth"}
+    assert select_checkpoint(run_dir, "best") == run_dir / "best_model.pth"
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "1,,2", "-3"])
+def test_wrong_selections(text):
+    with pytest.raises(UserError, match="--checkpoints"):
+        parse_epochs(text)

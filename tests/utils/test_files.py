@@ -1,0 +1,121 @@
+"""Whole files: a failed or killed write leaves the old file."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rundir import weights as checkpoint
+from tests.helpers import ROOT
+from utils.errors import UserError
+from utils.files import (
+    link_whole,
+    name_temporary,
+    read_csv,
+    read_json,
+    remove_temporaries,
+    write_csv,
+    write_json,
+    write_whole,
+)
+
+
+def test_a_failing_writer_leaves_the_old_file_and_no_leftover(tmp_path):
+    path = tmp_path / "a.bin"
+    write_whole(path, lambda f: f.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        write_whole(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_full_disk_is_one_error_for_a_torch_file(tmp_path):
+    """A limit on file size stands in for a full disk: the write fails in the middle."""
+    code = (
+        "import resource, sys, torch; from pathlib import Path\n"
+        "from rundir import weights as checkpoint\n"
+        "path = Path(sys.argv[1]); checkpoint.save(path, {'a': torch.zeros(3)})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: checkpoint.save(path, {'a': torch.zeros(10**6)})\n"
+        "except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    path = tmp_path / "last.pth"
+    command = [sys.executable, "-c", code, str(path)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout.startswith("UserError cannot write"), answer.stderr
+    assert "File too large" in answer.stdout  # the system's words for this limit
+    assert torch.load(path, weights_only=True)["a"].shape == (3,)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_kill_during_the_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.bin"
+    write_whole(path, lambda f: f.write(b"old"))
+    code = (
+        "import sys, time; from pathlib import Path; from utils.files import write_whole\n"
+        "def slow(f): f.write(b'new'); f.flush(); time.sleep(60)\n"
+        "write_whole(Path(sys.argv[1]), slow)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
+    for _ in range(200):
+        if name_temporary(path).exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert name_temporary(path).exists()
+    assert path.read_bytes() == b"old"
+    remove_temporaries(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_link_has_the_content_and_replaces(tmp_path):
+    write_whole(tmp_path / "a", lambda f: f.write(b"1"))
+    write_whole(tmp_path / "b", lambda f: f.write(b"2"))
+    link_whole(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"1"
+    write_whole(tmp_path / "a", lambda f: f.write(b"3"))  # replaces the name, not the content
+    assert (tmp_path / "b").read_bytes() == b"1"
+
+
+def test_csv_keeps_floats_exactly(tmp_path):
+    values = [0.1, 1 / 3, 1e-300, float("nan")]
+    write_csv(tmp_path / "m.csv", ["x"], [{"x": v} for v in values])
+    back = [float(row["x"]) for row in read_csv(tmp_path / "m.csv")]
+    assert back[:3] == values[:3]
+    assert back[3] != back[3]
+
+
+def test_json_round_trip_and_damage(tmp_path):
+    path = tmp_path / "c.json"
+    write_json(path, {"a": [1, None]})
+    assert read_json(path) == {"a": [1, None]}
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        read_json(path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_damaged_checkpoints_are_named(tmp_path, content):
+    path = tmp_path / "epoch_001.pth"
+    checkpoint.save(path, {"a": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(UserError, match=r"epoch_001\.pth is damaged or not a checkpoint"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"a": subprocess.run}, path)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        checkpoint.load(path)

@@ -1,0 +1,79 @@
+"""A setting in which theory and search are compared, and the paper's sweeps. Imports nothing heavy.
+
+The names of the attributes are the flags of verify_theory.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Problem, search and tolerance.
+
+    Attributes:
+        loss: a name of `theory.losses.EXACT_LOSSES`.
+        num_classes: K.
+        samples_per_class: n, of the largest class.
+        feature_dim: d.
+        weight_decay: λ_W.
+        feature_decay_rate: λ_H.
+        weight_decay_bias: λ_b.
+        bias_init_mean: the mean of the biases where the search starts.
+        imbalance_factor: the size of the largest class over that of the smallest.
+        seed: of the first random start.
+        starts: how many random starts.
+        tolerance: the largest difference that agrees.
+    """
+
+    loss: str
+    num_classes: int
+    samples_per_class: float
+    feature_dim: int
+    weight_decay: float
+    feature_decay_rate: float
+    weight_decay_bias: float
+    bias_init_mean: float
+    imbalance_factor: float
+    seed: int
+    starts: int
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One of the paper's grids over one attribute of a setting.
+
+    Attributes:
+        name: of the sweep.
+        attribute: what varies.
+        values: of that attribute.
+        axis_label: in the picture.
+        bias_init_mean: the default of that attribute during the sweep.
+    """
+
+    name: str
+    attribute: str
+    values: tuple[float, ...]
+    axis_label: str
+    bias_init_mean: float = 0.0
+
+    def apply(self, setting: Setting, value: float) -> Setting:
+        """Return the setting with another value of what varies."""
+        changed: dict[str, Any] = {self.attribute: value}
+        return replace(setting, **changed)
+
+
+DECAY_SWEEP = Sweep(
+    "bias_decay",
+    "weight_decay_bias",
+    (0.5, 0.05, 5e-3, 5e-4, 5e-5, 5e-6),
+    "decay of the bias",
+    bias_init_mean=10.0,
+)
+MEAN_SWEEP = Sweep(
+    "bias_init_mean", "bias_init_mean", (0, 1, 2, 3, 4, 5, 6, 8, 10), "initial mean of the bias"
+)
+SWEEPS = {sweep.name: sweep for sweep in (DECAY_SWEEP, MEAN_SWEEP)}

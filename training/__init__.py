@@ -1,0 +1,1 @@
+"""Training: the step (compiled), what an epoch adds up, the state of a run, and its log."""

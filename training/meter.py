@@ -1,0 +1,108 @@
+"""What an epoch of training adds up, kept on the device until somebody asks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metrics.accuracy import count_correct
+
+# Steps counted at once: at every step the GPU would wait while the host asks for tiny things.
+PENDING = 16
+
+
+class NonFiniteLoss(Exception):
+    """Training diverged: the objective of `step` (from 1) of `epoch` is not finite."""
+
+    def __init__(self, epoch: int, step: int, learning_rate: float):
+        super().__init__(
+            f"the loss is not finite at epoch {epoch}, step {step}, learning rate "
+            f"{learning_rate:g}; what was saved before is intact (a lower --lr, --epochs_warmup or "
+            "smaller decays may help)"
+        )
+
+
+class Meter:
+    """Loss and correct counts of one epoch of `steps` steps.
+
+    `add` only enqueues work on the device. `check_finite`, `read_mean_loss` and `read_summary` wait
+    for the device: call them at the epoch's end or when a display is due.
+    """
+
+    def __init__(self, steps: int, device: torch.device):
+        # The objective of every step, so that the one that diverged can be named afterwards.
+        self._objectives = torch.zeros(steps, device=device)
+        self._losses = torch.zeros(steps, device=device)
+        self._correct = torch.zeros(2, dtype=torch.int64, device=device)
+        self._sizes: list[int] = []  # samples in each step
+        self._pending: list[tuple[Tensor, ...]] = []
+
+    @property
+    def seen(self) -> int:
+        """Samples counted."""
+        return sum(self._sizes)
+
+    def reset(self) -> None:
+        for total in (self._objectives, self._losses, self._correct):
+            total.zero_()
+        self._sizes, self._pending = [], []
+
+    def add(self, objective: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Count the next step: its mean losses, logits [B, K], targets [B] or [B, K].
+
+        A mixed sample counts as correct where its heaviest label is hit. The tensors are kept for
+        a while: they must not be written to afterwards.
+        """
+        self._sizes.append(len(targets))
+        self._pending.append((objective, loss, logits, targets))
+        if len(self._pending) == PENDING:
+            self._count()
+
+    def _count(self) -> None:
+        """Count what is pending. What is kept does not depend on when that happens."""
+        if not self._pending:
+            return
+        objectives, losses, logits, targets = zip(*self._pending, strict=True)
+        steps = slice(len(self._sizes) - len(self._pending), len(self._sizes))
+        self._objectives[steps] = torch.stack(objectives)
+        self._losses[steps] = torch.stack(losses)
+        all_targets = torch.cat(targets)
+        labels = all_targets.argmax(dim=1) if all_targets.ndim == 2 else all_targets
+        self._correct += count_correct(torch.cat(logits), labels)
+        self._pending = []
+
+    def check_finite(self, epoch: int, learning_rate: float) -> None:
+        """Raise NonFiniteLoss for the first step whose objective is infinite or NaN."""
+        self._count()
+        bad = (~torch.isfinite(self._objectives)).nonzero()
+        if len(bad):
+            raise NonFiniteLoss(epoch, int(bad[0]) + 1, learning_rate)
+
+    def read_mean_loss(self) -> float:
+        self._count()
+        losses = self._losses[: len(self._sizes)].tolist()
+        return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen
+
+    def read_summary(self) -> dict[str, float]:
+        """Mean loss without the decay terms, accuracies in percent."""
+        mean_loss = self.read_mean_loss()
+        top1, top5 = (100 * count / self.seen for count in self._correct.tolist())
+        return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
+
+    def state_dict(self) -> dict[str, Any]:
+        self._count()
+        return {
+            "objectives": self._objectives,
+            "losses": self._losses,
+            "correct": self._correct,
+            "sizes": self._sizes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._objectives.copy_(state["objectives"])
+        self._losses.copy_(state["losses"])
+        self._correct.copy_(state["correct"])
+        self._sizes, self._pending = list(state["sizes"]), []

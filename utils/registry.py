@@ -1,0 +1,45 @@
+"""Registries: names that are found in any case, and functions that are named as text.
+
+An entry names its function as "package.module:function", so that a registry imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from utils.errors import UserError
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """Import the function that "package.module:function" names."""
+    module, _, name = reference.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def find_name(text: str, names: Iterable[str], kind: str) -> str:
+    """Return the one of `names` that `text` means, whatever its case.
+
+    Args:
+        text: what a user wrote.
+        names: the known names.
+        kind: what they name, for the message.
+
+    Raises:
+        UserError: there is none; the message names the nearest one and all others.
+    """
+    known = {name.lower(): name for name in names}
+    if text.lower() in known:
+        return known[text.lower()]
+    listed = ", ".join(known.values())
+    raise UserError(f"unknown {kind} {text!r}{suggest(text, known.values())}: use one of {listed}")
+
+
+def suggest(text: str, names: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" for the nearest of `names`, or nothing if none is near."""
+    known = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(text.lower(), known, n=1)
+    return f" (did you mean {known[near[0]]}?)" if near else ""
