@@ -9,70 +9,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision import transforms
 
-from args import Settings
+import train
+from benchmarks.bench import Bench
+from benchmarks.images import get_training_images
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
-from models import NETWORKS
 from objective import LOSSES
 from objective.optimizers import build_optimizer
-from rundir.rebuild import build_batches, build_network
-from train import build_step
+from rundir.rebuild import build_batches, build_network, build_precision
 from training.meter import Meter
 from training.setup import build_objective
 from training.step import Step
-from utils.precision import Precision, choose_precision
+from utils.precision import Precision
 from utils.registry import load_function
 
 RATE, DECAY = 1e-3, 5e-4  # too small a step to end in an overflow
+
 Seconds = Generator[float, None, None]
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the loops train.
-
-    Attributes:
-        settings: of train.py, complete, the precision resolved.
-        steps: of a turn.
-        layout: the name of a torch.memory_format in place of train.py's.
-        graphs: compile with CUDA graphs.
-    """
-
-    settings: Settings
-    steps: int
-    layout: str | None = None
-    graphs: bool = True
-
-
-def get_train(data: DataSet) -> Split:
-    """Return the training split, which is loaded here always."""
-    assert data.train is not None
-    return data.train
-
-
-class Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+class Images(torch.utils.data.Dataset):
     """PIL images and labels, as torchvision's data sets give them."""
 
-    def __init__(self, split: Split, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+    def __init__(self, split: Split, transform: Callable) -> None:
         self.labels, self.transform = split.labels.tolist(), transform
-        self.paths = split.paths if isinstance(split, FileSplit) else None
         if isinstance(split, TensorSplit):
+            self.paths = None
             self.arrays = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        else:
+            self.paths = split.paths
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if self.paths is None:
             image = Image.fromarray(self.arrays[index])
         else:
@@ -80,8 +59,8 @@ class Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return self.transform(image), self.labels[index]
 
 
-def build_transform(data: DataSet, augmented: bool) -> Callable[[Image.Image], torch.Tensor]:
-    """Compose torchvision's transforms of a PIL image, with DA1 where `augmented`."""
+def build_conventional_transform(data: DataSet, augmented: bool) -> Callable:
+    """Build torchvision's transforms of a PIL image, with DA1 where `augmented`."""
     side = data.side
     steps: list[Any] = []
     if isinstance(data.train, FileSplit):
@@ -89,16 +68,16 @@ def build_transform(data: DataSet, augmented: bool) -> Callable[[Image.Image], t
     if augmented:
         steps += [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
     steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-    composed: Callable[[Image.Image], torch.Tensor] = transforms.Compose(steps)
-    return composed
+    return transforms.Compose(steps)
 
 
-def run_conventional(task: Task, data: DataSet, device: torch.device) -> Seconds:
+def run_conventionally(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """Run loop (a)."""
-    settings = task.settings
+    settings = bench.settings
     workers = settings.num_workers or 0
+    transform = build_conventional_transform(data, augmented=settings.augment != "none")
     loader = torch.utils.data.DataLoader(
-        Images(get_train(data), build_transform(data, augmented=settings.augment != "none")),
+        Images(get_training_images(data), transform),
         batch_size=settings.batch_size,
         shuffle=True,
         drop_last=True,
@@ -106,8 +85,8 @@ def run_conventional(task: Task, data: DataSet, device: torch.device) -> Seconds
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )
-    model = draw_network(task, data).to(device)
-    compute_loss = load_function(LOSSES[settings.loss].function)
+    model = draw_network(bench, data).to(device)
+    loss_function = load_function(LOSSES[settings.loss].function)
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "SGD":
         optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
@@ -120,7 +99,7 @@ def run_conventional(task: Task, data: DataSet, device: torch.device) -> Seconds
             images, targets = images.to(device), targets.to(device)
             optimizer.zero_grad()
             logits, _ = model(images)
-            loss = compute_loss(logits, targets)
+            loss = loss_function(logits, targets)
             loss.backward()
             optimizer.step()
             total_loss += loss.item() * len(targets)
@@ -129,21 +108,22 @@ def run_conventional(task: Task, data: DataSet, device: torch.device) -> Seconds
             yield 0.0
 
 
-def run_as_train_does(task: Task, data: DataSet, device: torch.device) -> Seconds:
+def run_as_train(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """Run loop (b).
 
-    An epoch of images in memory has --steps batches, so that each turn has its share of what is
+    Of images in memory an epoch has --steps batches, so that each turn has its share of what is
     done for many steps at once: order, augmentation, counting.
     """
-    batch_size, split = task.settings.batch_size, get_train(data)
+    batch_size, split = bench.settings.batch_size, get_training_images(data)
     if isinstance(split, TensorSplit):
-        split = split.select(torch.arange(min(len(split), task.steps * batch_size)))
-        data = replace(data, train=split)
-    model, step = build_training(task, data, device)
+        count = min(len(split), bench.steps * batch_size)
+        split = split.select(torch.arange(count))
+        data = dataclasses.replace(data, train=split)
+    model, step = prepare_step(bench, data, device)
     last = len(split) // batch_size - 1
     meter = Meter(last + 1, device)
     model.train()
-    for number, (images, targets) in iterate_full_batches(task, data, device):
+    for number, (images, targets) in iterate_full_batches(bench, data, device):
         meter.add(*step(images, targets), targets)
         if number == last:
             meter.check_finite(1, RATE)
@@ -152,87 +132,69 @@ def run_as_train_does(task: Task, data: DataSet, device: torch.device) -> Second
         yield step.take_compile_time().seconds
 
 
-def run_ceiling(task: Task, data: DataSet, device: torch.device) -> Seconds:
+def run_step_alone(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """Run loop (c): the step of (b) on its first batch again and again."""
-    model, step = build_training(task, data, device)
-    images, targets = get_first_batch(task, data, device)
-    layout = choose_layout(task, data, device).memory_format
-    images = images.contiguous(memory_format=layout)
+    model, step = prepare_step(bench, data, device)
+    images, targets = prepare_first_batch(bench, data, device)
     model.train()
     while True:
         step(images, targets)
         yield step.take_compile_time().seconds
 
 
-def run_batches_alone(task: Task, data: DataSet, device: torch.device) -> Seconds:
+def run_batches_alone(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """Run loop (d)."""
-    for _ in iterate_full_batches(task, data, device):
+    for _ in iterate_full_batches(bench, data, device):
         yield 0.0
 
 
-LOOPS: dict[str, Callable[[Task, DataSet, torch.device], Seconds]] = {
-    "a": run_conventional,
-    "b": run_as_train_does,
-    "c": run_ceiling,
-    "d": run_batches_alone,
-}
-
-
 def iterate_full_batches(
-    task: Task, data: DataSet, device: torch.device
-) -> Generator[tuple[int, Batch], None, None]:
-    """Yield (number in the epoch, batch) of train.py, epoch after epoch.
+    bench: Bench, data: DataSet, device: torch.device
+) -> Generator[tuple[int, tuple[Tensor, Tensor]], None, None]:
+    """Iterate over train.py's batches, epoch after epoch, with their number in the epoch.
 
     The last, smaller batch of an epoch is left out: it is no fair step.
     """
-    loader, _ = build_batches(task.settings, data, choose_layout(task, data, device))
-    full = len(get_train(data)) // task.settings.batch_size
+    loader, _ = build_batches(bench.settings, data, choose_bench_precision(bench, device))
+    full = len(get_training_images(data)) // bench.settings.batch_size
     for epoch in itertools.count(1):
         yield from itertools.islice(enumerate(loader.batches(epoch)), full)
 
 
-def get_first_batch(task: Task, data: DataSet, device: torch.device) -> Batch:
-    """Return the first batch of train.py."""
-    batches = iterate_full_batches(task, data, device)
+def prepare_first_batch(bench: Bench, data: DataSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the first batch of the first epoch."""
+    batches = iterate_full_batches(bench, data, device)
     _, batch = next(batches)
     batches.close()  # ends the workers
     return batch
 
 
-def draw_network(task: Task, data: DataSet) -> nn.Module:
-    """Build the network with the weights of seed 0."""
+def draw_network(bench: Bench, data: DataSet) -> nn.Module:
+    """Build the network with the same initial weights in every loop."""
     torch.manual_seed(0)
-    return build_network(task.settings, data)
+    return build_network(bench.settings, data)
 
 
-def build_training(task: Task, data: DataSet, device: torch.device) -> tuple[nn.Module, Step]:
-    """Build network and step as train.py does, in the memory format of `choose_layout`."""
-    precision = choose_layout(task, data, device)
-    model = precision.place(draw_network(task, data))
-    optimizer = build_optimizer(task.settings.optimizer, model, RATE, DECAY, DECAY)
-    step = build_step(
+def prepare_step(bench: Bench, data: DataSet, device: torch.device) -> tuple[nn.Module, Step]:
+    """Build network and step as train.py makes them, in the memory format of `bench.layout`."""
+    precision = choose_bench_precision(bench, device)
+    model = precision.place(draw_network(bench, data))
+    optimizer = build_optimizer(bench.settings.optimizer, model, RATE, DECAY, DECAY)
+    step = train.build_step(
         model,
         optimizer,
         precision.build_scaler(),
-        build_objective(task.settings),
+        build_objective(bench.settings),
         precision,
-        task.settings.compile,
-        task.graphs,
+        bench.settings.compile,
+        bench.graphs,
     )
     return model, step
 
 
-def choose_layout(task: Task, data: DataSet, device: torch.device) -> Precision:
-    """Return the task's precision, in the memory format that it names or else train.py's."""
-    network = NETWORKS[task.settings.model]
-    chosen = choose_precision(
-        task.settings.precision,
-        device,
-        data.side,
-        convolutional=network.convolutional,
-        bf16_side=network.bf16_side,
-        channels_last_side=network.channels_last_side,
-    )
-    if task.layout is None:
-        return chosen
-    return replace(chosen, memory_format=getattr(torch, task.layout))
+def choose_bench_precision(bench: Bench, device: torch.device) -> Precision:
+    """Choose train.py's precision and memory format, or the one that `bench.layout` names."""
+    precision = build_precision(bench.settings, bench.settings.precision, device)
+    if bench.layout is None:
+        return precision
+    return dataclasses.replace(precision, memory_format=getattr(torch, bench.layout))

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,18 @@ sys.path.insert(0, str(ROOT))
 
 from args import PRECISIONS
 from reproduction.results import find_measure, format_mean, read_values
-from utils.cli import LARGEST_INTEGER, Parser, add_device_flag, check_value, name_of, run_command
+from utils.cli import (
+    LARGEST_INTEGER,
+    MISTAKE,
+    Parser,
+    add_device_flag,
+    check_value,
+    name_of,
+    run_command,
+)
 from utils.console import format_table
 
-AtLeastTwo = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
+PROGRAM = "precision_agreement.py"
 COMPARED = (
     "top1",
     "uniform_accuracy",
@@ -39,14 +48,21 @@ COMPARED = (
     "negative_mean",
     "bias_mean",
 )
-TASK = ["--model", "ResNet18", "--dataset", "digits", "--loss", "BCE", "--epochs", "15"]
-TASK += ["--lr", "0.02"]
+TASK = "--model ResNet18 --dataset digits --loss BCE --epochs 15 --lr 0.02"
 # What a run gets from this command, not from the task.
 OWN = ("--precision", "--seed", "--gpu_id", "--epoch_save_step", "--save_dir", "--run_name")
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="precision_agreement.py", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_flags(argv)
+    return run_command(
+        PROGRAM, lambda stop: compare_precisions(args), stopped="stopped; nothing was written"
+    )
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags. Exits with status 2 and one line on a mistake."""
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "--precisions",
         nargs=2,
@@ -56,76 +72,79 @@ def build_parser() -> Parser:
         help="two of train.py's (default: fp32 bf16)",
     )
     parser.add_argument(
-        "--seeds", type=check_value(AtLeastTwo), default=3, metavar="N", help="(default: 3)"
+        "--seeds",
+        type=check_value(Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]),
+        default=3,
+        metavar="N",
+        help="(default: 3)",
     )
     add_device_flag(parser)
     parser.add_argument(
         "task",
         nargs="*",
-        default=TASK,
+        default=TASK.split(),
         metavar="-- FLAG",
-        help=f"flags of train.py, after -- (default: {' '.join(TASK)})",
+        help=f"flags of train.py, after -- (default: {TASK})",
     )
-    return parser
-
-
-def main() -> int:
-    parser = build_parser()
-    args = parser.parse_args()
+    args: argparse.Namespace = parser.parse_args(argv)
     if len(set(args.precisions)) < 2:
         parser.error(f"--precisions {' '.join(args.precisions)}: there is nothing to compare")
     for word in args.task:
         if word.split("=")[0] in OWN:
             parser.error(f"{word} is this command's to set: leave it out after --")
-    try:
-        return run_command(
-            "precision_agreement.py",
-            lambda stop: compare(args),
-            stopped="stopped; nothing was written",
-        )
-    except subprocess.CalledProcessError as error:  # its own line is above
-        return 2 if error.returncode == 2 else 1
+    return args
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare_precisions(args: argparse.Namespace) -> int:
+    """Train and evaluate all runs, and print the table. Raises UserError."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in args.precisions}
     with tempfile.TemporaryDirectory() as directory:
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in args.precisions}
-        # Seed by seed: a precision that is refused here is so after the first run.
-        for seed, name in itertools.product(range(args.seeds), args.precisions):
-            found[name].append(measure(Path(directory), name, seed, args.task, args.gpu_id))
+        try:
+            # Seed by seed: a precision that is refused here is so after the first run.
+            for seed, name in itertools.product(range(args.seeds), args.precisions):
+                run = Path(directory) / f"{name}_{seed}"
+                found[name].append(measure_run(run, name, seed, args.task, args.gpu_id))
+        except subprocess.CalledProcessError as error:  # its own line is above
+            return MISTAKE if error.returncode == MISTAKE else 1
     print(" ".join(args.task))
     print(format_table(["measure", *args.precisions, "difference / std"], format_rows(found)))
     return 0
 
 
-def measure(
-    directory: Path, precision: str, seed: int, task: list[str], gpu_id: int
+def measure_run(
+    run: Path, precision: str, seed: int, task: Sequence[str], gpu_id: int
 ) -> dict[str, float]:
-    """Train and evaluate one run; return its measures by name."""
-    name = f"{precision}_{seed}"
-    place = ["--gpu_id", str(gpu_id)]
+    """Train and evaluate one run in the directory `run`; return its measures by name.
+
+    Raises UserError for a damaged file, and CalledProcessError if a command fails.
+    """
     flags = ["--precision", precision, "--seed", str(seed), "--epoch_save_step", "1000000"]
-    flags += ["--save_dir", str(directory), "--run_name", name]
-    for script, words in (
-        ("train.py", [*task, *flags]),
-        ("eval_nc.py", ["--load_path", str(directory / name)]),
-    ):
-        command = [sys.executable, str(ROOT / script), *words, *place]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    flags += ["--save_dir", str(run.parent), "--run_name", run.name]
+    run_script("train.py", [*task, *flags], gpu_id)
+    run_script("eval_nc.py", ["--load_path", str(run)], gpu_id)
     print(f"{precision}, seed {seed}: done", file=sys.stderr)
-    return read_values(directory / name, COMPARED)[0]
+    return read_values(run, COMPARED)[0]
+
+
+def run_script(script: str, flags: Sequence[str], gpu_id: int) -> None:
+    command = [sys.executable, str(ROOT / script), *flags, "--gpu_id", str(gpu_id)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def format_rows(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """Return the table's rows for the measures of each precision's runs."""
     rows = []
-    for measure in COMPARED:
-        samples = [[run[measure] for run in runs] for runs in found.values()]
+    for name in COMPARED:
+        samples = [[run[name] for run in runs] for runs in found.values()]
         means = [statistics.fmean(values) for values in samples]
-        stds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in samples]
-        entry, spread = find_measure(measure), max(stds)
+        deviations = [statistics.stdev(values) for values in samples]
+        measure, spread = find_measure(name), max(deviations)
         gap = f"{(means[1] - means[0]) / spread:+.2f}" if spread else "–"
-        cells = [format_mean(entry, mean, std) for mean, std in zip(means, stds, strict=True)]
-        rows.append([entry.heading, *cells, gap])
+        cells = [
+            format_mean(measure, mean, deviation)
+            for mean, deviation in zip(means, deviations, strict=True)
+        ]
+        rows.append([measure.heading, *cells, gap])
     return rows
 
 

@@ -1,0 +1,16 @@
+"""Ratios of times that were measured in turns. Imports no torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+
+def format_ratio(base: Sequence[float] | None, seconds: Sequence[float]) -> str:
+    """Return the median over rounds of base/seconds, or "-" without a base.
+
+    What disturbs the machine disturbs neighbours alike.
+    """
+    if base is None:
+        return "-"
+    return f"{statistics.median(b / s for b, s in zip(base, seconds, strict=True)):.3f}"
