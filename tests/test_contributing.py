@@ -117,7 +117,17 @@ def test_the_added_measure_has_a_column_and_completes_an_old_table(trained, chan
 
 @pytest.mark.slow
 def test_the_added_experiment_runs(changed_copy):
-    flags = ["smoothing", "--epochs", 1, "--gpu_id", -1, "--out", changed_copy / "results" / "s"]
+    flags = [
+        "smoothing",
+        "--epochs",
+        1,
+        "--jobs",
+        2,
+        "--gpu_id",
+        -1,
+        "--out",
+        changed_copy / "results" / "s",
+    ]
     result = run(changed_copy / "reproduce.py", *flags, cwd=changed_copy)
     assert result.returncode == 0, result.stderr
     report = (changed_copy / "results" / "s" / "report.md").read_text(encoding="utf-8")

@@ -117,7 +117,8 @@ def is_bf16_fast() -> bool:
 
 def _has_bfloat16() -> bool:
     """Return whether oneDNN has bfloat16 kernels for this CPU that are no emulation."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    built_in = torch.backends.mkldnn.is_available()  # not on every macOS
+    return built_in and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _time_matmul_speedup(size: int = 768, repeats: int = 5) -> float:
