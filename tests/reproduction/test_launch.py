@@ -29,6 +29,7 @@ if count == 0:
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_preempted_job_saves_and_is_requeued(tmp_path):
     submitit = pytest.importorskip("submitit")
     executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
