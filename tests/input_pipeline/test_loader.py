@@ -193,6 +193,7 @@ sys.loader = epoch, loader  # alive until Python is gone
 """
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_kept_does_not_keep_python_from_ending(splits):
     command = [sys.executable, "-c", KEPT, *splits[0].paths]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
