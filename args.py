@@ -7,7 +7,7 @@ names of runs all follow from these entries. Imports no torch and never touches 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +47,10 @@ def _require_option(name: str) -> Callable[[Settings], str | None]:
 
 def _list_takers(option: str) -> str:
     return ", ".join(name for name, network in NETWORKS.items() if option in network.options)
+
+
+def _describe_names(registry: Mapping[str, Any], separator: str) -> str:
+    return separator.join(f"{k}: {v.help}" if v.help else k for k, v in registry.items())
 
 
 def _explain_no_bias(settings: Settings) -> str | None:
@@ -95,7 +99,7 @@ class Settings(Table):
 
     model: Annotated[str, known(NETWORKS, "model")] = main("ResNet18", f"{', '.join(NETWORKS)}")
     dataset: Annotated[str, known(SOURCES, "data set")] = main(
-        "digits", f"{', '.join(SOURCES)}; folder reads any image tree"
+        "digits", _describe_names(SOURCES, ", ")
     )
     loss: Annotated[str, known(LOSSES, "loss")] = main("BCE", ", ".join(LOSSES))
     optimizer: Annotated[str, known(OPTIMIZERS, "optimizer")] = main("SGD", ", ".join(OPTIMIZERS))
@@ -164,7 +168,7 @@ class Settings(Table):
     )
     augment: Annotated[str, known(AUGMENTATIONS, "augmentation")] = data(
         "none",
-        "; ".join(f"{name}: {each.help}" for name, each in AUGMENTATIONS.items() if name != "none"),
+        _describe_names(AUGMENTATIONS, "; "),
         short="{}",
     )
     num_workers: Natural | None = data(

@@ -36,31 +36,7 @@ class Source:
 
     It raises UserError where files are absent, corrupt or inconsistent. `load_dataset` does the
     rest: it selects samples, decodes files, resizes, repeats a single channel, and measures mean
-    and std where the entry has none. A complete source is such a file, input_pipeline/patterns.py:
-
-        from pathlib import Path
-
-        import torch
-        from torch import Tensor
-
-        def read_patterns(data_dir: Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
-            generator = torch.Generator().manual_seed(0)
-            patterns = torch.randint(256, (4, 1, 8, 8), generator=generator)
-            generator.manual_seed(1 if train else 2)
-            labels = torch.arange(200) % 4
-            noise = torch.randint(-60, 61, (200, 1, 8, 8), generator=generator)
-            images = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
-            return images, labels, ["A", "B", "C", "D"]
-
-    and its entry in SOURCES:
-
-        "patterns": Source(
-            "input_pipeline.patterns:read_patterns",
-            title="patterns",
-            side=8,
-            num_classes=4,
-            bundled_with="this program",
-        ),
+    and std where the entry has none. CONTRIBUTING.md has a complete source.
 
     Attributes:
         reader: the function.
@@ -76,6 +52,7 @@ class Source:
         streams: the source consists of image files, which worker processes decode. They are held in
             memory if they are few.
         bundled_with: the package that the samples come with, so that they need no --data_dir.
+        help: what it is, in a few words, if its name does not show it.
     """
 
     reader: str
@@ -88,6 +65,7 @@ class Source:
     num_classes: int | None = None
     streams: bool = False
     bundled_with: str | None = None
+    help: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,14 +73,14 @@ class Augmentation:
     """An augmentation of the training images.
 
     Attributes:
-        help: what it does, in a few words.
+        help: what it does, in a few words, if its name does not show it.
         transforms: classes that change each image alone, in their order: see
             input_pipeline.augmentation.Transform.
         mixer: a class that mixes the samples of a batch and their labels: see
             input_pipeline.augmentation.Mixer. None: no mixing.
     """
 
-    help: str
+    help: str = ""
     transforms: tuple[str, ...] = ()
     mixer: str | None = None
 
@@ -149,10 +127,11 @@ SOURCES: dict[str, Source] = {
         title="folder",
         side_finder="input_pipeline.folder:find_side",
         streams=True,
+        help="any image tree",
     ),
 }
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation("no augmentation"),
+    "none": Augmentation(),
     "DA1": Augmentation("random crop and flip", transforms=CROP_FLIP_ROTATE),
     "DA1+DA2": Augmentation(
         "then Mixup or CutMix",

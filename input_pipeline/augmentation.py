@@ -34,24 +34,7 @@ Draws = tuple[Tensor, ...]
 class Transform(Protocol):
     """Changes each image alone, as drawn at the start of the epoch. It is built without arguments.
 
-    A complete transform, to be named in an entry of `input_pipeline.AUGMENTATIONS`:
-
-        class Erase:
-            def draw(
-                self, num_samples: int, generator: torch.Generator, image_side: int, rotation: float
-            ) -> Draws | None:
-                top, left = torch.randint(image_side, (2, num_samples), generator=generator)
-                return top, left
-
-            def apply(self, images: Tensor, draws: Draws) -> Tensor:
-                top, left = draws
-                height, width = images.shape[-2:]
-                row = torch.arange(height, device=images.device) - top[:, None]
-                column = torch.arange(width, device=images.device) - left[:, None]
-                erased_rows = (row >= 0) & (row < height // 2)
-                erased_columns = (column >= 0) & (column < width // 2)
-                square = erased_rows[:, None, :, None] & erased_columns[:, None, None, :]
-                return images.masked_fill(square, 0)
+    An entry of `input_pipeline.AUGMENTATIONS` names it. CONTRIBUTING.md has a complete one.
     """
 
     def draw(
