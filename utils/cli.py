@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from utils.signals import Stopped, StopSignal
 
 MISTAKE = 2  # exit status
 LARGEST_INTEGER = 2**31 - 1
+LONGEST_VALUE = 60  # characters of a refused value that are shown
 LARGEST_REAL = 3e38  # below float32's, in which the networks compute
 HELP_WIDTH, HELP_COLUMN = 100, 28
 
@@ -28,6 +30,10 @@ REFUSALS = {
     "float_parsing": "is not a number",
     "float_type": "is not a number",
     "finite_number": "is not a finite number",
+    "string_type": "is not text",
+    "bool_type": "is neither true nor false",
+    "list_type": "is not a list",
+    "too_short": "must have at least {min_length} value",
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be above {gt}",
     "less_than_equal": "must be at most {le}",
@@ -73,12 +79,15 @@ def describe_error(error: ValidationError) -> str:
     context = first.get("ctx", {})
     if first["type"] == "value_error":
         return str(context["error"])
+    value = repr(first["input"])
+    if len(value) > LONGEST_VALUE:
+        value = f"{value[:LONGEST_VALUE]}…"
     template = REFUSALS.get(first["type"])
     if template is None:
         words = first["msg"].replace("Input should be", "must be")
-        return f"{first['input']!r} {words[0].lower()}{words[1:]}"
+        return f"{value} {words[0].lower()}{words[1:]}"
     limits = {key: _format_limit(limit) for key, limit in context.items()}
-    return f"{first['input']!r} {template.format(**limits)}"
+    return f"{value} {template.format(**limits)}"
 
 
 def _format_limit(limit: object) -> str:
@@ -96,6 +105,8 @@ class Parser(argparse.ArgumentParser):
             ),
             **options,
         )
+        # argparse takes "-1e-3" for a flag that nobody knows, and so "--bias_init_mean -1e-3".
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf$|nan$)", re.IGNORECASE)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; name the nearest known flag for an unknown one."""
@@ -108,6 +119,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = " ".join(message.split())
+        message = message.replace("ignored explicit argument", "takes no value, but was given")
         self.exit(MISTAKE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
