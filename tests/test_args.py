@@ -1,13 +1,18 @@
 """The command line: defaults, refusals, and that nothing is passed over in silence."""
 
+import importlib
+import json
 import subprocess
 import sys
+import textwrap
 
 import pytest
+from pydantic import ValidationError
 
-from args import Settings, build_parser
+from args import Settings, build_parser, complete, parse_settings
 from rundir.resuming import read_settings
-from tests.helpers import ROOT, assert_mistake, run
+from tests.helpers import ROOT
+from utils.cli import HELP_COLUMN, HELP_WIDTH
 from utils.errors import UserError
 
 
@@ -112,16 +117,27 @@ WRONG_VALUES = [
     (["--weight", "0.1"], "--weight"),  # an abbreviation of several
     (["--optim", "SGD"], "did you mean --optimizer"),  # an abbreviation of one
     (["--nonsense", "1"], "--nonsense"),
-    (["--resume", "--run_name", "absent", "--save_dir", "/nonexistent"], "no run to resume"),
+    (["--lr", "-1e-3"], "above 0"),
+    (["--bias_init_mean", "-inf"], "finite"),
+    (["--model", "ViT", "--patch_size", "0"], "at least 1"),
+    (["--schedule", "step", "--step_milestones", "3", "x"], "'x' is not a whole number"),
+    (["--compile=yes"], "--compile: takes no value"),
+    (["--epochs", ""], "'' is not a whole number"),
+    (["--lr", "7" * 500], "…"),
+    (["--batch-size", "3"], "did you mean --batch_size"),
+    (["--dataset", "cifar-10"], "did you mean cifar10"),
+    (["--loss", "bec"], "did you mean BCE"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "words"), WRONG_VALUES, ids=lambda v: " ".join(v))
 def test_wrong_values_name_what_is_allowed(capsys, flags, words):
-    if "--resume" in flags:  # decided with the run directories at hand
-        assert_mistake(run("train.py", *flags), words)
-        return
     assert words in refused(capsys, *flags)
+
+
+def test_a_negative_number_is_a_value_however_it_is_written():
+    for text in ("-5", "-.5", "-1e-3", "-1E3"):
+        assert read_settings(["--bias_init_mean", text]).bias_init_mean == float(text)
 
 
 def test_the_learning_rate_is_scaled_by_the_batch_size():
@@ -135,23 +151,37 @@ TIMED = (
     "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     "finally: print('torch' in sys.modules, time.process_time(), file=sys.stderr)"
 )
-SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name not in ("args.py",))
 
 
-@pytest.mark.parametrize("flag", ["--help", "--no_such_flag"])
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_and_mistakes_are_answered_at_once_and_without_torch(script, flag):
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--width", "3"], ["--schedule", "cos"]])
+def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
+    """As are --help and unknown flags of all scripts, see test_structure.py."""
     seconds = []
     for _ in range(3):
-        command = [sys.executable, "-c", TIMED, script, flag]
+        command = [sys.executable, "-c", TIMED, "train.py", *flags]
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert answer.returncode == (0 if flag == "--help" else 2), answer.stderr
+        assert answer.returncode == 2, answer.stderr
         imported, taken = answer.stderr.split()[-2:]
         assert imported == "False"
         seconds.append(float(taken))
         if seconds[-1] < 0.3:
             return
-    pytest.fail(f"{script} {flag} took {min(seconds):.2f} s")
+    pytest.fail(f"{flags} took {min(seconds):.2f} s")
+
+
+PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "reproduce", "demo"]
+PARSERS += [f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed")]
+PARSERS += ["benchmarks.precision_agreement", "benchmarks.score_memory"]
+
+
+@pytest.mark.parametrize("module", PARSERS)
+def test_every_help_text_fits_on_two_lines_and_shows_the_default(module):
+    for action in importlib.import_module(module).build_parser()._actions:
+        if action.dest == "help":
+            continue
+        assert action.required or "(default: " in action.help, action.dest
+        lines = textwrap.wrap(action.help, HELP_WIDTH - HELP_COLUMN)
+        assert len(lines) <= 2, (action.dest, lines)
 
 
 def test_help_begins_with_what_people_set_most():
@@ -159,36 +189,68 @@ def test_help_begins_with_what_people_set_most():
     assert flags[:7] == ["model", "dataset", "loss", "optimizer", "lr", "batch_size", "epochs"]
 
 
-def test_every_flag_shows_its_default_in_two_lines():
-    help_text = run("train.py", "--help").stdout
-    entries = help_text.split("\n  --")[1:]
-    assert len(entries) == len(Settings.names())
-    for entry in entries:
-        lines = entry.split("\n\n")[0].splitlines()
-        assert "(default: " in " ".join(line.strip() for line in lines), entry
-        # A flag whose name is too long for its column has a line of its own.
-        assert len([line for line in lines if " " * 4 in line or len(lines) == 1]) <= 2, entry
+def test_every_setting_has_a_flag():
+    flags = [action.dest for action in build_parser()._actions]
+    assert flags == ["help", *Settings.names()]
 
 
-def test_settings_are_those_that_a_file_gives_back():
-    settings = read_settings(["--model", "ViT", "--epochs", "7", "--schedule", "step"])
-    assert Settings.from_json(settings.values()).values() == settings.values()
+GIVEN = [
+    [],
+    ["--model", "ViT", "--patch_size", "2", "--width", "48", "--depth", "3"],
+    ["--schedule", "step", "--epochs", "7", "--step_milestones", "2", "5", "--lr", "1"],
+    ["--dataset", "folder", "--data_dir", "x", "--num_workers", "0", "--img_size", "64"],
+    ["--sep_decay", "--bias_init_mean", "-3", "--imbalance_factor", "50", "--precision", "bf16"],
+]
+
+
+@pytest.mark.parametrize("flags", GIVEN, ids=" ".join)
+def test_settings_are_those_that_config_json_gives_back(flags):
+    settings = read_settings(flags)
+    stored = json.loads(json.dumps(settings.values()))
+    assert Settings.from_json(stored).values() == settings.values()
+
+
+# What runs computed from before there was a flag for it.
+BEFORE = {"precision": "fp32", "compile": False, "deterministic": False, "imbalance_factor": 1.0}
 
 
 def test_settings_of_before_a_setting_came_are_completed():
-    stored = read_settings(["--precision", "fp32"]).values()
-    earlier = {key: value for key, value in stored.items() if key != "imbalance_factor"}
-    assert Settings.from_json(earlier).values() == stored
-    del stored["lr"]
-    with pytest.raises(UserError, match="no 'lr'"):
+    stored = read_settings([]).values()
+    for name, value in BEFORE.items():
+        earlier = {key: value for key, value in stored.items() if key != name}
+        assert Settings.from_json(earlier).values() == {**stored, name: value}
+        assert Settings.add_before(earlier) == {**stored, name: value}
+    earlier = {key: value for key, value in stored.items() if key not in BEFORE}
+    assert Settings.from_json(earlier).values() == {**stored, **BEFORE}
+
+
+@pytest.mark.parametrize("name", ["model", "lr", "epochs", "weight_decay"])
+def test_a_setting_that_every_run_had_must_be_there(name):
+    stored = read_settings([]).values()
+    del stored[name]
+    with pytest.raises(UserError, match=f"no '{name}'"):
         Settings.from_json(stored)
 
 
 def test_what_a_user_gave_stays_known():
-    settings = read_settings(["--lr", "0.01", "--seed", "3"])  # 0.01 is the default
-    assert settings.model_fields_set == {"lr", "seed"}
-    assert settings.replace(precision="bf16").model_fields_set == {"lr", "seed"}
-    assert settings.distinct() == {"seed": 3}
+    given = ["--lr", "0.01", "--seed", "3", "--sep_decay"]  # 0.01 is the default
+    settings = parse_settings(given)
+    assert settings.model_fields_set == {"lr", "seed", "sep_decay"}
+    completed = complete(settings)
+    assert completed.weight_decay_bias == 0  # filled in
+    assert completed.model_fields_set == settings.model_fields_set
+    assert completed.replace(precision="bf16").model_fields_set == settings.model_fields_set
+    assert completed.distinct() == {"seed": 3, "sep_decay": True}
+    over = settings.over(read_settings(["--epochs", "7", "--seed", "1"]))
+    assert (over.epochs, over.seed) == (7, 3)
+    assert over.model_fields_set == settings.model_fields_set
+
+
+def test_settings_cannot_be_changed_or_misspelt():
+    with pytest.raises(ValidationError):
+        read_settings([]).epochs = 3
+    with pytest.raises(UserError, match="epoch"):
+        Settings.from_flags({"epoch": 3})
 
 
 def test_every_reason_for_no_effect_is_tested():
