@@ -34,6 +34,19 @@ def assert_mistake(result: subprocess.CompletedProcess, *words: str) -> None:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
 
 
+def read_refusal(capsys, command, *flags: object) -> str:
+    """Call a command with flags that it must refuse; returns its one line on stderr."""
+    capsys.readouterr()
+    try:
+        status = command([str(flag) for flag in flags])
+    except SystemExit as leaving:
+        status = leaving.code
+    assert status == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
 # A small network on a small sample: a second for an epoch.
 SMALL = ["--model", "MLP", "--width", 64, "--depth", 2, "--sample_size", 20, "--batch_size", 32]
 

@@ -11,18 +11,13 @@ from pydantic import ValidationError
 
 from args import Settings, build_parser, complete, parse_settings
 from rundir.resuming import read_settings
-from tests.helpers import ROOT
+from tests.helpers import ROOT, read_refusal
 from utils.cli import HELP_COLUMN, HELP_WIDTH
 from utils.errors import UserError
 
 
 def refused(capsys, *flags: str) -> str:
-    with pytest.raises(SystemExit) as leaving:
-        read_settings(list(flags))
-    assert leaving.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
+    return read_refusal(capsys, read_settings, *flags)
 
 
 def test_defaults_train_resnet18_on_digits_with_bce():

@@ -1,5 +1,6 @@
 """Resuming is exact: a run that was stopped or killed ends as the one that never was."""
 
+import json
 import random
 import shutil
 import signal
@@ -10,29 +11,50 @@ import pytest
 import torch
 
 import train
+from rundir.config import read_config
 from rundir.weights import load
-from tests.helpers import assert_mistake, run, start
+from tests.helpers import read_refusal, start, train_here
 from utils.files import read_csv
 
 TIMINGS = ("seconds", "images_per_second")
 # Dropout, crops, flips, Mixup and CutMix on; AdamW for a full optimizer state.
 FLAGS = ["--model", "ViT", "--width", 64, "--depth", 1, "--augment", "DA1+DA2", "--gpu_id", -1]
-FLAGS += ["--optimizer", "AdamW", "--lr", 0.001, "--sample_size", 20, "--batch_size", 16]
+FLAGS += [
+    "--precision",
+    "fp32",
+    "--optimizer",
+    "AdamW",
+    "--lr",
+    0.001,
+    "--sample_size",
+    20,
+    "--batch_size",
+    16,
+]
 EPOCHS = 8
 
 
-def resume(tmp_path, name, *flags):
-    return run("train.py", "--resume", "--save_dir", tmp_path, "--run_name", name, *flags)
+def resume_here(run_dir, *flags):
+    """Resume a run within this process; returns the exit status."""
+    command = ["--resume", "--save_dir", run_dir.parent, "--run_name", run_dir.name, *flags]
+    return train.main([str(word) for word in command])
+
+
+def refuse_resume(capsys, run_dir, *flags):
+    """Resume a run that must be refused; returns the one line on stderr."""
+    return read_refusal(capsys, lambda flags: resume_here(run_dir, *flags), *flags)
+
+
+def copy_run(source, target):
+    shutil.copytree(source, target)
+    return target
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that is never stopped."""
     directory = tmp_path_factory.mktemp("whole")
-    flags = ["--epochs", EPOCHS, "--save_dir", directory, "--run_name", "whole"]
-    result = run("train.py", *FLAGS, *flags)
-    assert result.returncode == 0, result.stderr
-    return directory / "whole"
+    return train_here(directory, *FLAGS, "--epochs", EPOCHS, name="whole")
 
 
 def assert_same(found, expected, where="last.pth"):
@@ -89,6 +111,7 @@ def run_and_kill(run_dir, moment, delay):
     return process.returncode
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, whole):
     """kill −9 six times in training and in saving, then on to the end."""
     chance = random.Random(0)
@@ -102,11 +125,11 @@ def test_killed_at_random_moments(tmp_path, whole):
             run_dir = tmp_path / f"killed_{sum(kills.values())}"
             continue
         kills[moment] += 1
-    result = resume(tmp_path, run_dir.name)
-    assert result.returncode == 0, result.stderr
+    assert resume_here(run_dir) == 0
     assert_same_run(run_dir, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_on_request_within_an_epoch(tmp_path, whole, number, status):
     process = start(
@@ -121,7 +144,7 @@ def test_stopped_on_request_within_an_epoch(tmp_path, whole, number, status):
     last_line = out.strip().splitlines()[-1]
     command = f"train.py --resume --run_name stopped --save_dir {tmp_path}"
     assert last_line.endswith(command), last_line
-    assert resume(tmp_path, "stopped").returncode == 0
+    assert resume_here(run_dir) == 0
     assert_same_run(run_dir, whole)
 
 
@@ -138,69 +161,97 @@ def test_a_stop_before_training_is_one_line(tmp_path):
     assert not (tmp_path / "early").exists()
 
 
-def test_a_finished_run_is_left_as_it_is(whole):
+def test_a_finished_run_is_left_as_it_is(whole, capsys):
     before = {path.name: path.read_bytes() for path in whole.glob("*.pth")}
-    result = resume(whole.parent, whole.name)
-    assert result.returncode == 0, result.stderr
-    assert f"finished {EPOCHS} epochs" in result.stdout
+    assert resume_here(whole) == 0
+    assert f"finished {EPOCHS} epochs" in capsys.readouterr().out
     assert before == {path.name: path.read_bytes() for path in whole.glob("*.pth")}
 
 
-def test_more_epochs_equal_a_longer_run(tmp_path):
-    def in_process(*flags):
-        return train.main([str(word) for word in (*flags, "--save_dir", tmp_path)])
-
+def test_more_epochs_equal_a_longer_run(tmp_path, capsys):
     constant = [*FLAGS, "--schedule", "constant"]
-    assert in_process(*constant, "--run_name", "long", "--epochs", 4) == 0
-    assert in_process(*constant, "--run_name", "short", "--epochs", 2) == 0
-    assert in_process("--resume", "--run_name", "short", "--epochs", 4) == 0
-    assert_same_run(tmp_path / "short", tmp_path / "long")
-    assert_mistake(resume(tmp_path, "short", "--epochs", 3), "extended, not shortened")
-    assert_mistake(resume(tmp_path, "short", "--lr", 0.5), "--lr 0.001, not 0.5")
+    long = train_here(tmp_path, *constant, "--epochs", 4, name="long")
+    short = train_here(tmp_path, *constant, "--epochs", 2, name="short")
+    assert resume_here(short, "--epochs", 4) == 0
+    assert_same_run(short, long)
+    for flags, words in (
+        (["--epochs", 3], "extended, not shortened"),
+        (["--lr", 0.5], "--lr 0.001, not 0.5"),
+    ):
+        assert words in refuse_resume(capsys, short, *flags)
 
 
-def test_a_damaged_last_pth_is_named_and_nothing_is_lost(tmp_path, whole):
-    run_dir = tmp_path / "damaged"
-    shutil.copytree(whole, run_dir)
+def test_a_damaged_last_pth_is_named_and_nothing_is_lost(tmp_path, whole, capsys):
+    run_dir = copy_run(whole, tmp_path / "damaged")
     (run_dir / "last.pth").write_bytes(b"PK\x03\x04 cut off")
     before = (run_dir / "metrics.csv").read_bytes()
-    assert_mistake(resume(tmp_path, "damaged"), str(run_dir / "last.pth"), "damaged")
+    line = refuse_resume(capsys, run_dir)
+    assert str(run_dir / "last.pth") in line and "damaged" in line
     assert (run_dir / "metrics.csv").read_bytes() == before
 
 
-def test_a_lost_last_pth_is_no_reason_to_start_over(tmp_path, whole):
-    run_dir = tmp_path / "lost"
-    shutil.copytree(whole, run_dir)
+@pytest.mark.parametrize("part", ["settings", "position", "model", "optimizer", "rng"])
+def test_a_last_pth_without_a_part_is_named(tmp_path, whole, capsys, part):
+    run_dir = copy_run(whole, tmp_path / "part")
+    state = load(run_dir / "last.pth")
+    del state[part]
+    torch.save(state, run_dir / "last.pth")
+    line = refuse_resume(capsys, run_dir)
+    assert f"{run_dir / 'last.pth'} does not fit the run's config.json" in line and part in line
+
+
+def test_a_lost_last_pth_is_no_reason_to_start_over(tmp_path, whole, capsys):
+    run_dir = copy_run(whole, tmp_path / "lost")
     (run_dir / "last.pth").unlink()
-    assert train.main(["--resume", "--run_name", "lost", "--save_dir", str(tmp_path)]) == 2
+    assert "last.pth is missing" in refuse_resume(capsys, run_dir)
     assert (run_dir / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
 def test_killed_before_the_first_last_pth(tmp_path, whole):
     """epoch_001.pth is written before last.pth; a first resume has left a metrics.csv of no row."""
-    run_dir = tmp_path / "first"
-    shutil.copytree(whole, run_dir)
+    run_dir = copy_run(whole, tmp_path / "first")
     for path in run_dir.glob("*.pth"):
         if path.name != "epoch_001.pth":
             path.unlink()
     header = (whole / "metrics.csv").read_text().splitlines()[0]
     (run_dir / "metrics.csv").write_text(header + "\n")
-    assert train.main(["--resume", "--run_name", "first", "--save_dir", str(tmp_path)]) == 0
+    assert resume_here(run_dir) == 0
     assert_same_run(run_dir, whole)
 
 
+def edit(run_dir, before, after):
+    text = (run_dir / "config.json").read_text()
+    assert before in text
+    (run_dir / "config.json").write_text(text.replace(before, after))
+
+
 def test_settings_edited_in_config_json_are_noticed(tmp_path, whole, capsys):
-    run_dir = tmp_path / "edited"
-    shutil.copytree(whole, run_dir)
-    config = (run_dir / "config.json").read_text()
-    (run_dir / "config.json").write_text(config.replace('"lr": 0.001', '"lr": 0.5'))
-    assert train.main(["--resume", "--run_name", "edited", "--save_dir", str(tmp_path)]) == 2
-    assert "written with other settings" in capsys.readouterr().err
+    run_dir = copy_run(whole, tmp_path / "edited")
+    edit(run_dir, '"lr": 0.001', '"lr": 0.5')
+    assert "written with other settings" in refuse_resume(capsys, run_dir)
 
 
-def test_a_changed_data_set_is_refused(tmp_path, whole):
-    run_dir = tmp_path / "other"
-    shutil.copytree(whole, run_dir)
-    config = (run_dir / "config.json").read_text()
-    (run_dir / "config.json").write_text(config.replace('"train_size": 200', '"train_size": 201'))
-    assert_mistake(resume(tmp_path, "other"), "the data set has changed", "train_size")
+def test_a_changed_data_set_is_refused(tmp_path, whole, capsys):
+    run_dir = copy_run(whole, tmp_path / "other")
+    edit(run_dir, '"train_size": 200', '"train_size": 201')
+    line = refuse_resume(capsys, run_dir)
+    assert "the data set has changed" in line and "train_size" in line
+
+
+CAME_LATER = ("precision", "compile", "deterministic", "imbalance_factor")
+
+
+def test_a_run_of_before_some_settings_came_is_resumed_exactly(tmp_path):
+    constant = [*FLAGS, "--schedule", "constant"]
+    expected = train_here(tmp_path, *constant, "--epochs", 4, name="expected")
+    run_dir = train_here(tmp_path, *constant, "--epochs", 2, name="early")
+    config = json.loads((run_dir / "config.json").read_text())
+    state = load(run_dir / "last.pth")
+    for name in CAME_LATER:
+        del config["settings"][name], state["settings"][name]
+    del config["data"]["class_sizes"]
+    (run_dir / "config.json").write_text(json.dumps(config))
+    torch.save(state, run_dir / "last.pth")
+    assert resume_here(run_dir, "--epochs", 4) == 0
+    assert_same_run(run_dir, expected)
+    assert read_config(run_dir).settings.precision == "fp32"
