@@ -1,10 +1,14 @@
 """Resuming is exact: a run that was stopped or killed ends as the one that never was."""
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
+import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -84,9 +88,9 @@ def assert_same_run(found, expected):
     assert not list(found.glob(".*.tmp"))
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, is_running, seconds=60):
     deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
+    while not condition() and is_running() and time.monotonic() < deadline:
         time.sleep(0.0005)
 
 
@@ -95,20 +99,31 @@ def lines_in_log(run_dir):
     return log.read_text().count("\n") if log.exists() else 0
 
 
+def train_quietly(command):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        sys.exit(train.main([str(word) for word in command]))
+
+
 def run_and_kill(run_dir, moment, delay):
-    """Start or resume the run, kill −9 in training or in saving; returns the exit status."""
-    flags = ["--save_dir", run_dir.parent, "--run_name", run_dir.name]
+    """Start or resume the run, kill −9 in training or in saving; returns the exit status.
+
+    A fork has imported torch already: ten new processes would take ten times as long.
+    """
     known = (run_dir / "config.json").exists()
-    process = start("train.py", *(["--resume"] if known else [*FLAGS, "--epochs", EPOCHS]), *flags)
+    command = ["--resume"] if known else [*FLAGS, "--epochs", EPOCHS]
+    command += ["--save_dir", run_dir.parent, "--run_name", run_dir.name]
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=train_quietly, args=(command,))
     begun = lines_in_log(run_dir)
-    wait_for(lambda: lines_in_log(run_dir) > begun + 1, process)
+    process.start()
+    wait_for(lambda: lines_in_log(run_dir) > begun + 1, process.is_alive)
     time.sleep(delay)
     if moment == "saving":
-        wait_for(lambda: any(run_dir.glob(".*.tmp")), process)
-    process.send_signal(signal.SIGKILL)
-    _, err = process.communicate()
-    assert process.returncode in (-signal.SIGKILL, 0), err
-    return process.returncode
+        wait_for(lambda: any(run_dir.glob(".*.tmp")), process.is_alive)
+    process.kill()
+    process.join()
+    assert process.exitcode in (-signal.SIGKILL, 0)
+    return process.exitcode
 
 
 @pytest.mark.slow
@@ -136,7 +151,7 @@ def test_stopped_on_request_within_an_epoch(tmp_path, whole, number, status):
         "train.py", *FLAGS, "--epochs", EPOCHS, "--save_dir", tmp_path, "--run_name", "stopped"
     )
     run_dir = tmp_path / "stopped"
-    wait_for(lambda: lines_in_log(run_dir) >= 4, process)
+    wait_for(lambda: lines_in_log(run_dir) >= 4, lambda: process.poll() is None)
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == status, (out, err)
@@ -153,7 +168,7 @@ def test_a_stop_before_training_is_one_line(tmp_path):
     process = start("train.py", *FLAGS, "--save_dir", tmp_path, "--run_name", "early")
     # torch is imported after the handlers are there and seconds before the first step.
     maps = Path(f"/proc/{process.pid}/maps")
-    wait_for(lambda: "libtorch" in maps.read_text(), process)
+    wait_for(lambda: "libtorch" in maps.read_text(), lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
