@@ -1,12 +1,11 @@
 """Real MNIST and CIFAR-10 (JPEG) through train.py, where the shared archives are at hand."""
 
-import json
 import tarfile
 
 import pytest
 
-import train
-from tests.helpers import ROOT
+from rundir.config import read_config
+from tests.helpers import ROOT, train_here
 from utils.files import read_csv
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -20,12 +19,10 @@ def unpack(archive, target):
         tar.extractall(target, filter="data")
 
 
-def trained(tmp_path, *flags):
-    command = [*flags, "--save_dir", tmp_path / "runs", "--run_name", "r", "--gpu_id", -1]
-    assert train.main([str(word) for word in command]) == 0
-    run_dir = tmp_path / "runs" / "r"
-    config = json.loads((run_dir / "config.json").read_text())
-    return read_csv(run_dir / "metrics.csv"), config["data"]
+def train_on(tmp_path, *flags):
+    """Train; returns the rows of metrics.csv and the facts of the data."""
+    run_dir = train_here(tmp_path / "runs", *flags)
+    return read_csv(run_dir / "metrics.csv"), read_config(run_dir).facts
 
 
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
@@ -33,7 +30,7 @@ def test_mnist_is_learned(tmp_path, loss):
     unpack("mnist.tar.xz", tmp_path)
     flags = ["--dataset", "mnist", "--data_dir", tmp_path, "--model", "MLP", "--width", 256]
     flags += ["--depth", 2, "--sample_size", 500, "--test_sample_size", 100, "--epochs", 3]
-    rows, data = trained(tmp_path, *flags, "--loss", loss, "--lr", 0.05)
+    rows, data = train_on(tmp_path, *flags, "--loss", loss, "--lr", 0.05)
     assert float(rows[-1]["test_top1"]) > 90
     assert (data["train_size"], data["image_shape"]) == (5000, [3, 32, 32])
 
@@ -43,7 +40,7 @@ def test_cifar10_jpeg_is_learned_from_a_folder(tmp_path):
     flags = ["--dataset", "folder", "--data_dir", tmp_path / "cifar10-jpeg", "--augment", "DA1"]
     flags += ["--model", "MLP", "--width", 256, "--depth", 2, "--batch_size", 50]
     flags += ["--sample_size", 100, "--test_sample_size", 20, "--epochs", 5]
-    rows, data = trained(tmp_path, *flags, "--schedule", "constant", "--lr", 0.01)
+    rows, data = train_on(tmp_path, *flags, "--schedule", "constant", "--lr", 0.01)
     assert float(rows[-1]["train_loss"]) < 0.9 * float(rows[0]["train_loss"])
     assert float(rows[-1]["test_top1"]) > 15  # about 30 is reached, 10 is chance
     assert (data["num_classes"], data["train_size"], data["test_size"]) == (10, 1000, 200)

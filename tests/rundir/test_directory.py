@@ -26,7 +26,7 @@ def make_run(settings, epochs_done=0):
     return run
 
 
-def test_the_default_name_tells_what_differs(tmp_path):
+def test_the_default_name_shows_what_differs(tmp_path):
     flags = ["--lr", "0.1", "--sep_decay", "--img_size", "16", "--loss", "BCE", "--seed", "0"]
     settings = settings_for(tmp_path, *flags)
     name = format_run_name(settings)
