@@ -18,15 +18,6 @@ SMALL_BUILDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Images this small cost less than the threads waiting for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def network(name, side, **options):
     """A network of 10 classes in eval mode, shared by the tests that do not change it."""
