@@ -208,6 +208,7 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     assert written == pytest.approx([float(row["test_top1"]) for row in rows])
 
 
+@pytest.mark.slow
 def test_without_cuda_the_cpu_is_named_in_one_line(tmp_path):
     """In a process of its own: nothing else is printed to stderr."""
     result = run("train.py", *SMALL, "--epochs", 1, "--save_dir", tmp_path, "--gpu_id", 0)

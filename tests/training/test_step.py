@@ -240,7 +240,8 @@ def test_batches_and_meter_ask_little_of_the_device():
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
-        *itertools.product(["ResNet18", "DenseNet121", "ViT", "Swin"], ["BCE"]),
+        *itertools.product(["ResNet18", "ViT", "Swin"], ["BCE"]),
+        pytest.param("DenseNet121", "BCE", marks=pytest.mark.slow),
         *itertools.product(["MLP"], LOSSES),
     ],
 )
