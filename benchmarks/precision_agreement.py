@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the flags. Exits with status 2 and one line on a mistake."""
+def build_parser() -> Parser:
     parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "--precisions",
@@ -86,6 +85,12 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="-- FLAG",
         help=f"flags of train.py, after -- (default: {TASK})",
     )
+    return parser
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags. Exits with status 2 and one line on a mistake."""
+    parser = build_parser()
     args: argparse.Namespace = parser.parse_args(argv)
     if len(set(args.precisions)) < 2:
         parser.error(f"--precisions {' '.join(args.precisions)}: there is nothing to compare")

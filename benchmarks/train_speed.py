@@ -86,15 +86,13 @@ def add_image_flags(parser: Parser) -> None:
     parser.add_argument(
         "--stream",
         action="store_true",
-        help="read the images from files: random JPEGs of 500×375 pixels, written to a temporary "
-        "directory, or those of --data_dir (default: random images in memory)",
+        help="read images from files: --data_dir or random JPEGs of 500×375 (default: in memory)",
     )
     parser.add_argument(
         "--data_dir",
         default=None,
         metavar="DIR",
-        help="image tree as of train.py --dataset folder; (b) keeps a small one in memory unless "
-        "--stream (default: random images)",
+        help="image tree as of train.py --dataset folder (default: random images)",
     )
     add_number(parser, "--num_workers", Natural, None, "(default: the cores, at most 8)")
     add_name(parser, "--augment", AUGMENTATIONS, "augmentation", "DA1", "DA1+DA2 not with (a) ")
@@ -119,8 +117,8 @@ def add_timing_flags(parser: Parser) -> None:
         choices=list(CPU_MEANS | GPU_MEANS),
         default=None,
         metavar="MEANS",
-        help="the step alone without and with each means, one added to the other: those named, or "
-        "all that there are here (default: off)",
+        help="the step without and with each means named, or all, one added to the other "
+        "(default: off)",
     )
     parser.add_argument(
         "--json", default=None, metavar="FILE", help="also write the results (default: none)"
