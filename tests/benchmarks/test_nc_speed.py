@@ -50,6 +50,7 @@ def test_a_class_without_samples_is_a_mistake(capsys):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_score_memory():
     result = run("benchmarks/score_memory.py", "--samples", 2000, "--classes", 7, "--dim", 5)
     assert result.returncode == 0, result.stderr
