@@ -23,7 +23,7 @@ PROGRAM = "demo.py"
 DEMO_LOSSES = ("CE", "BCE")
 EVALUATED = "nc_metrics.csv"
 SET_NAMES = {"train": "training set", "test": "test set"}
-# Of metrics.MEASURES.
+# Names of metrics.MEASURES.
 LISTED = (
     "top1",
     "uniform_accuracy",

@@ -16,7 +16,7 @@ from utils.signals import StopSignal
 
 PROGRAM = "eval_scores.py"
 NOTHING_WRITTEN = "stopped; nothing was written"
-# What the x axis can show, in the order in which it is looked for.
+# The x axis can show these, in the order in which it is looked for.
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",
     "weight_decay_bias": "decay of the bias, $\\lambda_b$",

@@ -240,7 +240,7 @@ def choose_epochs(runs: Sequence[ChosenRun], selection: str, console: Console) -
 
 
 def format_epochs(epochs: Sequence[int]) -> str:
-    """[1, 2, 3, 5] -> "1-3, 5"."""
+    """Format [1, 2, 3, 5] -> "1-3, 5"."""
     spans: list[list[int]] = []
     for epoch in epochs:
         if spans and epoch == spans[-1][1] + 1:

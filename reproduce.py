@@ -220,7 +220,7 @@ def plan_work(args: argparse.Namespace) -> Work:
 
 
 def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
-    """A flag that does nothing in this combination is a mistake. Raises UserError."""
+    """Refuse a flag that has no effect in this combination. Raises UserError."""
     reasons = {}
     if not work.runs:
         reasons = dict.fromkeys((*GRID_FLAGS, *CLUSTER_FLAGS), f"{work.name} trains nothing")
@@ -311,7 +311,7 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
 
 
 def is_finished(work: Work, run: GridRun) -> bool:
-    """Whether a run has trained all its epochs."""
+    """Return whether a run has trained all its epochs."""
     path = work.locate(run) / METRICS
     return path.exists() and len(read_csv(path)) == run.settings.epochs
 

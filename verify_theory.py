@@ -43,7 +43,7 @@ AGREES, DISAGREES, DOES_NOT_APPLY = 0, 1, 4  # exit statuses beside utils.cli.MI
 
 @dataclass(frozen=True)
 class Request:
-    """What to verify, without a missing value, and the files to write.
+    """A complete request: the setting to verify, and the files to write.
 
     Attributes:
         setting: a sweep varies one of its attributes.

@@ -164,7 +164,7 @@ def _plot(axis: plt.Axes, epochs: list[int], values: list[float], **style: Any) 
 
 
 def _pair_strengths(columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each column with the style that keeps it apart from the others of its panel."""
+    """Pair each column with the style that keeps it apart from the others of its panel."""
     for column, (alpha, filled) in zip(columns, itertools.cycle(STRENGTHS), strict=False):
         style: dict[str, Any] = {"alpha": alpha}
         yield column, style if filled else {**style, "markerfacecolor": "white"}

@@ -65,7 +65,7 @@ def build_decoding_loader(
 
     Args:
         split: the files.
-        batches: lists of sample numbers, iterated anew in each epoch.
+        batches: lists of sample numbers, iterated again in each epoch.
         num_workers: processes that decode; 0 decodes in this one.
         pin_memory: deliver in page-locked memory, for copies that don't block.
         persistent: keep the workers between epochs.
@@ -92,7 +92,7 @@ def iterate_decoded(loader: DataLoader[Tensor | UserError]) -> Iterator[Tensor]:
     """
     batches = iter(loader)
     if loader.num_workers > 0:
-        # Registered anew each time: at exit, the function registered last is called first.
+        # Registered again each time: at exit, the function registered last is called first.
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)
     try:

@@ -34,7 +34,7 @@ def read_mnist(data_dir: Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     if len(images) != len(labels):
         raise UserError(
             f"{images_file} holds {len(images)} images but {labels_file.name} {len(labels)} "
-            "labels: delete both and run again to download them anew"
+            "labels: delete both and run again to download them"
         )
     if len(labels) == 0 or labels.max() > 9:
         raise UserError(_explain_corrupt(labels_file, "its labels are not all in 0…9"))
@@ -85,7 +85,7 @@ def _read_cifar(
 
 
 def _explain_corrupt(path: Path, reason: str) -> str:
-    return f"{path} is corrupt ({reason}): delete it and run again to download it anew"
+    return f"{path} is corrupt ({reason}): delete it and run again to download it"
 
 
 def _check_present(cifar: type[CIFAR10], data_dir: Path) -> None:

@@ -128,5 +128,5 @@ def split_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
-    """Whether the label is the 1st, 2nd, … largest logit: bool [N, min(largest, K)]."""
+    """Return whether the label is the 1st, 2nd, … largest logit: bool [N, min(largest, K)]."""
     return logits.topk(min(largest, logits.shape[1]), dim=1).indices == labels[:, None]

@@ -67,7 +67,7 @@ def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> C
 
 
 def _estimate_resolution(length: float, counts: Tensor, features: Tensor) -> tuple[float, float]:
-    """`rounding` and `resolution` of `ClassMeans`, for features of root mean square `length`."""
+    """Estimate `rounding` and `resolution` of `ClassMeans` for features of RMS `length`."""
     count, dim = features.shape
     num_classes = len(counts)
     rounding = EPSILON * (max(dim, num_classes) + math.sqrt(count)) * math.sqrt(num_classes)

@@ -108,7 +108,7 @@ def _compute_nc1_without_directions(features: Tensor, labels: Tensor, means: Cla
 
 
 def _find_directions(means: ClassMeans) -> tuple[Tensor, Tensor]:
-    """The left singular vectors [d, R] of M and its singular values [R], R ≤ K−1 not rounding.
+    """Return the left singular vectors [d, R] of M and its R singular values above rounding.
 
     M has at most K−1 directions: the K-th singular value is rounding, whatever it is.
     """
@@ -119,7 +119,7 @@ def _find_directions(means: ClassMeans) -> tuple[Tensor, Tensor]:
 
 
 def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMeans) -> Tensor:
-    """Whether no centre [K, R] is nearer to a point [n, R] than that of its class in `classes` [n].
+    """Return whether no centre [K, R] is nearer to a point [n, R] than the one of its class [n].
 
     ‖p − c‖² − ‖p‖² = ‖c‖² − 2 p·c is compared, to the rounding that points and centres carry:
     `means.rounding` in each, times the length of the other.
@@ -132,7 +132,7 @@ def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMe
 
 
 def _measure_distance_to_simplex(gram: Tensor) -> float:
-    """‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for G [K, K]; NaN where G is 0."""
+    """Return ‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for G [K, K]; NaN where G is 0."""
     size = len(gram)
     simplex = (torch.eye(size).to(gram) - 1 / size) / math.sqrt(size - 1)
     return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - simplex).item()

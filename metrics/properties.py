@@ -46,7 +46,7 @@ def compute_feature_properties(
 
 
 def _average_unit_vectors(features: Tensor, labels: Tensor, means: ClassMeans) -> Tensor:
-    """The mean [K, d] of each class's features − h̄ scaled to unit length; one at h̄ counts as 0."""
+    """Return the mean [K, d] of each class's features − h̄ at unit length; one at h̄ is 0."""
     centre = means.reference + means.relative.mean(dim=0)
     sums = torch.zeros_like(means.relative)
     for rows in split_rows(features):

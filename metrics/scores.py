@@ -118,7 +118,7 @@ def compute_unordered_scores(
 
 
 def _split_scores(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of float64 scores W h [n, K]: each row's own class [n] and the others [n, K−1]."""
+    """Split float64 scores W h [n, K] into each row's own class [n] and the others [n, K−1]."""
     scores = features.double() @ weight.T
     own = labels[:, None]
     others = torch.ones_like(scores, dtype=torch.bool).scatter_(1, own, False)

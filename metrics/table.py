@@ -157,7 +157,7 @@ def name_key(key: Key) -> str:
 
 
 def find_free_name(path: Path) -> Path:
-    """nc_metrics.csv -> nc_metrics.csv.bad, or .bad2, .bad3, … if there is such a file."""
+    """Find a name: nc_metrics.csv -> nc_metrics.csv.bad, or .bad2, .bad3, … if that exists."""
     name = path.with_name(f"{path.name}.bad")
     count = 1
     while name.exists():

@@ -1,4 +1,4 @@
-"""t-SNE of features (van der Maaten and Hinton, 2008), each embedding begun at the one before."""
+"""t-SNE of features (van der Maaten and Hinton, 2008), each embedding starts at the one before."""
 
 from __future__ import annotations
 

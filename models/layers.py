@@ -12,7 +12,7 @@ LEVELS = 2**16  # of the 16 random bits that decide about an element
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ/√e) v, with dropout on the softmax.
+    """Compute softmax(q kᵀ/√e) v, with dropout on the softmax.
 
     Args:
         q, k, v: [..., N, e] each.
@@ -37,7 +37,7 @@ class Dropout(nn.Dropout):
 
 
 def draw_keep_mask(x: Tensor, dropout: float) -> Tensor:
-    """1/(1 − dropout) where an element of `x` is kept and 0 where not, in its type, on the CPU.
+    """Draw 1/(1 − dropout) for elements of `x` that are kept and 0 for the others, on the CPU.
 
     torch draws a number for each element, one after the other, which is 40 % of the ViT's step in
     bfloat16. Here a number of 64 bits decides about four; so `dropout`, in [0, 1), is rounded to a

@@ -19,7 +19,7 @@ BIAS_INIT_MODES = range(8)
 
 
 def draw_initial_bias(num_classes: int, in_features: int, mode: int, mean: float) -> Tensor:
-    """The K biases a classifier starts from, in one of the paper's eight modes, plus `mean`.
+    """Draw the K biases of a new classifier in one of the paper's eight modes, plus `mean`.
 
     With k = 0 … K−1 and d = in_features:
 
@@ -62,7 +62,7 @@ def _bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
 
 
 def draw_simplex_etf(num_classes: int, dim: int) -> Tensor:
-    """A randomly oriented simplex equiangular tight frame (the global RNG decides).
+    """Draw a randomly oriented simplex equiangular tight frame (the global RNG decides).
 
     Row k is √(K/(K−1)) Q u_k with u_k the k-th row of an orthonormal basis of the K-vectors of
     sum 0, and Q a random isometry of that space into R^d (Papyan, Han & Donoho 2020).
@@ -157,7 +157,7 @@ class Classifier(nn.Module):
             return scores if self.bias is None else scores - self.bias.float()
 
     def bias_vector(self) -> Tensor:
-        """The bias of each class, [K]: zeros where there is none, repeated where it is shared."""
+        """Return the bias of each class, [K]: zeros without one, repeated if it is shared."""
         if self.bias is None:
             return self.weight.new_zeros(self.num_classes)
         return self.bias.expand(self.num_classes)

@@ -38,5 +38,5 @@ def _hidden_layer(inputs: int, width: int) -> nn.Sequential:
 
 
 def build(name: str, image_shape: tuple[int, int, int], width: int = 1024, depth: int = 6) -> MLP:
-    """The MLP for images of `image_shape` (C, H, W), still without classifier."""
+    """Build the MLP for images of `image_shape` (C, H, W), still without classifier."""
     return MLP(image_shape, width, depth)

@@ -18,7 +18,7 @@ MLP_RATIO = 4
 
 
 def split_windows(x: Tensor, window: int) -> Tensor:
-    """[B, S, S, C] -> [B, number of windows, window², C], windows and pixels row by row."""
+    """Split [B, S, S, C] -> [B, number of windows, window², C], windows and pixels row by row."""
     batch, side, _, channels = x.shape
     count = side // window
     x = x.reshape(batch, count, window, count, window, channels).transpose(2, 3)
@@ -26,7 +26,7 @@ def split_windows(x: Tensor, window: int) -> Tensor:
 
 
 def join_windows(x: Tensor, side: int) -> Tensor:
-    """The inverse of `split_windows`: [B, number of windows, window², C] -> [B, side, side, C]."""
+    """Invert `split_windows`: [B, number of windows, window², C] -> [B, side, side, C]."""
     batch, windows, pixels, channels = x.shape
     count, window = round(windows**0.5), round(pixels**0.5)
     x = x.reshape(batch, count, count, window, window, channels).transpose(2, 3)
@@ -34,7 +34,7 @@ def join_windows(x: Tensor, side: int) -> Tensor:
 
 
 def index_offsets(window: int) -> Tensor:
-    """[window², window²] int64: which row of the bias table stands for each pair of pixels.
+    """Return the row of the bias table for each pair of pixels, int64 [window², window²].
 
     There is one row for each of the (2·window−1)² offsets between two pixels of a window.
     """
@@ -46,7 +46,7 @@ def index_offsets(window: int) -> Tensor:
 
 
 def find_wrapped_pairs(side: int, window: int, shift: int) -> Tensor:
-    """[number of windows, window², window²] bool: pairs that meet only because the map wraps.
+    """Find pairs that meet only because the map wraps: bool [windows, window², window²].
 
     Shifting brings the first `shift` rows and columns to the far side, into windows with pixels
     from the opposite edge of the image. Those must not attend to each other.
@@ -58,7 +58,7 @@ def find_wrapped_pairs(side: int, window: int, shift: int) -> Tensor:
 
 
 def choose_window(side: int, nominal: int) -> int:
-    """The largest divisor of a map's `side` that is not above the nominal window."""
+    """Return the largest divisor of a map's `side` that is not above the nominal window."""
     return max(window for window in range(1, nominal + 1) if side % window == 0)
 
 
@@ -101,7 +101,7 @@ class WindowAttention(nn.Module):
         return x.roll((self.shift, self.shift), dims=(1, 2)) if self.shift else x
 
     def score_bias(self) -> Tensor:
-        """What is added to q kᵀ/√32: [1, windows · heads, window², window²], −∞ where blocked."""
+        """Return the addend of q kᵀ/√32, [1, windows · heads, window², window²], −∞ if blocked."""
         bias = self.relative_bias[self.index].permute(2, 0, 1)  # [heads, window², window²]
         bias = bias.expand(self.windows, *bias.shape)
         if self.blocked is not None:
@@ -155,8 +155,8 @@ class PatchMerging(nn.Module):
         return self.project(self.norm(x))
 
 
-def stage(channels: int, side: int, nominal_window: int, depth: int) -> nn.Sequential:
-    """`depth` blocks, every second one with shifted windows unless one window is the whole map."""
+def build_stage(channels: int, side: int, nominal_window: int, depth: int) -> nn.Sequential:
+    """Build `depth` blocks; every second one shifts its windows unless one covers the map."""
     window = choose_window(side, nominal_window)
     shift = window // 2 if window < side else 0
     return nn.Sequential(
@@ -194,7 +194,7 @@ class Swin(nn.Module):
                 layers.append(PatchMerging(width, factor))
                 width *= 2
             side //= factor
-            layers.append(stage(width, side, window, depth))
+            layers.append(build_stage(width, side, window, depth))
         self.layers = nn.Sequential(*layers)
         self.feature_dim = width
         self.norm = nn.LayerNorm(width)
@@ -212,7 +212,7 @@ def build(
     patch_size: int,
     width: int = 96,
 ) -> Swin:
-    """The Swin for images of `image_shape` (C, H, W), still without classifier.
+    """Build the Swin for images of `image_shape` (C, H, W), still without classifier.
 
     Under 64 pixels the last stage does not shrink the map and windows are 4×4, as published;
     from 64 pixels on the factors and the 7×7 windows are those of the original Swin-T.

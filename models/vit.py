@@ -98,7 +98,7 @@ def build(
     width: int = 512,
     depth: int = 6,
 ) -> ViT:
-    """The ViT for images of `image_shape` (C, H, W), still without classifier.
+    """Build the ViT for images of `image_shape` (C, H, W), still without classifier.
 
     Raises:
         UserError: a patch size that does not divide the image's sides.

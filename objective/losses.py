@@ -13,12 +13,14 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """−Σ_k t_k log softmax(z)_k, averaged over samples."""
+    """Return −Σ_k t_k log softmax(z)_k, averaged over samples."""
     return F.cross_entropy(_to_float32(logits), targets, label_smoothing=smoothing)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Σ_k t_k softplus(−z_k) + (1 − t_k) softplus(z_k), **summed over classes**, mean over samples.
+    """Return Σ_k t_k softplus(−z_k) + (1 − t_k) softplus(z_k), averaged over samples.
+
+    The loss is **summed over classes**, as in the paper.
 
     softplus(x) is written −logsigmoid(−x): exact for |z| up to the largest float, where
     log(1 + exp(z)) overflows from z = 89 on, and keeping the small gradients that σ(z) − t rounds
@@ -31,14 +33,14 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0
 
 
 def mean_squared_error(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """½ Σ_k (z_k − t_k)², summed over classes as BCE is, averaged over samples."""
+    """Return ½ Σ_k (z_k − t_k)², summed over classes as BCE is, averaged over samples."""
     logits = _to_float32(logits)
     targets = soften_targets(targets, logits, smoothing)
     return 0.5 * (logits - targets).square().sum(dim=1).mean()
 
 
 def soften_targets(targets: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Targets as probabilities [B, K] in the type of the logits, smoothed."""
+    """Return targets as smoothed probabilities [B, K] in the type of the logits."""
     num_classes = logits.shape[1]
     if targets.ndim == 1:
         targets = F.one_hot(targets, num_classes)

@@ -1,4 +1,4 @@
-"""What is minimised: a loss with label smoothing and the decay terms."""
+"""The objective of training: a loss with label smoothing and the decay terms."""
 
 from __future__ import annotations
 

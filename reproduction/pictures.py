@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What draws the pictures of a report.
+    """The plan of the pictures of a report.
 
     Attributes:
         pictures: for the report, those of them that exist after the calls.
@@ -66,7 +66,7 @@ def draw_curves(work: Work) -> Drawing:
 
 
 def draw_scores(work: Work) -> Drawing:
-    """A score figure over the swept setting for each network and data set."""
+    """Draw a score figure over the swept setting for each network and data set."""
     groups: dict[tuple[str, str], list[GridRun]] = {}
     for run in work.finished:
         groups.setdefault((run.settings.model, run.settings.dataset), []).append(run)
@@ -76,7 +76,7 @@ def draw_scores(work: Work) -> Drawing:
 
 
 def draw_tsne(work: Work) -> Drawing:
-    """The features of the runs with the first seed over the epochs, side by side."""
+    """Draw the features of the runs with the first seed over the epochs, side by side."""
     first = [run for run in work.finished if run.settings.seed == 0]
     epochs = _count_epochs(work)
     begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)

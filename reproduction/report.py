@@ -181,7 +181,7 @@ def _explain(report: Report) -> str:
 
 
 def _is_papers(work: Work) -> bool:
-    """Whether the grid trains the paper's networks on the paper's data for as long."""
+    """Return whether the grid trains the paper's networks on the paper's data for as long."""
     experiment = work.experiment
     return work.scale.is_papers and all(
         run.settings.dataset in experiment.datasets and run.settings.model in experiment.models

@@ -1,4 +1,4 @@
-"""What a grid of runs gave, beside the paper's numbers and the exact prediction: tables."""
+"""The results of a grid of runs beside the paper's numbers and the exact prediction: tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Table = tuple[list[str], list[list[str]]]  # header and cells
 
 @dataclass
 class Result:
-    """What the seeds of one setting gave.
+    """The results of one setting over its seeds.
 
     Attributes:
         labels: the setting.

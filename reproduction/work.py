@@ -12,7 +12,7 @@ from reproduction.grid import GridRun
 
 @dataclass(frozen=True)
 class Work:
-    """What the functions that find results and draw pictures are given.
+    """The input of the functions that find results and draw pictures.
 
     Attributes:
         name: of the experiment.

@@ -57,7 +57,7 @@ def select_checkpoint(directory: Path, which: str) -> Path:
 
 
 def parse_epochs(text: str) -> list[tuple[int, int]]:
-    """ "1,5,10-20" -> [(1, 1), (5, 5), (10, 20)]. Raises UserError."""
+    """Parse "1,5,10-20" -> [(1, 1), (5, 5), (10, 20)]. Raises UserError."""
     spans = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)

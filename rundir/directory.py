@@ -126,8 +126,8 @@ def choose_run(settings: Settings) -> Run:
     """Decide which directory the settings ask for, new or resumed; touches no file.
 
     `--resume` means `run_name`, or the newest unfinished run of the same configuration; `--force`
-    replaces an existing directory; both together resume what is there and start anew where nothing
-    is. Raises UserError for what is refused.
+    replaces an existing directory; both together resume what is there and start a run where
+    none is. Raises UserError for what is refused.
     """
     save_dir = Path(settings.save_dir)
     _check_writable(save_dir)
@@ -206,7 +206,7 @@ def format_run_name(settings: Settings) -> str:
 
 
 def _is_occupied(directory: Path) -> bool:
-    """Whether something is there; what a run left that was killed before its config.json is not."""
+    """Return whether something is there, but for what a run killed at its start has left."""
     if not directory.is_dir():
         return directory.exists()
     leftovers = {f".{CONFIG}.tmp", LOG}

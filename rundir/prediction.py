@@ -10,7 +10,7 @@ from objective import LOSSES
 from theory.minimum import Prediction, predict
 
 BALANCED = 1.5  # the largest class over the smallest, up to which a run's classes are balanced
-# What a prediction depends on besides the classes and the network.
+# A prediction depends on these besides the classes and the network.
 PREDICTION_SETTINGS = [
     "loss",
     "sep_decay",

@@ -82,7 +82,7 @@ class Comparison:
         return (math.inf if math.isnan(difference) else difference), largest
 
     def is_flat(self) -> bool:
-        """Whether the losses agree so well that L-BFGS had no reason to go on."""
+        """Return whether the losses agree so well that L-BFGS had no reason to go on."""
         return abs(self.excess) <= FLAT * abs(self.predicted.loss_value)
 
     @property
@@ -201,5 +201,5 @@ def collect_measured(found: FoundMinimum, collapse: Mapping[str, float]) -> dict
 
 
 def format_number(value: float | None) -> str:
-    """Six significant digits; "-" where there is no value."""
+    """Return six significant digits; "-" where there is no value."""
     return "-" if value is None else f"{value:.6g}"

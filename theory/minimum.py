@@ -124,7 +124,7 @@ def solve_theorem2(
 
 
 def is_separated_by_theorem2(num_classes: int, amplitude: float, weight_decay_bias: float) -> bool:
-    """Whether the b of equation (2) lies between the scores −a/(K−1) and a: condition (3).
+    """Return whether the b of equation (2) lies between the scores −a/(K−1) and a: condition (3).
 
     The two sides of (2) cross once: the left side rises in b, the right side falls. So b < a where
     the left is above the right at a, and b > −a/(K−1) where it is below it there.

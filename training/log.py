@@ -1,4 +1,4 @@
-"""What a run records while it trains: console and log lines, metrics.csv, TensorBoard events."""
+"""The records of a run in training: console and log lines, metrics.csv, TensorBoard events."""
 
 from __future__ import annotations
 

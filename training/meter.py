@@ -1,4 +1,4 @@
-"""What an epoch of training adds up, kept on the device until somebody asks."""
+"""The totals of an epoch of training; they stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Meter:
         return sum(self._sizes)
 
     def reset(self) -> None:
+        """Start a new epoch."""
         for total in (self._objectives, self._losses, self._correct):
             total.zero_()
         self._sizes, self._pending = [], []
@@ -82,17 +83,19 @@ class Meter:
             raise NonFiniteLoss(epoch, int(bad[0]) + 1, learning_rate)
 
     def read_mean_loss(self) -> float:
+        """Return the mean loss over the samples so far, without the decay terms."""
         self._count()
         losses = self._losses[: len(self._sizes)].tolist()
         return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen
 
     def read_summary(self) -> dict[str, float]:
-        """Mean loss without the decay terms, accuracies in percent."""
+        """Return the mean loss without the decay terms, accuracies in percent."""
         mean_loss = self.read_mean_loss()
         top1, top5 = (100 * count / self.seen for count in self._correct.tolist())
         return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the totals for last.pth."""
         self._count()
         return {
             "objectives": self._objectives,
@@ -102,6 +105,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` has returned."""
         self._objectives.copy_(state["objectives"])
         self._losses.copy_(state["losses"])
         self._correct.copy_(state["correct"])

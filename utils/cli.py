@@ -21,7 +21,7 @@ LONGEST_VALUE = 60  # characters of a refused value that are shown
 LARGEST_REAL = 3e38  # below float32's, in which the networks compute
 HELP_WIDTH, HELP_COLUMN = 100, 28
 
-# What pydantic's kinds of error are called here.
+# Words for pydantic's kinds of error.
 REFUSALS = {
     "int_parsing": "is not a whole number",
     "int_type": "is not a whole number",

@@ -1,4 +1,4 @@
-"""What the user sees: lines that are also logged, a progress bar on a terminal, aligned tables."""
+"""Output for the user: lines that are also logged, a progress bar, aligned tables."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ class Console:
         self._log = log
 
     def say(self, line: str) -> None:
+        """Print a line and log it."""
         try:
             tqdm.write(line)
             sys.stdout.flush()
@@ -48,9 +49,11 @@ class Progress:
             )
 
     def is_due(self) -> bool:
+        """Return whether the display is to be refreshed."""
         return time.monotonic() - self._last >= self._interval
 
     def show(self, done: float, note: str) -> None:
+        """Refresh the display: how much is done, and a note behind it."""
         self._last = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -64,12 +67,13 @@ class Progress:
         )
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first to the left and the others to the right."""
+    """Align columns, the first to the left and the others to the right."""
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 

@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def pick_device(gpu_id: int, keep_memory: bool = True) -> tuple[torch.device, str]:
-    """The device of `--gpu_id` and its name for people.
+    """Return the device of `--gpu_id` and its name for people.
 
     -1, or a machine without CUDA, is the CPU, for which the process then keeps the memory it frees
     unless told not to. Raises UserError for a GPU that is not there.
@@ -32,7 +32,7 @@ def _keep_freed_memory() -> None:
     """Let this process reuse the memory it frees instead of giving it back, where libc is glibc.
 
     On the CPU a step or a forward pass frees and allocates hundreds of megabytes; each time the
-    system would map and clear them page by page anew.
+    system would map and clear them again page by page.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -44,8 +44,10 @@ def _keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU's or the machine's memory was too small (torch's CPU allocator raises a plain
-    RuntimeError)."""
+    """Return whether the GPU's or the machine's memory was too small.
+
+    torch's CPU allocator raises a plain RuntimeError.
+    """
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 

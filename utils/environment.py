@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of what computed the run, and the project's commit where it is a git checkout."""
+    """Return versions of the software and, in a git checkout, the project's commit."""
     return {
         "python": platform.python_version(),
         "processor": name_processor(),
@@ -24,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def name_processor() -> str:
-    """The CPU's name, where the system tells it, and how many cores the machine has."""
+    """Return the CPU's name, where the system shows it, and the number of cores."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -42,7 +42,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit, with "-dirty" behind it where tracked files were changed."""
+    """Return the commit, with "-dirty" behind it where tracked files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     root = Path(__file__).resolve().parent.parent
     try:

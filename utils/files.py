@@ -66,6 +66,7 @@ def check_picture(flag: str, path: Path) -> None:
 
 
 def name_temporary(path: Path) -> Path:
+    """Return the name of the temporary file beside `path`."""
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -76,12 +77,13 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write `content` whole or not at all. Raises UserError."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError if `path` is missing or is not JSON."""
+    """Read JSON. Raises UserError if `path` is missing or is not JSON."""
     try:
         return json.loads(path.read_text())
     except OSError as error:
@@ -91,12 +93,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write `rows` whole or not at all, as `format_csv` does. Raises UserError."""
     content = format_csv(columns, rows).encode()
     write_whole(path, lambda file: file.write(content))
 
 
 def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """`rows` in full precision: repr of a float reads back as the same float."""
+    """Format `rows` in full precision: repr of a float reads back as the same float."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -105,7 +108,7 @@ def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of `path` as text. Raises UserError if it cannot be read."""
+    """Read the rows of `path` as text. Raises UserError if it cannot be read."""
     try:
         with open(path, newline="") as file:
             return list(csv.DictReader(file))
@@ -114,7 +117,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words for an error, on one line; torch hides them in the error's context."""
+    """Return the system's words for an error on one line; torch hides them in its context."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error.__context__, OSError):

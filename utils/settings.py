@@ -18,7 +18,7 @@ METAVARS = {"float": "X", "int": "N", "str": "NAME"}
 
 @dataclass(frozen=True)
 class Entry:
-    """What there is to know of a setting besides its name, type, default and help.
+    """All there is to know of a setting besides its name, type, default and help.
 
     Attributes:
         group: of flags in `--help`.

@@ -30,9 +30,11 @@ class StopSignal:
         return 128 + (self.number or 0)
 
     def wait_for_step(self) -> None:
+        """Remember requests from now on: the loop stops after its step."""
         self._remember = True
 
     def install(self) -> "StopSignal":
+        """Handle SIGTERM and SIGINT from now on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._handle)
         return self
