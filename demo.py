@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metrics import MEASURES
+from metrics import EVALUATED, MEASURES, SPLIT_NAMES
 from models import NETWORKS
 from rundir.names import METRICS
 from utils.cli import Count, Natural, Parser, add_device_flag, check_value, name_of, run_command
@@ -21,8 +21,6 @@ from utils.files import read_csv
 
 PROGRAM = "demo.py"
 DEMO_LOSSES = ("CE", "BCE")
-EVALUATED = "nc_metrics.csv"
-SET_NAMES = {"train": "training set", "test": "test set"}
 # Names of metrics.MEASURES.
 LISTED = (
     "top1",
@@ -176,7 +174,7 @@ def list_cells(directory: Path) -> dict[str, str]:
 def compose_title(name: str, split: str) -> str:
     """Return the title of a measure's row."""
     measure = MEASURES[name]
-    return f"{measure.name} {measure.unit}".rstrip() + f" ({SET_NAMES[split]})"
+    return f"{measure.name} {measure.unit}".rstrip() + f" ({SPLIT_NAMES[split]})"
 
 
 def read_number(row: Mapping[str, str], column: str, path: Path) -> float:

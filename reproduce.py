@@ -32,6 +32,7 @@ from rundir.names import METRICS
 from rundir.resuming import take_over_settings
 from utils.cli import (
     MISTAKE,
+    NOT_FINITE,
     Count,
     Parser,
     Positive,
@@ -49,7 +50,6 @@ from utils.registry import load_function
 ROOT = Path(__file__).resolve().parent
 STOPPED = "stopped; finished work is kept, the same command goes on from there"
 STOPPED_STATUSES = (130, 143)  # of a script that SIGINT or SIGTERM has stopped
-NOT_FINITE = 3  # train.py's exit status for a loss that is not finite
 STAMP = "report.json"  # what a results directory holds, so that it is not replaced by another
 JOB_MINUTES = 240
 DATA_DIR = "./data"

@@ -36,13 +36,11 @@ from training.meter import Meter, NonFiniteLoss
 from training.setup import build_objective, build_optimizer, set_epoch_rate
 from training.state import TrainState
 from training.step import Step, check_compiler, compile_function, explain_compile_error
-from utils.cli import run_command
+from utils.cli import NOT_FINITE, run_command
 from utils.console import Progress
 from utils.device import pick_device, synchronise
 from utils.precision import Precision, explain_determinism_error, set_determinism
 from utils.registry import load_function
-
-NOT_FINITE = 3  # exit status
 
 
 def build_step(

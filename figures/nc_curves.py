@@ -20,14 +20,13 @@ from figures.style import (
     choose_line,
     escape_name,
 )
-from metrics import MEASURES, PANELS, Measure, Panel
+from metrics import MEASURES, PANELS, SPLIT_NAMES, Measure, Panel
 
 LONG = 12  # epochs from which on a "late" panel leaves the first quarter out of its frame
 MARKED = 25  # points of a line that are all marked; of more only ten are
 LEGEND_CHARACTERS = 105  # of the legend, which about fit the figure's width
 # The lines of the measures that share a panel: opacity, and whether marks are filled.
 STRENGTHS = ((1.0, True), (0.45, False), (0.7, False), (0.25, True))
-SET_NAMES = {"train": " (training set)", "test": " (test set)"}
 
 
 @dataclass
@@ -192,7 +191,7 @@ def _set_title(
 ) -> None:
     """Name a panel, and the split if it is the same for all that is drawn in it."""
     splits = {curve.choose_split(MEASURES[column]) for curve in curves for column in columns}
-    named = SET_NAMES[splits.pop()] if len(splits) == 1 else ""
+    named = f" ({SPLIT_NAMES[splits.pop()]})" if len(splits) == 1 else ""
     axis.set_title(panel.title + named, fontsize=9)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from figures.style import STYLE, escape_name
+from metrics import SPLIT_NAMES
 from utils.files import write_whole
 
 # Ten colours for any kind of colour vision (M. Petroff, arXiv:2107.02270) and ten marks. Class k
@@ -34,9 +35,8 @@ COLOURS = (
 MARKS = "os^DvPX<p>"
 LEGEND_CLASSES = 20  # at most so many are named
 PANEL = 2.4  # inches
-LAYERS = 5  # the points of a class are drawn in so many turns, so that no class hides another
+TURNS = 5  # the points of a class are drawn in so many turns, so that no class hides another
 SHOWN_SETTINGS = 3  # a panel's title names at most so many settings besides loss and optimizer
-SET_NAMES = {"train": "training set", "test": "test set"}
 HOLD = 4  # the GIF's last frame stays so many times as long as the others
 
 
@@ -84,9 +84,9 @@ def _scatter(axis: plt.Axes, panel: Panel, classes: Sequence[int]) -> None:
     # Fewer points may be larger.
     size = float(np.clip(9000 / len(panel.labels), 4, 16))
     chosen = {number: np.flatnonzero(panel.labels == number) for number in classes}
-    for layer in range(LAYERS):
+    for layer in range(TURNS):
         for number in classes:
-            x, y = panel.positions[chosen[number][layer::LAYERS]].T
+            x, y = panel.positions[chosen[number][layer::TURNS]].T
             axis.scatter(x, y, s=size, linewidths=0, alpha=0.8, **_choose_look(number))
     axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axis.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -178,7 +178,7 @@ def compose_titles(
     """
     models = {each["model"] for each in settings}
     shared = f"{settings[0]['model']} on " if len(models) == 1 else ""
-    figure = f"{shared}{settings[0]['dataset']}, {SET_NAMES[split]}"
+    figure = f"{shared}{settings[0]['dataset']}, {SPLIT_NAMES[split]}"
     keys = ("loss", "optimizer") if len(models) == 1 else ("model", "loss", "optimizer")
     heads = [", ".join(each[key] for key in keys) for each in settings]
     panels = []

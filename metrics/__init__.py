@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EVALUATED = "nc_metrics.csv"  # a run's table of measures
+SPLIT_NAMES = {"train": "training set", "test": "test set"}
+
 
 @dataclass(frozen=True)
 class Panel:

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metrics import Measure
+from metrics import EVALUATED, Measure
 from utils.errors import UserError
 from utils.files import format_csv, read_json, write_csv, write_json, write_whole
 
-TABLE, FINGERPRINTS = "nc_metrics.csv", "nc_metrics.json"
+FINGERPRINTS = "nc_metrics.json"
 SPLITS = ("train", "test")
 DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
 FAULTS_NAMED = 3  # of one file; the rest is counted
@@ -81,7 +81,7 @@ class MetricsTable:
 
     def _read(self) -> None:
         """Read what can be read, and rewrite the files if they differ from it."""
-        path = self._directory / TABLE
+        path = self._directory / EVALUATED
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class MetricsTable:
             self._write_rows()
 
     def _move_aside(self, reason: str) -> None:
-        path = self._directory / TABLE
+        path = self._directory / EVALUATED
         aside = find_free_name(path)
         try:
             os.replace(path, aside)
@@ -116,7 +116,7 @@ class MetricsTable:
         self.notes.append(f"{path} is damaged: {reason}; it is moved to {aside.name}")
 
     def _keep_copy(self, content: bytes, faults: list[str]) -> None:
-        path = self._directory / TABLE
+        path = self._directory / EVALUATED
         aside = find_free_name(path)
         write_whole(aside, lambda file: file.write(content))
         more = f" and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
@@ -144,7 +144,7 @@ class MetricsTable:
         write_json(self._directory / FINGERPRINTS, content)
 
     def _write_rows(self) -> None:
-        write_csv(self._directory / TABLE, self._columns, [self.rows[key] for key in self.keys])
+        write_csv(self._directory / EVALUATED, self._columns, [self.rows[key] for key in self.keys])
 
     def _format_rows(self) -> bytes:
         rows = [self.rows[key] for key in self.keys]

@@ -10,11 +10,11 @@ from typing import Any
 from args import Settings, complete
 from input_pipeline import SOURCES
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale, Values
+from rundir.names import NAMED_FIRST
 from utils.registry import load_function
 
-# What begins the name of a run, and which settings follow in which order. Runs of earlier versions
-# are found by these names. Other settings follow in the order of their entries in args.py.
-NAMED_FIRST = ("model", "dataset", "loss", "optimizer")
+# These settings follow NAMED_FIRST in the name of a run, in this order: runs of earlier versions
+# are found by their names. Other settings follow in the order of their entries in args.py.
 NAMED_NEXT = (
     "augment",
     "sep_decay",

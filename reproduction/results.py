@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metrics import MEASURES, Measure
+from metrics import EVALUATED, MEASURES, Measure
 from reproduction import OVER_EPOCHS
 from reproduction.work import Work
 from rundir.names import METRICS
 from utils.errors import UserError
 from utils.files import read_csv
 
-EVALUATED = "nc_metrics.csv"
 REFERENCES = ("paper", "predicted")
 MOST_COLUMNS = 9  # of numbers in one table
 NOTHING = "–"  # a cell without a number

@@ -23,6 +23,7 @@ from rundir.names import (
     LOG,
     METRICS,
     METRICS_COLUMNS,
+    NAMED_FIRST,
     name_checkpoint,
 )
 from rundir.resuming import list_changes
@@ -38,7 +39,6 @@ from utils.files import (
     write_json,
 )
 
-NAMED_FIRST = ("model", "dataset", "loss", "optimizer")
 LONGEST_NAME = 180
 
 

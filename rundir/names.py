@@ -9,6 +9,8 @@ BEST = "best_model.pth"
 LOG = "train_log.txt"
 EVENTS = "tensorboard"
 
+NAMED_FIRST = ("model", "dataset", "loss", "optimizer")  # settings that begin the name of a run
+
 METRICS_COLUMNS = (
     "epoch",
     "lr",

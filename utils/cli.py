@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.registry import find_name, suggest
 from utils.signals import Stopped, StopSignal
 
-MISTAKE = 2  # exit status
+MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
 LONGEST_VALUE = 60  # characters of a refused value that are shown
 LARGEST_REAL = 3e38  # below float32's, in which the networks compute
