@@ -109,7 +109,9 @@ class Settings(Table):
 
     gpu_id: DeviceNumber = run(0, "CUDA device number; -1, or no CUDA: the CPU", shapes=False)
     seed: Natural = run(0, "seed of initial weights, sample order, augmentation and dropout")
-    save_dir: str = run("./model_weights", "where run directories are made", shapes=False)
+    save_dir: str = run(
+        "./model_weights", "where run directories are made", shapes=False, metavar="DIR"
+    )
     run_name: Annotated[str, AfterValidator(_check_plain_name)] | None = run(
         None,
         "name of the run directory",
@@ -146,6 +148,7 @@ class Settings(Table):
         why_idle=_explain_bundled,
         shapes=False,
         builds="data",
+        metavar="DIR",
     )
     img_size: Annotated[int, Field(ge=4, le=LARGEST_INTEGER)] | None = data(
         None,

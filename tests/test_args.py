@@ -254,3 +254,9 @@ def test_every_reason_for_no_effect_is_tested():
     entries = Settings.entries()
     conditional = {n for n, e in entries.items() if e.why_idle is not entries["epochs"].why_idle}
     assert conditional <= refused
+
+
+def test_stored_settings_are_not_a_users():
+    stored = Settings.from_json(read_settings(["--model", "MLP", "--width", "8"]).values())
+    assert stored.model_fields_set == set()
+    assert complete(stored).values() == stored.values()

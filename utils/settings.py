@@ -104,9 +104,10 @@ class Table(BaseModel):
             if name not in known and field.default is not None and field.default is not False:
                 raise UserError(f"it has no {name!r}")
         try:
-            return cls.model_validate(known, strict=True)
+            checked = cls.model_validate(known, strict=True)
         except ValidationError as error:
             raise UserError(f"{error.errors()[0]['loc'][0]}: {describe_error(error)}") from error
+        return cls.model_construct(_fields_set=set(), **checked.values())  # no user gave them here
 
     @classmethod
     def add_before(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
