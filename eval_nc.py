@@ -168,12 +168,15 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         rows, failed = evaluator.evaluate(run)
         failures += failed
         tables.append(rows)
-        if rows.rows:
+        if rows.current:
             failures += draw([build_curve(run, rows)], run.directory / PICTURE, console)
-    curves = [build_curve(run, rows) for run, rows in zip(runs, tables, strict=True) if rows.rows]
+    curves = [
+        build_curve(run, rows) for run, rows in zip(runs, tables, strict=True) if rows.current
+    ]
     if len(curves) > 1:
         failures += draw(curves, pictures / OVERLAY, console)
-    console.say("\n" + format_rows(runs, tables, splits))
+    if any(rows.current for rows in tables):
+        console.say("\n" + format_rows(runs, tables, splits))
     return MISTAKE if failures else 0
 
 
@@ -288,7 +291,7 @@ class Evaluator:
         missing: dict[int, list[str]] = {}
         for epoch, split in [(epoch, split) for epoch in run.chosen for split in self._splits]:
             if not rows.holds((epoch, split), prints[epoch]):
-                rows.drop_changed((epoch, split), prints[epoch])
+                rows.mark_changed((epoch, split), prints[epoch])
                 missing.setdefault(epoch, []).append(split)
         return missing, prints
 
@@ -343,20 +346,21 @@ def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:
 
 def build_curve(run: ChosenRun, rows: MetricsTable) -> Curve:
     """Return a run's rows for a picture."""
-    return Curve(run.name, run.loss, run.optimizer, [rows.rows[key] for key in rows.keys])
+    return Curve(run.name, run.loss, run.optimizer, list(rows.current.values()))
 
 
 def format_rows(
     runs: Sequence[ChosenRun], tables: Sequence[MetricsTable], splits: Sequence[str]
 ) -> str:
     """Format all chosen rows as one aligned table."""
-    shown = list_shown([row for rows in tables for row in rows.rows.values()])
+    shown = list_shown([row for rows in tables for row in rows.current.values()])
     header = ["run", "epoch", "split", *(measure.heading for measure in shown.values())]
     lines = []
     for run, rows in zip(runs, tables, strict=True):
+        current = rows.current
         for epoch, split in [(epoch, split) for epoch in run.chosen for split in splits]:
-            if (epoch, split) in rows.rows:
-                row = rows.rows[epoch, split]
+            if (epoch, split) in current:
+                row = current[epoch, split]
                 cells = [measure.format(row[name]) for name, measure in shown.items()]
                 lines.append([run.name, str(epoch), split, *cells])
     return format_table(header, lines)

@@ -52,12 +52,18 @@ class MetricsTable:
         self.rows: dict[Key, dict[str, Any]] = {}
         self.notes: list[str] = []
         self._fingerprints: dict[Key, str] = {}
+        self._changed: set[Key] = set()
         self._read()
 
     @property
     def keys(self) -> list[Key]:
         """The rows' keys by epoch, train before test."""
         return sorted(self.rows, key=lambda key: (key[0], key[1] != "train"))
+
+    @property
+    def current(self) -> dict[Key, dict[str, Any]]:
+        """The rows in the order of `keys`, without those that `mark_changed` took out."""
+        return {key: self.rows[key] for key in self.keys if key not in self._changed}
 
     def holds(self, key: Key, fingerprint: str) -> bool:
         """Return whether there is a row with this fingerprint."""
@@ -67,17 +73,19 @@ class MetricsTable:
         """Add or replace a row, and write both files."""
         self.rows[key] = {"epoch": key[0], "split": key[1], **values}
         self._fingerprints[key] = fingerprint
+        self._changed.discard(key)
         self._write_rows()
         # The CSV is written first: a kill between the two leaves a row without a fingerprint, which
         # is computed again, and never an old row under a new fingerprint.
         self._write_fingerprints()
 
-    def drop_changed(self, key: Key, fingerprint: str) -> None:
-        """Remove a row that has another fingerprint."""
+    def mark_changed(self, key: Key, fingerprint: str) -> None:
+        """Take a row that has another fingerprint out of `current`.
+
+        It stays in the file until `put` replaces it: nothing is lost if that fails.
+        """
         if self._fingerprints.get(key, fingerprint) != fingerprint:
-            del self.rows[key], self._fingerprints[key]
-            self._write_rows()
-            self._write_fingerprints()
+            self._changed.add(key)
 
     def _read(self) -> None:
         """Read what can be read, and rewrite the files if they differ from it."""
@@ -208,10 +216,8 @@ def split_lines(content: bytes) -> list[tuple[int, list[str]]]:
     Each line is parsed alone, so that a stray quote ends with its line. Delimiter, decimal comma
     and byte order mark may be those of a spreadsheet. Raises ValueError if there is no header.
     """
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not UTF-8 text") from error
+    # A byte that is not UTF-8 damages its cell, not the others.
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
     filled = [(i, line) for i, line in enumerate(lines, start=1) if line.strip(DELIMITERS + " ")]
     header = filled[0][1] if filled else ""
     for delimiter in DELIMITERS:
@@ -244,6 +250,8 @@ def quote(text: str) -> str:
 
 def parse_number(text: str) -> float | None:
     """Return a cell's number; None if it is not one."""
+    if "_" in text:  # Python's own notation, which no table has
+        return None
     try:
         return float(text)
     except ValueError:

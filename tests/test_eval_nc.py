@@ -461,3 +461,15 @@ def test_the_prediction_of_a_run_with_sep_decay_is_shown(tmp_path, capsys, sep_d
         assert row["predicted_positive"] == ""
         assert "pred. pos." not in said
     assert "0 evaluated" in evaluate(capsys, run_dir).out
+
+
+def test_rows_are_not_lost_where_their_replacement_fails(run_dir, tmp_path, capsys):
+    """Bare weights, measured well, and then with the wrong network."""
+    evaluate(capsys, run_dir)
+    (run_dir / "config.json").unlink()
+    flags = ["--dataset", "digits", "--sample_size", 30]
+    evaluate(capsys, run_dir, "--model", "MLP", "--width", 32, "--depth", 2, *flags)
+    before = (run_dir / "nc_metrics.csv").read_bytes()
+    said = evaluate(capsys, run_dir, "--model", "ResNet18", *flags, status=2)
+    assert (run_dir / "nc_metrics.csv").read_bytes() == before
+    assert "top-1" not in said.out  # rows of another network are not shown as those asked for

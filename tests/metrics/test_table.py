@@ -210,16 +210,38 @@ def test_rows_stay_without_their_fingerprints(path, content):
     assert values(table) == ROWS
     assert held(table) == set()
     for key in ROWS:
-        table.drop_changed(key, "print")  # nothing is known to have changed
+        table.mark_changed(key, "print")  # nothing is known to have changed
     table.put((1, "test"), "print", ROWS[1, "test"])
     assert json.loads(prints.read_text()) == {"1 test": "print"}
     assert values(read(path)) == ROWS
     assert read(path).notes == []
 
 
-def test_a_changed_row_is_dropped(path):
+def test_a_changed_row_stays_until_it_is_replaced(path):
     table = read(path)
-    table.drop_changed((1, "train"), "print")
-    table.drop_changed((1, "test"), "another")
-    table.drop_changed((9, "test"), "print")
-    assert set(table.rows) == set(read(path).rows) == {(1, "train"), (2, "train")}
+    table.mark_changed((1, "train"), "print")
+    table.mark_changed((1, "test"), "another")
+    table.mark_changed((9, "test"), "print")
+    assert set(table.current) == {(1, "train"), (2, "train")}
+    assert set(read(path).rows) == set(ROWS)
+    table.put((1, "test"), "another", ROWS[2, "train"])
+    assert set(table.current) == set(ROWS)
+    assert values(read(path)) == {**ROWS, (1, "test"): ROWS[2, "train"]}
+
+
+def test_a_byte_that_is_not_utf_8_damages_its_cell_alone(path):
+    lines = path.read_bytes().splitlines()
+    cells = lines[1].split(b",")
+    cells[2] = b"0.2\xff3"
+    path.write_bytes(b"\n".join([lines[0], b",".join(cells), *lines[2:]]) + b"\n")
+    table = read(path)
+    assert set(table.rows) == set(ROWS)
+    damaged = [key for key, row in values(table).items() if row != ROWS[key]]
+    assert damaged == [sorted(ROWS, key=lambda key: (key[0], key[1] != "train"))[0]]
+    assert len(table.notes) == 1
+    assert path.with_name("nc_metrics.csv.bad").exists()
+
+
+def test_a_number_in_pythons_notation_is_damage(path):
+    path.write_text(path.read_text().replace("\n1,train,", "\n1,train,1_", 1))
+    assert len(read(path).notes) == 1
