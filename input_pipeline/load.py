@@ -182,7 +182,7 @@ def _decode_small(
 ) -> dict[str, Split]:
     """Decode the splits `needed` into memory, unless both splits take more than `in_memory_bytes`.
 
-    Both splits count, needed or not, so that training and evaluation decide and measure in the same way.
+    Both splits count, needed or not: training and evaluation then decide and measure the same.
     """
     pixels = sum(len(split) * split.image_size[0] * split.image_size[1] for split in files.values())
     if 3 * pixels > (IN_MEMORY_BYTES if in_memory_bytes is None else in_memory_bytes):

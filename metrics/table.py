@@ -1,7 +1,8 @@
 """nc_metrics.csv of a run: its rows, and whether each still holds or must be computed.
 
-A row holds while its checkpoint and the settings of its evaluation are unchanged. nc_metrics.json beside the CSV keeps a fingerprint of both for each row. A row without a
-fingerprint stays as it is until its checkpoint is chosen, and is computed again then.
+A row holds while its checkpoint and the settings of its evaluation are unchanged. nc_metrics.json
+beside the CSV keeps a fingerprint of both for each row. A row without a fingerprint stays as it is
+until its checkpoint is chosen, and is computed again then.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Multi-layer perceptron whose feature is its last hidden layer, d = width.
+    """Multi-layer perceptron. Its feature is the last hidden layer, d = width.
 
     Args:
         image_shape: (C, H, W).
@@ -26,7 +26,7 @@ class MLP(nn.Module):
         self.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [B, K], features [B, width])."""
+        """Map images [B, C, H, W] -> (logits [B, K], features [B, width])."""
         features = self.layers(images.flatten(1)).float()
         return self.fc(features), features
 
