@@ -1,4 +1,4 @@
-"""Versions and machine that computed a result."""
+"""The software versions and the machine of a result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def name_processor() -> str:
-    """Return the CPU's name, where the system shows it, and the number of cores."""
+    """Return the CPU's name, if the system shows it, and the number of cores."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -42,7 +42,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit, with "-dirty" behind it where tracked files were changed."""
+    """Return the commit, followed by "-dirty" if tracked files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     root = Path(__file__).resolve().parent.parent
     try:

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment: written beside their name, then renamed into place."""
+"""Files that are whole at every moment: written under another name, then renamed."""
 
 import contextlib
 import csv
@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 
 from utils.errors import UserError
 
-PICTURES = (".png", ".pdf", ".svg")  # what matplotlib writes here
+PICTURES = (".png", ".pdf", ".svg")  # endings of the files that matplotlib writes here
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     A kill or a full disk at any moment leaves the old file or the new one, never a part of one.
-    Raises UserError if the file cannot be written; what was at `path` is untouched then.
+    Raises UserError if the file cannot be written; the old file at `path` then stays.
     """
     temporary = name_temporary(path)
     try:
@@ -37,7 +37,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def link_whole(source: Path, path: Path) -> None:
-    """Give the file at `source` the second name `path`, replacing what is there, without a copy.
+    """Give the file at `source` the second name `path`, without a copy; replace a file there.
 
     Falls back to a copy on file systems without hard links. Raises UserError as `write_whole`.
     """
@@ -71,7 +71,7 @@ def name_temporary(path: Path) -> Path:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a killed writer left behind in `directory`."""
+    """Remove the temporary files that a killed writer left in `directory`."""
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
