@@ -25,7 +25,7 @@ class Violins:
         place: its name on the x axis.
         values: a distribution by kind, which is positive_score, bias or negative_score; no bias for
             a classifier without one.
-        predicted: the exact prediction by kind, None if there is none.
+        predicted: the exact prediction by kind; None without one.
     """
 
     panel: str

@@ -12,11 +12,11 @@ from metrics.accuracy import find_best_threshold
 from metrics.extraction import Extracted
 
 BINS = 40
-OUTER = 0.005  # the share of the logits on either side that is counted in the outer bins
+OUTER = 0.005  # the outer bins also count this share of the logits on either side
 
 
 def draw_thresholds(panels: Sequence[tuple[str, Extracted]]) -> plt.Figure:
-    """Draw a panel for each title and test set that was passed through a model.
+    """Draw a panel for each title and its test set after a pass through a model.
 
     It shows histograms of each sample's positive logit and of its largest negative one, and the
     threshold of the uniform accuracy.

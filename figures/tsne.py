@@ -33,11 +33,11 @@ COLOURS = (
     "#92dadd",
 )
 MARKS = "os^DvPX<p>"
-LEGEND_CLASSES = 20  # at most so many are named
+LEGEND_CLASSES = 20  # the legend names at most this many classes
 PANEL = 2.4  # inches
-TURNS = 5  # the points of a class are drawn in so many turns, so that no class hides another
-SHOWN_SETTINGS = 3  # a panel's title names at most so many settings besides loss and optimizer
-HOLD = 4  # the GIF's last frame stays so many times as long as the others
+TURNS = 5  # each class is drawn in this many parts by turns: no class hides another
+SHOWN_SETTINGS = 3  # a panel's title names at most this many settings beside loss and optimizer
+HOLD = 4  # the GIF's last frame stays this many times as long as the others
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Panel:
     """An embedding to draw.
 
     Attributes:
-        title: of the panel.
+        title: the title above the panel.
         positions: [N, 2] in [0, 1].
         labels: int [N], numbers of classes.
     """
@@ -172,8 +172,8 @@ def compose_titles(
     are still the same, it adds the settings in which these runs differ, or their names.
 
     Args:
-        settings: of each run, those that shape what it learns.
-        names: of the runs.
+        settings: for each run, the settings that shape what it learns.
+        names: the names of the runs.
         split: "train" or "test".
     """
     models = {each["model"] for each in settings}

@@ -1,4 +1,4 @@
-"""How a finished grid is measured and drawn: which scripts are called, and which pictures result.
+"""The calls that measure and draw a finished grid, and the pictures that result.
 
 Nothing here runs a script: reproduce.py makes the calls that these functions return.
 """
@@ -22,9 +22,9 @@ class Call:
     """A call of a script.
 
     Attributes:
-        script: its name without .py.
-        flags: its command line.
-        accepted: exit statuses that are no failure.
+        script: the name of the script without .py.
+        flags: the command line.
+        accepted: the exit statuses that are no failure.
     """
 
     script: str
@@ -37,9 +37,9 @@ class Drawing:
     """The plan of the pictures of a report.
 
     Attributes:
-        pictures: for the report, those of them that exist after the calls.
-        calls: to be made in this order.
-        outdated: pictures of an earlier call, which would stay beside the new ones.
+        pictures: the report shows those of these that exist after the calls.
+        calls: the calls to make, in this order.
+        outdated: pictures of an earlier call that would stay beside the new ones.
     """
 
     pictures: Sequence[Path]
@@ -59,7 +59,7 @@ def list_evaluations(work: Work) -> list[Call]:
 
 
 def draw_curves(work: Work) -> Drawing:
-    """Curves of the measures, which eval_nc.py has drawn, and the scores of all runs at the end."""
+    """Draw the scores of all runs at the end; eval_nc.py has drawn the curves of the measures."""
     picture = work.out / "scores.png"
     call = _call_scores(work, work.finished, picture)
     return Drawing([work.out / "nc_curves_overlay.png", picture], [call])
@@ -87,7 +87,7 @@ def draw_tsne(work: Work) -> Drawing:
 
 
 def draw_accuracies(work: Work) -> Drawing:
-    """Accuracies beside the paper's, drawn at once."""
+    """Draw the accuracies beside the paper's, without a call."""
     from figures.accuracy import Accuracy, draw_accuracy_figure
     from figures.style import save_figure
 
@@ -111,7 +111,7 @@ def draw_accuracies(work: Work) -> Drawing:
 
 
 def name_dataset(work: Work, dataset: str) -> str:
-    """Return a data set's name as the paper has it."""
+    """Return the paper's name of a data set."""
     return work.experiment.titles.get(dataset, SOURCES[dataset].title)
 
 
@@ -139,7 +139,7 @@ def _is_panel(name: str, results: Sequence[Result]) -> bool:
 
 
 def _describe_setting(result: Result) -> str:
-    """Name a row: all labels but the loss, which mark and colour show."""
+    """Name a row by all labels but the loss: mark and colour show the loss."""
     return " ".join(
         f"{name} {value:g}" if isinstance(value, int | float) else str(value)
         for name, value in result.labels.items()
@@ -148,7 +148,7 @@ def _describe_setting(result: Result) -> str:
 
 
 def _describe_paper(work: Work) -> str:
-    """Name what the paper's numbers are of; in a grid over several the rows name it."""
+    """Name network and data set of the paper's numbers, if all runs have the same."""
     paper = {
         f"{run.stands_for['model']}, {name_dataset(work, run.stands_for['dataset'])}"
         for run in work.runs
