@@ -73,6 +73,7 @@ import sys
 from args import Settings
 from figures.scores import Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
+from metrics import SPLIT_NAMES
 from metrics.distributions import (
     Distribution,
     compute_distribution,
@@ -88,7 +89,6 @@ from utils.files import check_picture, write_csv
 
 # Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
-SPLIT_NAMES = {"train": "training set", "test": "test set"}
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 

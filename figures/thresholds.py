@@ -11,7 +11,7 @@ from figures.style import SCORE_LOOKS, STYLE
 from metrics.accuracy import find_best_threshold
 from metrics.extraction import Extracted
 
-BINS = 40
+HISTOGRAM_BINS = 40
 OUTER = 0.005  # the outer bins also count this share of the logits on either side
 
 
@@ -37,7 +37,7 @@ def _draw_histograms(axis: plt.Axes, title: str, extracted: Extracted) -> None:
     accuracy, threshold = find_best_threshold(positives, negatives)
     both = torch.cat([positives, negatives])
     low, high = both.quantile(OUTER).item(), both.quantile(1 - OUTER).item()
-    bins = torch.linspace(low, high, BINS + 1).tolist()
+    bins = torch.linspace(low, high, HISTOGRAM_BINS + 1).tolist()
     axis.hist(
         negatives.clamp(low, high).tolist(),
         bins,

@@ -34,7 +34,7 @@ COLOURS = (
 )
 MARKS = "os^DvPX<p>"
 LEGEND_CLASSES = 20  # the legend names at most this many classes
-PANEL = 2.4  # inches
+PANEL_SIDE = 2.4  # inches
 TURNS = 5  # each class is drawn in this many parts by turns: no class hides another
 SHOWN_SETTINGS = 3  # a panel's title names at most this many settings beside loss and optimizer
 HOLD = 4  # the GIF's last frame stays this many times as long as the others
@@ -60,7 +60,7 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
     with plt.rc_context(STYLE):
         columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
         rows = -(-len(panels) // columns)
-        width = max(PANEL * columns, 3.4)
+        width = max(PANEL_SIDE * columns, 3.4)
         titles = [textwrap.fill(panel.title, int(14 * width / columns)) for panel in panels]
         names = _shorten_names(classes)
         legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
@@ -68,7 +68,7 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
         legend_rows = -(-len(names) // legend_columns)
         title = textwrap.fill(title, int(13 * width))
         title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
-        height = PANEL * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
+        height = PANEL_SIDE * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
             _scatter(axis, panel, list(classes))

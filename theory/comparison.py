@@ -27,7 +27,7 @@ class Quantity:
     is_relative: bool = False
 
 
-COLLAPSE = {
+COLLAPSE_QUANTITIES = {
     "nc1": Quantity("NC1"),
     "nc2": Quantity("NC2 (classifier)"),
     "nc2_h": Quantity("NC2 (class means)"),
@@ -39,7 +39,7 @@ QUANTITIES = {
     "bias": Quantity("bias"),
     "loss_value": Quantity("loss", is_relative=True),
     "weight_norm_squared": Quantity("|W|^2", is_relative=True),
-    **COLLAPSE,
+    **COLLAPSE_QUANTITIES,
 }
 
 
@@ -121,7 +121,7 @@ def compare(
     Args:
         predicted: the exact minimum for balanced classes.
         found: the minimum that L-BFGS arrived at.
-        collapse: the found point's values of the quantities `COLLAPSE`, by name.
+        collapse: the found point's values of the quantities `COLLAPSE_QUANTITIES`, by name.
         class_sizes: the sizes in the found minimum; the theory does not apply if they differ.
         feature_dim: d of the found minimum.
     """
@@ -196,7 +196,7 @@ def collect_measured(found: FoundMinimum, collapse: Mapping[str, float]) -> dict
     values["loss_value"] = found.loss_value
     values["weight_norm_squared"] = np.square(found.weight).sum()
     values["gradient"] = found.gradient_norm
-    values |= {name: collapse[name] for name in COLLAPSE}
+    values |= {name: collapse[name] for name in COLLAPSE_QUANTITIES}
     return {name: float(value) for name, value in values.items()}
 
 
