@@ -41,10 +41,10 @@ def draw_initial_bias(num_classes: int, in_features: int, mode: int, mean: float
         raise UserError(f"bias_init_mode is {mode}: it must be one of 0 to 7")
     if not math.isfinite(mean):
         raise UserError(f"bias_init_mean is {mean}: it must be a finite number")
-    return _bias_shape(num_classes, in_features, mode) + mean
+    return _draw_bias_shape(num_classes, in_features, mode) + mean
 
 
-def _bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
+def _draw_bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
     k = torch.arange(num_classes)
     if mode == 0:
         return torch.empty(num_classes).uniform_(-1, 1) / math.sqrt(in_features)

@@ -55,7 +55,7 @@ def list_evaluations(work: Work) -> list[Call]:
     flags = ["--load_path", *_list_directories(work, work.finished), "--checkpoints", chosen]
     if work.experiment.overlays_curves:
         flags += ["--out", str(work.out)]
-    return [Call("eval_nc", [*flags, *_device(work)])]
+    return [Call("eval_nc", [*flags, *_list_device_flags(work)])]
 
 
 def draw_curves(work: Work) -> Drawing:
@@ -81,7 +81,7 @@ def draw_tsne(work: Work) -> Drawing:
     epochs = _count_epochs(work)
     begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)
     flags = [*_list_directories(work, first), "--checkpoints", f"{begin}-{end}"]
-    call = Call("eval_tsne", [*flags, "--out", str(work.out), *_device(work)])
+    call = Call("eval_tsne", [*flags, "--out", str(work.out), *_list_device_flags(work)])
     pictures = [work.out / f"tsne_epoch_{end:03d}.png", work.out / "tsne.gif"]
     return Drawing(pictures, [call], sorted(work.out.glob("tsne_epoch_*.png")))
 
@@ -123,13 +123,19 @@ def _list_directories(work: Work, runs: Sequence[GridRun]) -> list[str]:
     return [str(work.locate(run)) for run in runs]
 
 
-def _device(work: Work) -> list[str]:
+def _list_device_flags(work: Work) -> list[str]:
     return ["--gpu_id", str(work.gpu_id)]
 
 
 def _call_scores(work: Work, runs: Sequence[GridRun], picture: Path) -> Call:
     swept = ["--by", work.experiment.swept] if work.experiment.swept else []
-    flags = [*_list_directories(work, runs), *swept, "--out", str(picture), *_device(work)]
+    flags = [
+        *_list_directories(work, runs),
+        *swept,
+        "--out",
+        str(picture),
+        *_list_device_flags(work),
+    ]
     return Call("eval_scores", flags)
 
 

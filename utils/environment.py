@@ -18,8 +18,8 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "processor": name_processor(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "packages": {name: _find_version(name) for name in PACKAGES},
+        "git_commit": _find_commit(),
     }
 
 
@@ -34,14 +34,14 @@ def name_processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _git_commit() -> str | None:
+def _find_commit() -> str | None:
     """Return the commit, followed by "-dirty" if tracked files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     root = Path(__file__).resolve().parent.parent

@@ -32,7 +32,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"cannot write {path}: {_reason(error)}; nothing written before is lost"
+            f"cannot write {path}: {_find_reason(error)}; nothing written before is lost"
         ) from error
 
 
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+        raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
 
@@ -113,13 +113,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         with open(path, newline="") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+        raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _find_reason(error: BaseException) -> str:
     """Return the system's words for an error on one line; torch hides them in its context."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error.__context__, OSError):
-        return _reason(error.__context__)
+        return _find_reason(error.__context__)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -198,7 +198,7 @@ def mixed():
     return images, labels, [mixer(images, labels, 0, step) for step in range(60)]
 
 
-def test_mixed_images_are_the_mix_their_targets_tell(mixed):
+def test_mixed_images_are_the_mix_their_targets_describe(mixed):
     images, labels, results = mixed
     partners = images.roll(1, 0)
     kinds = []
