@@ -1,4 +1,4 @@
-"""The settings of train.py: an entry shows all that there is to know of one.
+"""The settings of train.py, an entry for each.
 
 The parser, the refusals of flags without effect, config.json, the comparison on a resume and the
 names of runs all follow from these entries. Imports no torch and never touches the disk.
@@ -33,7 +33,7 @@ from utils.errors import UserError
 from utils.settings import Table, setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-REFERENCE_BATCH = 128  # --lr is for this batch size and scaled in proportion to others
+REFERENCE_BATCH = 128  # --lr is for this batch size, and scales in proportion for others
 
 
 def _require(name: str, value: Any = True) -> Callable[[Settings], str | None]:
@@ -144,7 +144,7 @@ class Settings(Table):
 
     data_dir: str = data(
         "./data",
-        "where data sets are, or are downloaded to; for folder, what holds train/ and test/",
+        "where data sets are, or are downloaded to; folder: the parent of train/ and test/",
         why_idle=_explain_bundled,
         shapes=False,
         builds="data",
@@ -288,7 +288,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     parser = build_parser()
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     if given.get("precision", "").lower() == "auto":
-        del given["precision"]  # a resumed run's own, which auto was resolved to
+        del given["precision"]  # a resumed run then keeps its own, already resolved
     try:
         return Settings.from_flags(given)
     except UserError as error:

@@ -81,7 +81,7 @@ def run_demo(args: argparse.Namespace) -> int:
     print("\n" + compare(runs))
     picture = Path(args.save_dir) / "demo.png"
     draw(runs, args, picture)
-    print(f"\nWhat one threshold can separate: {picture}")
+    print(f"\nLogits and the best single threshold: {picture}")
     for title, path in list_pictures(args, runs).items():
         print(f"{title}: {path}")
     return 0
@@ -121,7 +121,7 @@ def list_flags(loss: str, directory: Path, args: argparse.Namespace) -> list[obj
 
 
 def list_pictures(args: argparse.Namespace, runs: Mapping[str, Path]) -> dict[str, Path]:
-    """Return what the evaluations draw, by title."""
+    """Return the pictures of the evaluations, by title."""
     save_dir = Path(args.save_dir)
     return {
         "Neural collapse over the epochs": next(iter(runs.values())) / "nc_curves_overlay.png",
@@ -131,14 +131,14 @@ def list_pictures(args: argparse.Namespace, runs: Mapping[str, Path]) -> dict[st
 
 
 def run_script(command: Sequence[object]) -> int:
-    """Run a script with its flags as a user would; return its exit status."""
+    """Run a script with its flags, as a user would, and return its exit status."""
     script, *flags = [str(word) for word in command]
     print("\n$ " + " ".join(["python", script, *flags]), flush=True)
     return subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode
 
 
 def compare(runs: Mapping[str, Path]) -> str:
-    """Format the aligned table of trained and evaluated runs, by their names, after the last epoch.
+    """Format the aligned table of the runs, by name, after the last epoch.
 
     Raises UserError for a missing file.
     """

@@ -30,7 +30,7 @@ from utils.signals import StopSignal
 
 PROGRAM = "eval_nc.py"
 KEPT = "stopped; the rows computed so far are kept, the same command goes on from there"
-# The settings that must be given for weights without a config.json. Their bias shows itself.
+# The settings to give for weights without a config.json. The weights show the kind of bias.
 BARE = [
     name
     for name in (
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate_runs(args: argparse.Namespace) -> int:
     """Evaluate, draw and print; return 2 if a checkpoint could not be evaluated, else 0."""
-    # Every mistake that can be seen now is shown before the work begins.
+    # Report all mistakes that can be found now, before the work begins.
     runs = [open_run(Path(path), args) for path in args.load_path]
     refuse_without_effect(args, runs)
     pictures = make_directory("--out", Path(args.out)) if args.out else runs[0].directory
@@ -181,7 +181,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
 
 
 def open_run(directory: Path, args: argparse.Namespace) -> ChosenRun:
-    """Read what a run directory records of its run, or take it from the flags. Raises UserError."""
+    """Read the record of a run directory, or take it from the flags. Raises UserError."""
     chosen = select_checkpoints(directory, args.checkpoints)
     if (directory / CONFIG).exists():
         config = read_config(directory)
@@ -208,9 +208,9 @@ def refuse_without_effect(args: argparse.Namespace, runs: Sequence[ChosenRun]) -
 
 
 def find_bias_mode(directory: Path) -> str:
-    """Return the kind of bias that bare weights have, from the first that can be read.
+    """Return the kind of bias of bare weights, from the first checkpoint that can be read.
 
-    Raises UserError if there are none.
+    Raises UserError if none can be read.
     """
     for path in list_checkpoints(directory).values():
         try:
@@ -226,7 +226,7 @@ def find_bias_mode(directory: Path) -> str:
 
 
 class Evaluator:
-    """Evaluates one run after another."""
+    """Evaluator of one run after another."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class Evaluator:
         if total:
             try:
                 self._rebuilder.model(run)
-            except UserError as error:  # without its data set, for example: one line for the run
+            except UserError as error:  # one line for the run, e.g. without its data set
                 print_error(PROGRAM, error)
                 return rows, len(missing)
         progress = Progress(self._console, run.name, total, unit="split")
@@ -281,7 +281,7 @@ class Evaluator:
     def _list_missing(
         self, run: ChosenRun, rows: MetricsTable
     ) -> tuple[dict[int, list[str]], dict[int, str]]:
-        """List the splits to compute of each chosen epoch; also its checkpoint's fingerprint."""
+        """List the splits to compute, and the checkpoint's fingerprint, of each chosen epoch."""
         prints = {
             epoch: compute_fingerprint(path, *self._list_dependencies(run))
             for epoch, path in run.chosen.items()
@@ -296,13 +296,13 @@ class Evaluator:
         return missing, prints
 
     def _list_dependencies(self, run: ChosenRun) -> tuple[Any, ...]:
-        """List what a row depends on besides the checkpoint."""
+        """List the values that a row depends on besides the checkpoint."""
         entries = Settings.entries()
         builders = ["model", "dataset", *Settings.names(builds="data")]
         settings = run.settings.values([*builders, *Settings.names(builds="model")])
         # A row from before a setting existed still holds.
         settings = {k: v for k, v in settings.items() if v != entries[k].before}
-        if run.facts:  # these show whether the data set has moved or changed
+        if run.facts:  # the facts show whether the data set has changed
             del settings["data_dir"]
         decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
         return self._args.precision, self._args.bias_added, settings, decays, run.facts
@@ -367,7 +367,7 @@ def format_rows(
 
 
 def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
-    """Return the measures to print; an optional one only if its function gave any row a number."""
+    """Return the measures to print. An optional one needs a number in any row of its function."""
     filled = {
         measure.function
         for name, measure in MEASURES.items()

@@ -16,13 +16,13 @@ from utils.signals import StopSignal
 
 PROGRAM = "eval_scores.py"
 NOTHING_WRITTEN = "stopped; nothing was written"
-# The x axis can show these, in the order in which it is looked for.
+# The x axis can show these settings; the first that differs between runs is the default.
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",
     "weight_decay_bias": "decay of the bias, $\\lambda_b$",
     "run": "run",
 }
-FALLING = "weight_decay_bias"  # on the x axis, as in the paper
+FALLING = "weight_decay_bias"  # its values fall along the x axis, as in the paper
 
 
 def build_parser() -> Parser:
@@ -73,6 +73,7 @@ import sys
 from args import Settings
 from figures.scores import Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
+from metrics import SPLIT_NAMES
 from metrics.distributions import (
     Distribution,
     compute_distribution,
@@ -86,9 +87,8 @@ from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import check_picture, write_csv
 
-# The settings besides loss and optimizer that give runs panels of their own where they differ.
+# Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
-SPLIT_NAMES = {"train": "training set", "test": "test set"}
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> int:
     """Evaluate the runs, write picture and numbers, print the means. Raises UserError."""
-    # Every mistake that can be seen now is shown before the work begins.
+    # Report all mistakes that can be found now, before the work begins.
     picture = Path(args.out)
     check_picture("--out", picture)
     runs = [open_run(Path(path)) for path in args.runs]
@@ -159,7 +159,7 @@ def find_swept(runs: Sequence[TrainedRun]) -> str:
 def sort_runs(
     runs: Sequence[TrainedRun], checkpoints: Sequence[Path], by: str
 ) -> tuple[list[TrainedRun], list[Path]]:
-    """Sort runs by panel, and within a panel by the swept setting; by "run" keeps their order.
+    """Sort runs by panel, and within a panel by the swept setting; "run" keeps their order.
 
     Losses and optimizers stand in the order in which objective/ names them.
     """
@@ -184,7 +184,7 @@ def name_panels(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> str:
-    """Name what all runs share, and the split and checkpoint that is drawn of them."""
+    """Name the shared model and data set of the runs, the split and the checkpoint."""
     shared = [name for name in ("model", "dataset") if not differs(name, runs)]
     subject = " on ".join(str(getattr(runs[0].settings, name)) for name in shared)
     epoch = CHECKPOINT_NAMES.get(checkpoint, f"epoch {checkpoint}")
@@ -192,7 +192,7 @@ def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> 
 
 
 def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
-    """Return the name below each run. Raises UserError for two of one panel with the same."""
+    """Return the name below each run. Raises UserError if two in one panel share a name."""
     if by == "run":
         return [run.name for run in runs]
     panels = name_panels(runs)
@@ -234,7 +234,7 @@ def evaluate(
 def write_numbers(
     runs: Sequence[TrainedRun], violins: Sequence[Violins], picture: Path
 ) -> list[Path]:
-    """Write the statistics and the outlines that were drawn, as CSV beside the picture."""
+    """Write the statistics and the drawn outlines as CSV files beside the picture."""
     written = []
     for list_rows, ending in ((list_summaries, ".csv"), (list_outlines, "_outlines.csv")):
         pairs = zip(runs, violins, strict=True)

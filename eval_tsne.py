@@ -61,7 +61,7 @@ def build_parser() -> Parser:
 
 
 def _add_choice(group: Any) -> None:
-    """Add the flags that choose what is drawn, and how it is written."""
+    """Add the flags that choose the content and the format of the pictures."""
     add = group.add_argument
     add("runs", nargs="+", metavar="RUN", help="run directories of one data set, a panel for each")
     add(
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw_runs(args: argparse.Namespace) -> int:
     """Embed and draw; return 2 if an epoch could not be drawn, else 0."""
-    # Every mistake that can be seen now is shown before the work begins.
+    # Report all mistakes that can be found now, before the work begins.
     load_library()
     console = Console()
     runs = [open_chosen_run(Path(path), args.checkpoints) for path in args.runs]
@@ -178,8 +178,8 @@ def draw_runs(args: argparse.Namespace) -> int:
 
 
 def open_chosen_run(directory: Path, selection: str) -> ChosenRun:
-    """Read what a run directory records of its run. Raises UserError."""
-    # The last epoch of all runs is known once the epochs of each are.
+    """Read the record of a run directory, and choose its checkpoints. Raises UserError."""
+    # `last` means the last epoch that all runs have: this needs the epochs of every run.
     chosen = select_checkpoints(directory, "all" if selection == "last" else selection)
     run = open_run(directory)
     if not isinstance(run.facts.get("classes"), list):
@@ -188,7 +188,7 @@ def open_chosen_run(directory: Path, selection: str) -> ChosenRun:
 
 
 def check_together(runs: Sequence[ChosenRun]) -> None:
-    """Refuse runs of several data sets. Raises UserError that names the first of another."""
+    """Refuse runs of several data sets. Raises a UserError that names the first other run."""
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("a run is named twice")
     first = runs[0]
@@ -197,13 +197,13 @@ def check_together(runs: Sequence[ChosenRun]) -> None:
         data_set, other_set = first.settings.dataset, run.settings.dataset
         if len(names) != len(others):
             raise UserError(
-                f"one figure is of one data set: {first.directory} has {len(names)} classes, "
+                f"one figure shows one data set: {first.directory} has {len(names)} classes, "
                 f"{run.directory} has {len(others)}"
             )
         if data_set != other_set or names != others:
             classes = " with other classes" if data_set == other_set else ""
             raise UserError(
-                f"one figure is of one data set: {first.directory} was trained on {data_set}, "
+                f"one figure shows one data set: {first.directory} was trained on {data_set}, "
                 f"{run.directory} on {other_set}{classes}"
             )
 
@@ -260,14 +260,14 @@ def check_samples(rebuilder: Rebuilder, runs: Sequence[ChosenRun], split: str) -
         if not torch.equal(own, labels[0]):
             raise UserError(
                 f"{runs[0].directory} and {run.directory} do not have the same samples: "
-                "a smaller --samples_per_class may be what both have"
+                "try a smaller --samples_per_class"
             )
         rebuilder.model(run)
     return labels[0]
 
 
 class Drawing:
-    """Embeds and draws one epoch after another; files are whole after each."""
+    """Embedding and drawing of one epoch after another; files are whole after each."""
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class Drawing:
         self._classes, self._out, self._console = classes, out, console
         unique = len({run.name for run in runs}) == len(runs)
         self._names = [run.name if unique else str(run.directory) for run in runs]
-        # All panels show the same epoch, whatever number of epochs a run has.
+        # All panels show the same epoch: the number of epochs is no difference between runs.
         names = [name for name in Settings.names(shapes=True) if name != "epochs"]
         settings = [run.settings.values(names) for run in runs]
         self._title, self._panel_titles = compose_titles(settings, self._names, args.split)

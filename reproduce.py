@@ -49,8 +49,8 @@ from utils.registry import load_function
 
 ROOT = Path(__file__).resolve().parent
 STOPPED = "stopped; finished work is kept, the same command goes on from there"
-STOPPED_STATUSES = (130, 143)  # of a script that SIGINT or SIGTERM has stopped
-STAMP = "report.json"  # what a results directory holds, so that it is not replaced by another
+STOPPED_STATUSES = (130, 143)  # exit statuses of a script that SIGINT or SIGTERM stopped
+STAMP = "report.json"  # names the result in a directory: another result must not replace it
 JOB_MINUTES = 240
 DATA_DIR = "./data"
 
@@ -157,7 +157,7 @@ def add_cluster_flags(group: Any) -> None:
 
 
 def split_assignment(text: str) -> tuple[str, str]:
-    """KEY=VALUE -> (KEY, VALUE), for argparse."""
+    """Split KEY=VALUE -> (KEY, VALUE), for argparse. Raises ArgumentTypeError."""
     key, sign, value = text.partition("=")
     if not (key and sign):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
@@ -172,15 +172,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     """Train, evaluate, draw, report.
 
-    Returns 0, or 2 where a run has no result, or what a script has ended with that is no failure.
-    Raises UserError.
+    Returns 0, 2 if a run has no result, or the exit status of a script that did not fail. Raises
+    UserError.
     """
     work = plan_work(args)
     refuse_idle_flags(args, work)
     if args.dry_run:
         print_commands(work, args)
         return 0
-    for run in work.runs:  # a run that is there with other settings is refused before any starts
+    for run in work.runs:  # refuse an existing run with other settings before any run starts
         complete(take_over_settings(Settings.from_flags(list_settings(work, run, args))))
     prepare_results(work.out, args)
     begun, console = time.monotonic(), Console()
@@ -204,7 +204,7 @@ def reproduce(args: argparse.Namespace) -> int:
 
 
 def plan_work(args: argparse.Namespace) -> Work:
-    """Return the runs that the flags ask for, and where things go. Raises UserError."""
+    """Return the runs that the flags ask for, and their directories. Raises UserError."""
     overrides = {name: getattr(args, name) for name in OVERRIDES}
     runs = build_grid(
         args.experiment,
@@ -235,7 +235,7 @@ def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
             raise UserError(f"--{name} has no effect here: {reason}")
     streams = any(SOURCES[run.settings.dataset].streams for run in work.runs)
     if streams and args.data_dir == DATA_DIR and not args.dry_run:
-        raise UserError("an image folder needs --data_dir: what holds train/ and test/ or val/")
+        raise UserError("an image folder needs --data_dir, which holds train/ and test/ or val/")
 
 
 def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[st
     return {
         **run.given,
         **({} if bundled else {"data_dir": args.data_dir}),
-        "gpu_id": min(args.gpu_id, 0) if args.launcher else args.gpu_id,  # a job sees its own alone
+        "gpu_id": min(args.gpu_id, 0) if args.launcher else args.gpu_id,  # a job sees only its GPU
         "save_dir": str(work.save_dir),
         "run_name": run.name,
         "resume": True,
@@ -253,7 +253,7 @@ def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[st
 
 
 def print_commands(work: Work, args: argparse.Namespace) -> None:
-    """Print the commands that train; of an experiment that trains nothing those that it runs."""
+    """Print the training commands, or those that draw if the experiment trains nothing."""
     commands = [("train", format_flags(list_settings(work, run, args))) for run in work.runs]
     if not work.runs:
         drawing: Drawing = load_function(work.experiment.draw)(work)
@@ -267,7 +267,7 @@ def print_commands(work: Work, args: argparse.Namespace) -> None:
 
 
 def prepare_results(out: Path, args: argparse.Namespace) -> None:
-    """Make the results directory; another result there is not replaced. Raises UserError."""
+    """Make the results directory. Raises UserError if it holds another result."""
     make_directory("--out", out)
     remove_temporaries(out)
     if not (out / STAMP).exists():
@@ -281,7 +281,7 @@ def prepare_results(out: Path, args: argparse.Namespace) -> None:
 
 
 def build_stamp(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what a result is of; a longer grid of the same (more seeds) may replace it."""
+    """Return the identity of a result. A run of the same with more seeds may replace it."""
     names = ("experiment", "scale", "dataset", "models", "epochs", "sample_size")
     return {name: getattr(args, name) for name in names}
 
@@ -335,6 +335,7 @@ def launch(
 
 
 def explain_failure(outcome: Outcome) -> str:
+    """Explain in a few words why a training run failed."""
     if outcome.status in STOPPED_STATUSES:
         return "stopped"
     if outcome.status == NOT_FINITE:
@@ -344,6 +345,7 @@ def explain_failure(outcome: Outcome) -> str:
 
 
 def describe_last_epoch(directory: Path) -> str:
+    """Describe the accuracies after the last epoch, and the seconds of the run."""
     rows = read_csv(directory / METRICS)
     seconds = sum(float(row["seconds"]) for row in rows)
     top1, uniform = (float(rows[-1][name]) for name in ("test_top1", "test_uniform"))
@@ -364,13 +366,13 @@ def call_scripts(calls: Sequence[Call]) -> int:
 
 
 def call_script(name: str, flags: Sequence[str]) -> int:
-    """Call another script's main() in this process, imported now, and return its status."""
+    """Import another script, call its main() in this process, and return its status."""
     status: int = load_function(f"{name}:main")(list(flags))
     return status
 
 
 def format_command(args: argparse.Namespace) -> str:
-    """Return the command that gives this result again, without where it ran and what it wrote."""
+    """Return the command that gives this result again, without flags of place and device."""
     words = ["python", "reproduce.py", args.experiment, "--scale", args.scale]
     for name in GRID_FLAGS:
         value = getattr(args, name)

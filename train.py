@@ -84,10 +84,10 @@ def train(
     log: RunLog,
     stop: StopSignal,
 ) -> None:
-    """Train and test epoch by epoch; after each, save the weights and the state.
+    """Train and test epoch by epoch; save the weights and the state after each epoch.
 
-    Raises Stopped, with the state saved, after the step in which a stop was requested, and
-    NonFiniteLoss where training diverged.
+    Raises Stopped after the step in which a stop was requested, with the state saved. Raises
+    NonFiniteLoss if training diverged.
     """
     train_batches, test_batches = batches
     optimizer = build_optimizer(settings, model)
@@ -112,7 +112,7 @@ def train(
             is_best = state.finish_epoch(row)
             regular = epoch % settings.epoch_save_step == 0 or epoch == settings.epochs
             run.write_weights(model.state_dict(), epoch, regular=regular, is_best=is_best)
-            state.save(run)  # commits the epoch: metrics.csv is written from it on a resume
+            state.save(run)  # commits the epoch: a resume writes metrics.csv from it
             log.record_epoch(state)
     except Stopped:
         state.save(run)
@@ -128,9 +128,9 @@ def train_epoch(
     log: RunLog,
     stop: StopSignal,
 ) -> dict[str, float]:
-    """Train one epoch, or what is left of it; return its training columns of metrics.csv.
+    """Train one epoch, or the rest of it; return its training columns of metrics.csv.
 
-    Raises Stopped after the step in which a stop was requested, NonFiniteLoss if one diverged.
+    Raises Stopped after the step in which a stop was requested, NonFiniteLoss if a step diverged.
     """
     state.begin_epoch()
     epoch, meter = state.epoch + 1, state.meter
@@ -163,9 +163,9 @@ def train_epoch(
 def evaluate(
     model: nn.Module, batches: BatchLoader, loss: str, precision: Precision, stop: StopSignal
 ) -> dict[str, float]:
-    """Return loss and accuracies (percent) on the test set; the loss NaN if a logit is not finite.
+    """Return loss and accuracies (percent) on the test set.
 
-    Raises Stopped if a stop is requested meanwhile.
+    If a logit is not finite, return only the loss, NaN. Raises Stopped if a stop is requested.
     """
     model.eval()
     collected, targets_seen = [], []
@@ -195,7 +195,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     if settings.compile:
         check_compiler(device)
     precision = build_precision(settings, settings.precision, device)
-    # Kept in config.json as resolved: a resumed run goes on in the same precision anywhere.
+    # config.json keeps the resolved name: a resumed run goes on in the same precision anywhere.
     settings = settings.replace(precision=precision.name)
     run = choose_run(settings)
     data = build_data(settings)

@@ -38,7 +38,7 @@ from utils.files import check_picture, check_target, write_json
 if TYPE_CHECKING:
     from theory.comparison import Comparison
 
-AGREES, DISAGREES, DOES_NOT_APPLY = 0, 1, 4  # exit statuses beside utils.cli.MISTAKE
+AGREES, DISAGREES, DOES_NOT_APPLY = 0, 1, 4  # exit statuses; utils.cli.MISTAKE is another
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Request:
     """A complete request: the setting to verify, and the files to write.
 
     Attributes:
-        setting: a sweep varies one of its attributes.
-        class_sizes: ⌈n⌉ of each class, or a long tail from there as train.py cuts it.
-        sweep: None for the setting alone.
-        json: None for no numbers.
-        plot: None for no picture.
+        setting: the setting; a sweep varies one of its attributes.
+        class_sizes: ⌈n⌉ samples of each class, or a long tail from ⌈n⌉ on, as train.py cuts it.
+        sweep: the sweep; None verifies the setting alone.
+        json: the file of numbers; None writes none.
+        plot: the file of the picture; None draws none.
     """
 
     setting: Setting
@@ -219,6 +219,7 @@ def resolve_request(flags: argparse.Namespace) -> Request:
 
 
 def make_path(text: str | None) -> Path | None:
+    """Return a path; None for None."""
     return None if text is None else Path(text)
 
 
@@ -230,7 +231,7 @@ def verify(request: Request) -> int:
 
 
 def verify_setting(request: Request) -> int:
-    """Print the comparison of one setting and write what was asked for."""
+    """Print the comparison of one setting, and write the requested files."""
     from reproduction.verification import compare_minima
 
     setting = request.setting
@@ -242,9 +243,7 @@ def verify_setting(request: Request) -> int:
         write_json(request.json, {"settings": asdict(setting), **numbers})
     write_picture(request, DECAY_SWEEP, [(setting.weight_decay_bias, minima)])
     if minima.objection:
-        print(
-            f"the theory does not apply: {minima.objection}; the values found stand for themselves"
-        )
+        print(f"the theory does not apply: {minima.objection}; the values found are not compared")
         return DOES_NOT_APPLY
     worst, name = minima.find_largest_difference()
     agrees = worst <= setting.tolerance
@@ -259,7 +258,7 @@ def verify_setting(request: Request) -> int:
 
 
 def verify_sweep(request: Request, sweep: Sweep) -> int:
-    """Print a row for each point of a sweep, draw them, and write what was asked for."""
+    """Print a row for each point of a sweep, and write the requested files."""
     from reproduction.verification import compare_minima
 
     setting = request.setting
@@ -317,7 +316,7 @@ def list_cells(value: float, minima: Comparison) -> list[str]:
 def write_picture(
     request: Request, sweep: Sweep, points: Sequence[tuple[float, Comparison]]
 ) -> None:
-    """Draw the points over the sweep's axis, if a picture was asked for."""
+    """Draw the points over the sweep's axis, if the request names a picture."""
     if request.plot is None:
         return
     from figures.style import save_figure

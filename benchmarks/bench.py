@@ -1,4 +1,4 @@
-"""What train_speed.py times: the loops by name, and the settings of each. Imports no torch."""
+"""The loops of train_speed.py by name, and the settings of each. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Kind:
 
     Attributes:
         title: its name in the table.
-        function: maps (`Bench`, data set, device) to a generator of the seconds compiled per step.
+        function: maps (`Bench`, data set, device) to a generator. It yields after each step the
+            seconds that the step compiled.
         keeps_memory: whether its process keeps the memory that it frees, as train.py does.
     """
 
@@ -37,16 +38,16 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What a loop trains and how it is timed. It travels to another process.
+    """The task of a loop and its timing. It travels to another process.
 
     Attributes:
-        settings: those that train.py has too, as it resolves them; `img_size` is given.
+        settings: the settings of train.py, as it resolves them; `img_size` is given.
         steps: timed steps per turn.
-        num_images: of the training set.
+        num_images: number of training images.
         num_classes: K.
         data_dir: an image tree; None: random images in memory.
         stream: whether the images of the tree are read from files even if they are few.
-        layout: the memory format in place of train.py's, by its name in torch.
+        layout: torch's name of the memory format in place of train.py's; None: train.py's.
         graphs: whether a compiled step uses CUDA graphs.
         keep_memory: whether the process keeps the memory that it frees on the CPU.
     """
@@ -110,7 +111,7 @@ def _use_graphs(bench: Bench) -> Bench:
     return dataclasses.replace(bench, graphs=True)
 
 
-# What --what_helps adds to a float32, contiguous, eager step, in this order.
+# --what_helps adds these to a float32, contiguous, eager step, in this order.
 CPU_MEANS: dict[str, Callable[[Bench], Bench]] = {
     "memory": _keep_memory,
     "channels_last": _use_channels_last,
@@ -139,7 +140,7 @@ def list_loops(bench: Bench, kinds: Sequence[str]) -> list[Loop]:
 def list_means(bench: Bench, asked: Sequence[str], on_gpu: bool) -> list[Loop]:
     """Return the step alone with one means after the other, each added to all before it.
 
-    On the CPU bf16 comes last where --precision auto does not choose it, as it is no gain there.
+    bf16 comes last on a CPU where --precision auto does not choose it: it is no gain there.
 
     Args:
         bench: with the precision that `auto` chooses.

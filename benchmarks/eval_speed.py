@@ -2,15 +2,15 @@
 
     python benchmarks/eval_speed.py --load_path model_weights/<run> [--precision bf16] [--gpu_id 0]
 
-Each is of the run's last checkpoint over its training and test images:
+Each evaluates the run's last checkpoint on its training and test images:
 
 conventional: PIL images, torchvision transforms, DataLoader workers, float32, features and logits
-    gathered on the CPU batch by batch, as a newcomer would write it; nothing is measured on them
-    (and on the CPU it profits from the memory that this process keeps for the others);
-eval_nc.py: loading the checkpoint, its own batches, extraction and all measures of both splits;
+    gathered on the CPU batch by batch, as a newcomer would write it. It computes no measures. (On
+    the CPU it profits from the memory that this process keeps for the others.)
+eval_nc.py: loading the checkpoint, its own batches, extraction and all measures of both splits.
 bare network: the forward passes of eval_nc.py on batches that are ready, outputs dropped.
 
-They take turns, and medians over the rounds are reported.
+They take turns. The table shows medians over the rounds.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def add_count(parser: Parser, flag: str, default: int, words: str) -> None:
 
 
 def compare(args: argparse.Namespace) -> int:
+    """Time the ways and print the table. Raises UserError."""
     from benchmarks.eval_ways import compare_ways
 
     return compare_ways(args)

@@ -27,12 +27,12 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """What every way evaluates.
+    """The input of every way.
 
     Attributes:
         run: a trained run.
         checkpoint: its last one.
-        rebuilder: of its data, batches and network, in the precision that was asked for.
+        rebuilder: builds its data, batches and network in the precision of --precision.
         device: where the network computes.
         batch_size: images per pass.
     """
@@ -48,7 +48,7 @@ Work = Callable[[], None]
 
 
 def prepare_conventional(task: Task) -> Work:
-    """Return a pass that gathers features and logits as a newcomer would write it."""
+    """Return a pass that gathers features and logits, as a newcomer would write it."""
     data = task.rebuilder.data(task.run)
     transform = build_conventional_transform(data, augmented=False)
     loaders = [
@@ -81,7 +81,7 @@ def prepare_conventional(task: Task) -> Work:
 
 
 def prepare_eval_nc(task: Task) -> Work:
-    """Return what eval_nc.py does for a checkpoint: load, extract and measure both splits."""
+    """Return the work of eval_nc.py for a checkpoint: load, extract and measure both splits."""
     run, rebuilder = task.run, task.rebuilder
     context = rebuilder.precision(run).autocast()
     loaders = [rebuilder.batches(run, split) for split in SPLITS]
@@ -158,7 +158,7 @@ def compare_ways(args: argparse.Namespace) -> int:
 def measure_ways(
     ways: dict[str, Work], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Return the seconds of each round by the way's name; a round before them warms up."""
+    """Return the seconds of each round by the way's name. An extra first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, work in ways.items():

@@ -1,4 +1,4 @@
-"""The images that train_speed.py trains on: random ones in memory or in files, or a user's."""
+"""The images of train_speed.py: random ones in memory or in files, or a user's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from input_pipeline.load import load_dataset
 from input_pipeline.splits import DataSet, Split, TensorSplit
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-PHOTO = (375, 500)  # height and width of the files of --stream: ImageNet's most frequent size
+PHOTO = (375, 500)  # height and width of the files of --stream, ImageNet's most frequent size
 
 
 def load_images(bench: Bench) -> DataSet:
@@ -47,7 +47,7 @@ def draw_images(bench: Bench) -> DataSet:
 
 
 def write_photos(root: Path, count: int, num_classes: int) -> None:
-    """Write a folder data set of JPEGs that have the size, the detail and the bytes of photos."""
+    """Write a folder data set of JPEGs with the size, the detail and the bytes of photos."""
     generator = np.random.default_rng(0)
     height, width = PHOTO
     for number in range(count):

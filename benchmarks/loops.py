@@ -1,8 +1,8 @@
-"""The loops that train_speed.py times; each yields after every step the seconds that it compiled.
+"""The loops of train_speed.py. Each yields after every step the seconds that it compiled.
 
 (a) conventional: PIL images, torchvision transforms, DataLoader workers, float32, contiguous, and
     an .item() of loss and accuracy in every step, as a newcomer would write it;
-(b) train.py: its own batches, step and meter, in the precision that --precision resolves to;
+(b) train.py: its own batches, step and meter, in the resolved precision of --precision;
 (c) ceiling: the step of (b) on one resident batch, with no data work and no metrics;
 (d) batches: the batches of (b), decoded, augmented and delivered, with no step.
 """
@@ -32,7 +32,7 @@ from training.step import Step
 from utils.precision import Precision
 from utils.registry import load_function
 
-RATE, DECAY = 1e-3, 5e-4  # too small a step to end in an overflow
+RATE, DECAY = 1e-3, 5e-4  # steps this small do not overflow
 
 Seconds = Generator[float, None, None]
 
@@ -111,8 +111,8 @@ def run_conventionally(bench: Bench, data: DataSet, device: torch.device) -> Sec
 def run_as_train(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """Run loop (b).
 
-    Of images in memory an epoch has --steps batches, so that each turn has its share of what is
-    done for many steps at once: order, augmentation, counting.
+    With images in memory an epoch has --steps batches. Each turn then has its share of the work for
+    many steps at once: order, augmentation, counting.
     """
     batch_size, split = bench.settings.batch_size, get_training_images(data)
     if isinstance(split, TensorSplit):
@@ -133,7 +133,7 @@ def run_as_train(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
 
 
 def run_step_alone(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
-    """Run loop (c): the step of (b) on its first batch again and again."""
+    """Run loop (c): repeat the step of (b) on its first batch."""
     model, step = prepare_step(bench, data, device)
     images, targets = prepare_first_batch(bench, data, device)
     model.train()
@@ -153,7 +153,7 @@ def iterate_full_batches(
 ) -> Generator[tuple[int, tuple[Tensor, Tensor]], None, None]:
     """Iterate over train.py's batches, epoch after epoch, with their number in the epoch.
 
-    The last, smaller batch of an epoch is left out: it is no fair step.
+    The last, smaller batch of an epoch is left out: its step takes less time.
     """
     loader, _ = build_batches(bench.settings, data, choose_bench_precision(bench, device))
     full = len(get_training_images(data)) // bench.settings.batch_size

@@ -1,4 +1,4 @@
-"""What share of the rate of a large matrix product a training step reaches."""
+"""The rate of a training step as a share of the rate of a large matrix product."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from utils.precision import AUTOCAST
 
 @dataclass(frozen=True)
 class MatrixShare:
-    """What a loop of the step alone reaches.
+    """The rate that a loop of the step alone reaches.
 
     Attributes:
         flops: floating-point operations per step.
-        matrix_rate: those per second of a large matrix product in the same precision.
-        share: of that rate.
+        matrix_rate: operations per second of a large matrix product in the same precision.
+        share: the loop's rate over `matrix_rate`.
     """
 
     flops: float
@@ -35,7 +35,7 @@ class MatrixShare:
 def compute_shares(
     loops: Sequence[Loop], timings: Mapping[str, Timing], device: torch.device
 ) -> dict[str, MatrixShare]:
-    """Return what each loop of the step alone reaches of the device's matrix rate, by name."""
+    """Return the share of the device's matrix rate that each loop of the step alone reaches."""
     flops = count_operations(loops[0].bench)
     shares = {}
     for loop in loops:
@@ -60,7 +60,7 @@ def count_operations(bench: Bench) -> float:
 
 @functools.cache
 def measure_matrix_rate(precision: str, device: torch.device) -> float:
-    """Return the FLOP/s that a large matrix product reaches in the type the layers compute in."""
+    """Return the FLOP/s of a large matrix product in the type of the layers."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     size = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(size, size, device=device).to(AUTOCAST.get(precision, torch.float32))

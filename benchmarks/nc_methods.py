@@ -1,4 +1,4 @@
-"""The NC metrics and other ways to compute them, and their time and memory: for nc_speed.py."""
+"""The NC metrics and other ways to compute them, and their time and memory, for nc_speed.py."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
 from metrics.scores import compute_score_statistics
 
-LOOPED = 2000  # samples of a per-sample loop at most; its time is proportional to their number
+LOOPED = 2000  # largest number of samples of a per-sample loop; its time is proportional to it
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method measures, float32.
+    """The input of a method, float32.
 
     Attributes:
         features: [N, d].
@@ -61,10 +61,10 @@ def measure_apart(
     """Return the best seconds of several calls and the peak bytes, measured in a fresh process.
 
     Args:
-        name: of `METHODS`.
+        name: a key of `METHODS`.
         size: N, d and K of the inputs.
-        threads: of torch.
-        repeats: how many calls.
+        threads: the threads of torch.
+        repeats: the number of calls.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (name, size, threads, repeats))
@@ -104,24 +104,29 @@ def make_inputs(size: tuple[int, int, int], *, with_logits: bool) -> Inputs:
 
 
 def compute_ours(inputs: Inputs) -> dict[str, float]:
+    """Compute NC1–NC4 with our function."""
     return compute_neural_collapse(inputs.features, inputs.labels, inputs.weight, inputs.bias)
 
 
 def compute_properties(inputs: Inputs) -> dict[str, float]:
+    """Compute compactness and distinctiveness with our function."""
     return compute_feature_properties(inputs.features, inputs.labels)
 
 
 def compute_uniform(inputs: Inputs) -> tuple[float, float]:
+    """Compute uniform accuracy with our function."""
     return compute_uniform_accuracy(inputs.logits, inputs.labels)
 
 
 def compute_all(inputs: Inputs) -> None:
+    """Compute NC1–NC4, the properties and uniform accuracy."""
     compute_ours(inputs)
     compute_properties(inputs)
     compute_uniform(inputs)
 
 
 def compute_scores(inputs: Inputs) -> dict[str, float]:
+    """Compute the score statistics with our function."""
     return compute_score_statistics(inputs.features, inputs.labels, inputs.weight)
 
 

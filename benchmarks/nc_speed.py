@@ -6,7 +6,7 @@
 Each line is measured in a process of its own, one after the other. Seconds are the best of
 `--repeats` calls. Memory is the peak of the resident set above its size before the first call (the
 inputs), read from Linux's /proc. `--large` times one call each on features of d = 2048 and K = 1000
-that fill `--gib` GiB or are as many as ImageNet's 1,281,167, and on a sixteenth of them: memory
+that fill `--gib` GiB, at most ImageNet's 1,281,167. It also times a sixteenth of them: memory
 beyond the features does not grow with N.
 """
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.cli import LARGEST_INTEGER, Count, Parser, Positive, check_value, run_command
 from utils.errors import UserError
 
-IMAGENET = 1_281_167
+IMAGENET_SIZE = 1_281_167  # training images of ImageNet-1K
 GIB, MIB = 1 << 30, 1 << 20
 LARGE_DIM, LARGE_CLASSES = 2048, 1000
 
@@ -91,7 +91,7 @@ def compare_sizes(args: argparse.Namespace) -> int:
     """Print seconds and memory at ImageNet's size and at a sixteenth of it."""
     from benchmarks.nc_methods import measure_apart
 
-    largest = min(IMAGENET, int(args.gib * GIB) // (4 * LARGE_DIM))
+    largest = min(IMAGENET_SIZE, int(args.gib * GIB) // (4 * LARGE_DIM))
     print(f"d = {LARGE_DIM}, K = {LARGE_CLASSES}, float32, {args.threads} threads")
     print(f"{'':22}{'N':>10}{'features GiB':>14}{'seconds':>10}{'peak MiB':>10}")
     for samples in (largest // 16, largest):

@@ -1,4 +1,4 @@
-"""Does a precision change what is learned? The same runs in two precisions, over several seeds.
+"""The same runs in two precisions, over several seeds: do the results agree?
 
     python benchmarks/precision_agreement.py [--precisions fp32 bf16] [--seeds 3] [-- train flags]
 
@@ -49,7 +49,7 @@ COMPARED = (
     "bias_mean",
 )
 TASK = "--model ResNet18 --dataset digits --loss BCE --epochs 15 --lr 0.02"
-# What a run gets from this command, not from the task.
+# This command sets these flags; the task must not.
 OWN = ("--precision", "--seed", "--gpu_id", "--epoch_save_step", "--save_dir", "--run_name")
 
 
@@ -96,7 +96,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--precisions {' '.join(args.precisions)}: there is nothing to compare")
     for word in args.task:
         if word.split("=")[0] in OWN:
-            parser.error(f"{word} is this command's to set: leave it out after --")
+            parser.error(f"this command sets {word}: leave it out after --")
     return args
 
 
@@ -105,7 +105,7 @@ def compare_precisions(args: argparse.Namespace) -> int:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in args.precisions}
     with tempfile.TemporaryDirectory() as directory:
         try:
-            # Seed by seed: a precision that is refused here is so after the first run.
+            # Seed by seed: a precision that this machine refuses ends the command early.
             for seed, name in itertools.product(range(args.seeds), args.precisions):
                 run = Path(directory) / f"{name}_{seed}"
                 found[name].append(measure_run(run, name, seed, args.task, args.gpu_id))
@@ -132,12 +132,13 @@ def measure_run(
 
 
 def run_script(script: str, flags: Sequence[str], gpu_id: int) -> None:
+    """Run a script without its output. Raises CalledProcessError if it fails."""
     command = [sys.executable, str(ROOT / script), *flags, "--gpu_id", str(gpu_id)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def format_rows(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """Return the table's rows for the measures of each precision's runs."""
+    """Return the rows of the table: the measures in each precision, and their difference."""
     rows = []
     for name in COMPARED:
         samples = [[run[name] for run in runs] for runs in found.values()]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def format_ratio(base: Sequence[float] | None, seconds: Sequence[float]) -> str:
     """Return the median over rounds of base/seconds, or "-" without a base.
 
-    What disturbs the machine disturbs neighbours alike.
+    A disturbance of the machine affects both times of a round equally.
     """
     if base is None:
         return "-"

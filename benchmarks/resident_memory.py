@@ -19,7 +19,7 @@ def read_peak() -> int:
 
 
 def forget_peak() -> None:
-    """Hand freed memory back, so that it counts when it is used again, and restart the peak."""
+    """Restart the peak, and return freed memory first: it counts again when it is used."""
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5", encoding="utf-8")
 

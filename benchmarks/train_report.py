@@ -1,4 +1,4 @@
-"""Times the loops of train_speed.py and prints the table."""
+"""The timing of the loops of train_speed.py, and the table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from utils.files import write_json
 from utils.precision import set_determinism
 
 EPOCH = 50_000  # images of CIFAR's training sets
-FEW = 2048
+SMALL_SET = 2048  # random images by default outside a GPU's memory
 CLASSES = 10
 
 Reference = tuple[str, list[list[float] | None]]
@@ -53,7 +53,7 @@ def compare_loops(args: argparse.Namespace) -> int:
 
 
 def build_bench(args: argparse.Namespace, device: torch.device) -> Bench:
-    """Resolve the defaults that depend on the device; `steps` remains 0 where it is not given.
+    """Resolve the defaults that depend on the device; `steps` is 0 if it is not given.
 
     Raises UserError.
     """
@@ -74,7 +74,7 @@ def build_bench(args: argparse.Namespace, device: torch.device) -> Bench:
     return Bench(
         settings.replace(precision=precision.name),
         steps=args.steps or 0,
-        num_images=args.num_images or (EPOCH if many else FEW),
+        num_images=args.num_images or (EPOCH if many else SMALL_SET),
         num_classes=args.num_classes or CLASSES,
         data_dir=args.data_dir,
         stream=args.stream,
@@ -145,7 +145,7 @@ def format_report(timings: Mapping[str, Timing], references: Sequence[Reference]
 
 
 def list_references(loops: Sequence[Loop], timings: Mapping[str, Timing]) -> list[Reference]:
-    """Return the columns of ratios: to (a) and (c), or to the first row and the one before."""
+    """Return the columns of ratios: to (a) and (c), or to the first row and the row before."""
     seconds = [timing.seconds for timing in timings.values()]
     if len({loop.kind for loop in loops}) < len(loops):
         first: list[list[float] | None] = [seconds[0] for _ in loops]

@@ -4,13 +4,14 @@
     python benchmarks/train_speed.py --stream --img_size 224 --model ResNet50 --batch_size 64
     python benchmarks/train_speed.py --what_helps
 
-(a) is a conventional loop, (b) train.py's, (c) its step alone and (d) its batches alone, as
-benchmarks/loops.py describes them. --stream reads the images from files, --what_helps compares the
-step without and with each means instead: on the CPU memory (freed memory is kept), channels_last,
-bf16 and compile; on a GPU tf32, bf16, channels_last, compile and graphs (CUDA graphs).
+(a) is a conventional loop, (b) train.py's, (c) its step alone and (d) its batches alone:
+benchmarks/loops.py describes them. --stream reads the images from files. --what_helps compares the
+step without and with each means instead. On the CPU these are memory (freed memory is kept),
+channels_last, bf16 and compile. On a GPU they are tf32, bf16, channels_last, compile and graphs
+(CUDA graphs).
 
-Each loop runs in a process of its own, so that memory peaks are its own. They take turns (a, b, c,
-a, …) of --steps steps, and medians over the rounds are reported.
+Each loop runs in a process of its own with its own memory peak. The loops take turns (a, b, c,
+a, …) of --steps steps. The table shows medians over the rounds.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def refuse_idle_flags(args: argparse.Namespace) -> None:
     if len(set(args.loops)) < len(args.loops):
         raise UserError("--loops names a loop twice")
     if args.compile and not {"b", "c"} & set(args.loops):
-        raise UserError("--compile has no effect here: it is of (b) and (c)")
+        raise UserError("--compile has no effect here: it belongs to (b) and (c)")
     reasons = {
         "num_images": "--data_dir holds the images" if args.data_dir is not None else None,
         "num_classes": "--data_dir shows the classes" if args.data_dir is not None else None,

@@ -1,4 +1,4 @@
-"""Loops that take turns, each in a process of its own, so that memory peaks are its own."""
+"""Loops that take turns, each in a process of its own with its own memory peak."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.precision import set_determinism
 from utils.registry import load_function
 
-# Pause after a turn in seconds, in which workers fill their queue: else they disturb the next loop.
+# Seconds of pause after a turn. Workers fill their queue in it and do not disturb the next loop.
 SETTLE = 0.3
 
 
@@ -35,10 +35,10 @@ class Timing:
 
     Attributes:
         batch_size: images per step.
-        first_step_seconds: of the first step, and of building the network and the batches.
-        compile_seconds: what compiling took of them.
+        first_step_seconds: time of the first step, and of building the network and the batches.
+        compile_seconds: time of compiling in it.
         seconds: the mean time of a step in each round.
-        peak_memory_mib: of the GPU's tensors, or of the process where it computes on the CPU.
+        peak_memory_mib: peak of the GPU's tensors, or of the process if it computes on the CPU.
     """
 
     batch_size: int
@@ -49,14 +49,16 @@ class Timing:
 
     @property
     def ms_per_step(self) -> float:
+        """The median time of a step in milliseconds."""
         return 1000 * statistics.median(self.seconds)
 
     @property
     def images_per_second(self) -> float:
+        """The median rate."""
         return self.batch_size / statistics.median(self.seconds)
 
     def list_values(self) -> dict[str, Any]:
-        """Return what --json writes of a loop."""
+        """Return the numbers of a loop for --json."""
         return {
             "seconds": self.seconds,
             "first_step_seconds": self.first_step_seconds,
@@ -68,7 +70,7 @@ class Timing:
 
 
 def measure_loops(loops: Sequence[Loop], rounds: int) -> dict[str, Timing]:
-    """Return the timings by the loops' names. Raises UserError for what a process refuses."""
+    """Return the timings by the loops' names. Raises UserError if a process refuses its loop."""
     pipes: dict[str, Connection] = {}
     children: dict[str, BaseProcess] = {}
     timings: dict[str, Timing] = {}
@@ -109,7 +111,7 @@ def ask(pipe: Connection, message: str) -> float:
 
 
 def receive(pipe: Connection) -> Any:
-    """Return what a loop's process sends. Raises UserError if it refuses or has died."""
+    """Return the message of a loop's process. Raises UserError if it refuses or has died."""
     try:
         kind, value = pipe.recv()
     except (EOFError, ConnectionError):
@@ -120,10 +122,10 @@ def receive(pipe: Connection) -> Any:
 
 
 def serve_turns(loop: Loop, start_method: str, pipe: Connection) -> None:
-    """In the process of a loop: at each message run the steps of a turn, answer their mean time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    """Run the steps of a turn at each message and answer their mean time, in a loop's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
-        # A spawned process would spawn its workers, too, and each import torch anew.
+        # A spawned process would spawn its workers, too, and each worker would import torch.
         multiprocessing.set_start_method(start_method, force=True)
         set_determinism(False)
         device, _ = pick_device(loop.bench.settings.gpu_id, loop.bench.keep_memory)
@@ -151,6 +153,7 @@ def serve_turns(loop: Loop, start_method: str, pipe: Connection) -> None:
 
 
 def take_steps(steps: Iterator[float], count: int) -> None:
+    """Take `count` steps of a loop."""
     for _ in range(count):
         next(steps)
 
@@ -162,8 +165,8 @@ def count_steps(loop: Loop, data: DataSet, device: torch.device) -> tuple[int, i
     if loop.kind == "d":  # several batches are prepared at once
         epoch = len(get_training_images(data)) // bench.settings.batch_size
         count = -(-count // epoch) * epoch
-    # A queue that workers filled before the turn would be taken for their rate. On the CPU the
-    # model is slower than they are, so that it is full at the turn's end, too.
+    # Batches that workers queued before the turn would raise their rate. On the CPU the model is
+    # slower than the workers: the queue is full at the end of the turn, too.
     drains = loop.kind == "d" or device.type == "cuda"
     return count, 3 * (bench.settings.num_workers or 0) if drains else 0
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from figures.style import STYLE, choose_colour
 from objective import LOSSES
 
-APART = 0.14  # of a row, from its middle to the first and to the last loss
+APART = 0.14  # distance from the middle of a row to its first and last loss, in rows
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Accuracy:
     Attributes:
         panel: the title of its x axis.
         setting: the title of its row.
-        loss: that the runs were trained with.
-        mean: ours, over seeds; None without a result.
+        loss: the loss of the runs.
+        mean: our mean over seeds; None without a result.
         deviation: the standard deviation over seeds; None for fewer than two.
-        published: the paper's; None where it has none.
+        published: the paper's number; None without one.
     """
 
     panel: str
@@ -41,7 +41,7 @@ def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt
 
     Args:
         accuracies: in the order of panels and rows.
-        paper: what the paper's numbers are of, for the legend.
+        paper: network and data set of the paper's numbers, for the legend.
     """
     rows, panels, losses = (
         list(dict.fromkeys(getattr(accuracy, name) for accuracy in accuracies))
@@ -64,14 +64,14 @@ def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt
 
 
 def _shift(losses: Sequence[str], loss: str) -> float:
-    """Return how far from the middle of a row a loss is drawn."""
+    """Return the distance of a loss from the middle of its row."""
     if len(losses) == 1:
         return 0.0
     return APART * (2 * losses.index(loss) / (len(losses) - 1) - 1)
 
 
 def _list_marks(axis: plt.Axes, losses: Sequence[str], paper: str | None) -> None:
-    """Add the marks of all losses to the legend, then the paper's, whose labels `paper` begins."""
+    """Add the marks of all losses to the legend, then the paper's with `paper` before the label."""
     for loss in losses:
         axis.plot([], [], LOSSES[loss].marks[0], color=choose_colour(loss), label=loss)
     for loss in losses if paper is not None else ():

@@ -1,4 +1,4 @@
-"""The measures over the epochs: a panel for each that `metrics.MEASURES` names."""
+"""The measures over the epochs, in the panels of `metrics.PANELS`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from figures.style import (
 )
 from metrics import MEASURES, PANELS, SPLIT_NAMES, Measure, Panel
 
-LONG = 12  # epochs from which on a "late" panel leaves the first quarter out of its frame
-MARKED = 25  # points of a line that are all marked; of more only ten are
-LEGEND_CHARACTERS = 105  # of the legend, which about fit the figure's width
-# The lines of the measures that share a panel: opacity, and whether marks are filled.
+LONG = 12  # from this many epochs on, a "late" panel leaves out the first quarter
+MARKED = 25  # a line of at most this many points marks all; a longer one marks ten
+LEGEND_CHARACTERS = 105  # about this many characters of the legend fit the figure's width
+# Opacity, and whether marks are filled, of the measures that share a panel.
 STRENGTHS = ((1.0, True), (0.45, False), (0.7, False), (0.25, True))
 
 
@@ -39,7 +39,7 @@ class Curve:
     rows: Sequence[dict[str, Any]]
 
     def list_points(self, column: str, split: str) -> tuple[list[int], list[float]]:
-        """Return epochs and values; an empty cell is nan, which leaves a gap in the line."""
+        """Return epochs and values. An empty cell is nan and leaves a gap in the line."""
         rows = [row for row in self.rows if row["split"] == split]
         values = [math.nan if row[column] is None else row[column] for row in rows]
         return [row["epoch"] for row in rows], values
@@ -49,7 +49,7 @@ class Curve:
         return any(row[column] is not None for row in self.rows)
 
     def choose_split(self, measure: Measure) -> str:
-        """Return the split that a measure's curve is drawn of: its own if that was evaluated."""
+        """Return the split of a measure's curve: its own if that was evaluated."""
         present = {row["split"] for row in self.rows}
         return measure.split if measure.split in present else min(present)
 
@@ -84,7 +84,7 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
 
 
 def list_panels(curves: Sequence[Curve]) -> dict[str, tuple[Panel, list[str]]]:
-    """Return the panels of a picture by name, and the columns that are drawn in each.
+    """Return the panels of a picture by name, and the columns of each.
 
     An optional measure without any value is left out.
     """
@@ -102,7 +102,7 @@ def list_panels(curves: Sequence[Curve]) -> dict[str, tuple[Panel, list[str]]]:
 
 
 def arrange_panels(panels: dict[str, tuple[Panel, list[str]]]) -> list[list[str]]:
-    """Return the rows of the picture: two panels each; one alone takes the whole width."""
+    """Return the rows of the picture. Each has two panels, or one of the whole width."""
     shared = [name for name, (panel, _) in panels.items() if not panel.alone]
     rows = [shared[i : i + 2] for i in range(0, len(shared), 2)]
     rows += [[name] for name, (panel, _) in panels.items() if panel.alone]
@@ -163,14 +163,14 @@ def _plot(axis: plt.Axes, epochs: list[int], values: list[float], **style: Any) 
 
 
 def _pair_strengths(columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pair each column with the style that keeps it apart from the others of its panel."""
+    """Pair each column with a style of its own within its panel."""
     for column, (alpha, filled) in zip(columns, itertools.cycle(STRENGTHS), strict=False):
         style: dict[str, Any] = {"alpha": alpha}
         yield column, style if filled else {**style, "markerfacecolor": "white"}
 
 
 def _add_legend(axis: plt.Axes, columns: Sequence[str]) -> None:
-    """Name the measures of a panel that they share."""
+    """Name the measures that share a panel."""
     handles = [
         plt.Line2D(
             [],
@@ -189,14 +189,14 @@ def _add_legend(axis: plt.Axes, columns: Sequence[str]) -> None:
 def _set_title(
     axis: plt.Axes, panel: Panel, columns: Sequence[str], curves: Sequence[Curve]
 ) -> None:
-    """Name a panel, and the split if it is the same for all that is drawn in it."""
+    """Name a panel, and the split if all its curves have the same one."""
     splits = {curve.choose_split(MEASURES[column]) for curve in curves for column in columns}
     named = f" ({SPLIT_NAMES[splits.pop()]})" if len(splits) == 1 else ""
     axis.set_title(panel.title + named, fontsize=9)
 
 
 def _label_epochs(layout: Sequence[Sequence[str]], axes: dict[str, plt.Axes]) -> None:
-    """Number the epochs below each panel that has none of its width below it."""
+    """Number the epochs below each panel without another of its width below."""
     for row, below in itertools.pairwise(layout):
         if len(set(row)) != len(set(below)):
             for name in row:
@@ -229,7 +229,7 @@ def _scale_from_zero(axis: plt.Axes) -> None:
 
 
 def _scale_to_decades(axis: plt.Axes) -> None:
-    """Take a log scale over whole decades, with readings between them if they are few."""
+    """Take a log scale over whole decades, with labels between them if they are few."""
     values = _collect_values(line.get_ydata() for line in axis.lines)
     axis.set_yscale("log")
     if len(values) == 0:
@@ -242,7 +242,7 @@ def _scale_to_decades(axis: plt.Axes) -> None:
 
 
 def _scale_to_late(axis: plt.Axes) -> None:
-    """Leave the rise of the first epochs out of the frame: runs differ after it. Percent."""
+    """Leave the rise of the first epochs out of the frame, for values in percent."""
     drawn = [line.get_ydata() for line in axis.lines]
     values = _collect_values(line[len(line) // 4 if len(line) >= LONG else 0 :] for line in drawn)
     if len(values) == 0:

@@ -13,7 +13,7 @@ from figures.style import SCORE_LOOKS, STYLE, escape_name
 from metrics.distributions import Distribution
 
 WIDTH = 0.42  # half of a violin's greatest width, in steps of the x axis
-PANEL = 2.7, 2.2  # inches
+PANEL_SIZE = 2.7, 2.2  # width and height in inches
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Violins:
         place: its name on the x axis.
         values: a distribution by kind, which is positive_score, bias or negative_score; no bias for
             a classifier without one.
-        predicted: the exact prediction by kind, None if there is none.
+        predicted: the exact prediction by kind; None without one.
     """
 
     panel: str
@@ -47,12 +47,12 @@ def draw_violins(
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     most = max(sum(run.panel == title for run in runs) for title in titles)
-    width = max(PANEL[0], 0.28 * most + 0.5) * columns + 0.4
+    width = max(PANEL_SIZE[0], 0.28 * most + 0.5) * columns + 0.4
     with plt.rc_context({**STYLE, "axes.grid.axis": "y", "hatch.linewidth": 0.4}):
         figure, grid = plt.subplots(
             rows,
             columns,
-            figsize=(max(width, 3.6), PANEL[1] * rows + 0.7),
+            figsize=(max(width, 3.6), PANEL_SIZE[1] * rows + 0.7),
             sharey=True,
             squeeze=False,
         )

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 @dataclass(frozen=True)
 class ScoreLook:
-    """How figures draw a score or the bias: marks and hatches keep them apart without colour."""
+    """Look of a score or the bias in figures; marks and hatches differ, as colours do."""
 
     title: str
     colour: str
@@ -31,7 +31,7 @@ SCORE_LOOKS = {
     "bias": ScoreLook("bias", "#2ca02c", "o", ""),
     "negative_score": ScoreLook("negative score", "#1f77b4", "v", "\\\\\\\\"),
 }
-RUN_MARKS = "osD^vP*X"  # keep runs apart that share loss and optimizer
+RUN_MARKS = "osD^vP*X"  # runs that share loss and optimizer differ in these
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -55,7 +55,7 @@ def choose_line(optimizer: str | None) -> str:
 
 
 def escape_name(name: str) -> str:
-    """Return a name that users chose, so that matplotlib shows it as it is.
+    """Return a name that users chose in a form that matplotlib shows unchanged.
 
     "$" would begin a formula, and a legend leaves out names that begin with "_".
     """

@@ -16,10 +16,10 @@ class SweepPoint:
     """One setting of a sweep.
 
     Attributes:
-        value: of the swept setting.
-        predicted: the exact minimum's positive_score, negative_score and bias; None where none is
-            claimed.
-        found: the same of the minimum found, and NAME_min and NAME_max of each.
+        value: the value of the swept setting.
+        predicted: positive_score, negative_score and bias of the exact minimum; None without a
+            prediction.
+        found: the same for the minimum found, and NAME_min and NAME_max of each.
     """
 
     value: float
@@ -62,5 +62,5 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
 
 
 def _list_distances(points: Sequence[SweepPoint], name: str, end: str) -> list[float]:
-    """Return how far each point's minimum or maximum is from its mean."""
+    """Return the distance of each point's minimum or maximum from its mean."""
     return [abs(point.found[f"{name}_{end}"] - point.found[name]) for point in points]

@@ -11,12 +11,12 @@ from figures.style import SCORE_LOOKS, STYLE
 from metrics.accuracy import find_best_threshold
 from metrics.extraction import Extracted
 
-BINS = 40
-OUTER = 0.005  # the share of the logits on either side that is counted in the outer bins
+HISTOGRAM_BINS = 40
+OUTER = 0.005  # the outer bins also count this share of the logits on either side
 
 
 def draw_thresholds(panels: Sequence[tuple[str, Extracted]]) -> plt.Figure:
-    """Draw a panel for each title and test set that was passed through a model.
+    """Draw a panel for each title and its test set after a pass through a model.
 
     It shows histograms of each sample's positive logit and of its largest negative one, and the
     threshold of the uniform accuracy.
@@ -37,7 +37,7 @@ def _draw_histograms(axis: plt.Axes, title: str, extracted: Extracted) -> None:
     accuracy, threshold = find_best_threshold(positives, negatives)
     both = torch.cat([positives, negatives])
     low, high = both.quantile(OUTER).item(), both.quantile(1 - OUTER).item()
-    bins = torch.linspace(low, high, BINS + 1).tolist()
+    bins = torch.linspace(low, high, HISTOGRAM_BINS + 1).tolist()
     axis.hist(
         negatives.clamp(low, high).tolist(),
         bins,

@@ -33,11 +33,11 @@ COLOURS = (
     "#92dadd",
 )
 MARKS = "os^DvPX<p>"
-LEGEND_CLASSES = 20  # at most so many are named
-PANEL = 2.4  # inches
-TURNS = 5  # the points of a class are drawn in so many turns, so that no class hides another
-SHOWN_SETTINGS = 3  # a panel's title names at most so many settings besides loss and optimizer
-HOLD = 4  # the GIF's last frame stays so many times as long as the others
+LEGEND_CLASSES = 20  # the legend names at most this many classes
+PANEL_SIDE = 2.4  # inches
+TURNS = 5  # each class is drawn in this many parts by turns: no class hides another
+SHOWN_SETTINGS = 3  # a panel's title names at most this many settings beside loss and optimizer
+HOLD = 4  # the GIF's last frame stays this many times as long as the others
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Panel:
     """An embedding to draw.
 
     Attributes:
-        title: of the panel.
+        title: the title above the panel.
         positions: [N, 2] in [0, 1].
         labels: int [N], numbers of classes.
     """
@@ -60,7 +60,7 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
     with plt.rc_context(STYLE):
         columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
         rows = -(-len(panels) // columns)
-        width = max(PANEL * columns, 3.4)
+        width = max(PANEL_SIDE * columns, 3.4)
         titles = [textwrap.fill(panel.title, int(14 * width / columns)) for panel in panels]
         names = _shorten_names(classes)
         legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
@@ -68,7 +68,7 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
         legend_rows = -(-len(names) // legend_columns)
         title = textwrap.fill(title, int(13 * width))
         title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
-        height = PANEL * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
+        height = PANEL_SIDE * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
             _scatter(axis, panel, list(classes))
@@ -172,8 +172,8 @@ def compose_titles(
     are still the same, it adds the settings in which these runs differ, or their names.
 
     Args:
-        settings: of each run, those that shape what it learns.
-        names: of the runs.
+        settings: for each run, the settings that shape what it learns.
+        names: the names of the runs.
         split: "train" or "test".
     """
     models = {each["model"] for each in settings}

@@ -1,4 +1,4 @@
-"""The data sources and augmentations by name: what there is to know of each.
+"""The registries of data sources and augmentations, by name.
 
 Imports no torch: an entry names its functions as text, "package.module:function".
 """
@@ -86,6 +86,7 @@ class Augmentation:
 
     @property
     def mixes_labels(self) -> bool:
+        """Whether the labels of a batch become soft targets."""
         return self.mixer is not None
 
 

@@ -192,7 +192,7 @@ class CropAndFlip:
         return dy, dx, flip
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """See Transform."""
+        """Change the images, as `Transform` describes."""
         dy, dx, flip = draws
         return crop_and_flip(images, dy, dx, flip, compute_padding(images.shape[-2]))
 
@@ -210,7 +210,7 @@ class Rotation:
         return (angles.uniform_(-rotation, rotation, generator=generator),)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """See Transform."""
+        """Change the images, as `Transform` describes."""
         (angles,) = draws
         return rotate(images, angles)
 
@@ -264,8 +264,8 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     cos, sin = angle.cos().float()[:, None, None], angle.sin().float()[:, None, None]
     y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
     x = torch.arange(width, device=images.device) - (width - 1) / 2
-    # The place that each output pixel comes from, in units of half the image. It is written out: a
-    # matrix product could run in TF32 and then miss by a pixel.
+    # Each output pixel comes from this place, in units of half the image. The sums are written out:
+    # a matrix product could run in TF32 and then miss by a pixel.
     source_x = (cos * x - sin * y) / (width / 2)
     source_y = (sin * x + cos * y) / (height / 2)
     grid = torch.stack((source_x, source_y), dim=-1)
@@ -306,7 +306,7 @@ class BatchMixer:
     def __call__(
         self, images: Tensor, labels: Tensor, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """See Mixer."""
+        """Mix one batch, as `Mixer` describes."""
         with torch.random.fork_rng(devices=[]):
             # torchvision draws from the CPU's default generator. torch.manual_seed would also seed
             # the GPU's, which the fork doesn't restore: the model's dropout would change.

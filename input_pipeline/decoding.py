@@ -98,7 +98,7 @@ def iterate_decoded(loader: DataLoader[Tensor | UserError]) -> Iterator[Tensor]:
     try:
         for batch in batches:
             if isinstance(batch, UserError):
-                # Raised anew: `raise batch` would put this frame and its own variable into a
+                # A new exception: `raise batch` would put this frame and its own variable into a
                 # reference cycle. The garbage collector takes 10 s to end each worker in one.
                 raise UserError(*batch.args)
             yield batch
@@ -112,8 +112,8 @@ def iterate_decoded(loader: DataLoader[Tensor | UserError]) -> Iterator[Tensor]:
 def init_worker(worker: int) -> None:
     """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the main process.
 
-    The main process finishes its step, for which it may still need batches. Then it ends the
-    workers through their queue. A worker whose main process was killed notices it and ends.
+    The main process finishes its step, and may still need batches for it. Then it ends the workers
+    through their queue. If the main process is killed, its workers notice it and end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -122,7 +122,7 @@ def init_worker(worker: int) -> None:
 def _end_workers() -> None:
     """End the workers of a loader that is still alive at exit, in a traceback or a notebook.
 
-    DataLoader would send them SIGTERM, which they ignore, and wait for ever.
+    DataLoader would send them SIGTERM and wait for ever: they ignore it.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would complain
     for process in multiprocessing.active_children():
@@ -131,7 +131,7 @@ def _end_workers() -> None:
 
 
 class _Decoder(Dataset[Tensor | UserError]):
-    """The map-style data set behind `build_decoding_loader`: a list of numbers -> a batch.
+    """Map-style data set behind `build_decoding_loader`: a list of numbers -> a batch.
 
     It returns errors and does not raise them: DataLoader would wrap them in a traceback.
     """

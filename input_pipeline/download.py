@@ -1,4 +1,4 @@
-"""Downloads through torchvision that end in one line."""
+"""Downloads through torchvision. A failure ends in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DOWNLOAD_ERRORS = (
 def download(
     dataset: type[MNIST | CIFAR10], data_dir: Path, archives: list[str], source: str, folder: Path
 ) -> None:
-    """Have torchvision download and unpack a set; nothing that it prints reaches the console.
+    """Download and unpack a set through torchvision, without its output on the console.
 
     Args:
         dataset: torchvision's class.

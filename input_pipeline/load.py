@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.registry import find_name, load_function
 
 IN_MEMORY_BYTES = 2 * 1024**3  # image files that take more when decoded are streamed
-_MEASURED_IMAGES = 10_000  # at most so many images of a streamed set are measured
+_MEASURED_IMAGES = 10_000  # largest number of images of a streamed set that are measured
 
 
 def load_dataset(
@@ -34,7 +34,7 @@ def load_dataset(
     splits: Sequence[str] = ("train", "test"),
     in_memory_bytes: int | None = None,
 ) -> DataSet:
-    """Load a data set. An absent one is downloaded first if torchvision knows where it is.
+    """Load a data set. Download an absent one first if torchvision knows where it is.
 
     Args:
         name: one of `SOURCES`.
@@ -182,7 +182,7 @@ def _decode_small(
 ) -> dict[str, Split]:
     """Decode the splits `needed` into memory, unless both splits take more than `in_memory_bytes`.
 
-    Both splits count, needed or not, so that training and evaluation decide and measure alike.
+    Both splits count, needed or not: training and evaluation then decide and measure the same.
     """
     pixels = sum(len(split) * split.image_size[0] * split.image_size[1] for split in files.values())
     if 3 * pixels > (IN_MEMORY_BYTES if in_memory_bytes is None else in_memory_bytes):

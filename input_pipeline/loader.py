@@ -21,8 +21,8 @@ from input_pipeline.splits import FileSplit, Split, TensorSplit
 from utils.errors import UserError
 from utils.registry import find_name
 
-# In-memory images are prepared for several batches at once, up to so many bytes in float32. For one
-# small batch, the host would take longer to start the work than the GPU to do it.
+# Images in memory are prepared for several batches at once, up to this many bytes in float32. With
+# one small batch at a time, the host would take longer to start the work than the GPU to do it.
 PIECE_BYTES = 2**25
 
 
@@ -102,7 +102,7 @@ class BatchLoader:
             )
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the steps per epoch."""
         return -(-self.num_samples // self.batch_size)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -164,7 +164,7 @@ class BatchLoader:
         return images.contiguous(memory_format=self.memory_format)
 
     def _mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mix one batch and its labels, if the augmentation does."""
+        """Mix one batch and its labels, if the augmentation mixes."""
         if self.mixer is None:
             return images, labels
         images, targets = self.mixer(images, labels, epoch, step)

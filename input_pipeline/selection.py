@@ -1,4 +1,4 @@
-"""Which samples of a split are used."""
+"""The choice of the samples of a split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Selection:
 
     Attributes:
         split: "train" or "test".
-        sample_size: images of each class. None takes all.
+        sample_size: images of each class. None: all.
         imbalance_factor: largest over smallest class of the long tail they are cut to. 1: no cut.
     """
 

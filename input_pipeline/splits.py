@@ -137,6 +137,7 @@ class DataSet:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes K."""
         return len(self.classes)
 
     @property
@@ -153,7 +154,7 @@ class DataSet:
         return [int(size) for size in sizes]
 
     def facts(self) -> dict[str, Any]:
-        """List what a resumed or evaluated run must find unchanged, as kept in config.json."""
+        """List the facts that config.json keeps and a resumed or evaluated run must find again."""
         facts: dict[str, Any] = {
             "num_classes": self.num_classes,
             "classes": list(self.classes),

@@ -1,4 +1,4 @@
-"""The measures of a trained network by column of nc_metrics.csv: what there is to know of each.
+"""The registry of the measures of a trained network, by column of nc_metrics.csv.
 
 docs/measures.md defines them. Imports no torch: an entry names its function as text. To add a
 measure, write its function and its entry here: column, printed table, curve and report follow.
@@ -20,7 +20,8 @@ class Panel:
         title: stands above it.
         scale: of the y axis: "linear", "zero" (begins at 0), "log", or "late" (leaves out the rise
             of the first epochs).
-        alone: whether it is drawn of one run only. Its measures then have colours of their own.
+        alone: whether only the picture of a single run has it. Its measures have colours of their
+            own.
     """
 
     title: str
@@ -44,14 +45,14 @@ class Measure:
             many powers of ten.
         shown: whether eval_nc.py prints it. An optional measure is printed only if its function
             gives a number for any run.
-        optional: whether a cell may be empty. A table from before an optional measure stays as it
-            is; other measures are added to the rows of an older table.
+        optional: whether a cell may be empty. An older table without an optional measure stays as
+            it is. Other measures are computed for the rows of an older table.
         split: the split that reports and curves take if both are evaluated.
         panel: where its curve is drawn: a name of `PANELS`, or a new name for a panel of its own.
             None: no curve.
         history: the column of metrics.csv that holds the same number after every epoch.
         predicted: the measure that is its exact prediction.
-        quantity: the score or bias that it summarises, whose colour and mark its curve takes.
+        quantity: the score or bias that it summarises. Its curve takes that colour and mark.
     """
 
     function: str
@@ -85,7 +86,7 @@ class Measure:
         return f"{value:{sign}.{self.digits}{'g' if self.significant else 'f'}}"
 
 
-# In the order of the picture. A panel that is not named here has its name as its title.
+# The picture has this order. A panel that is not listed here has its name as its title.
 PANELS: dict[str, Panel] = {
     "nc1": Panel("NC1: within-class variability", scale="log"),
     "nc2": Panel("NC2: distance to a simplex ETF", scale="zero"),
@@ -103,7 +104,7 @@ BIAS = "metrics.measures:measure_bias_statistics"
 PREDICTION = "metrics.measures:measure_prediction"
 GROUPS = "metrics.measures:measure_group_accuracies"
 
-# In the order of the columns.
+# The columns have this order.
 MEASURES: dict[str, Measure] = {
     "top1": Measure(
         TOP,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metrics.checks import check_logits, split_rows
 
-MANY, FEW = 100, 20  # training images of a class: above, many; below, few
+MANY, FEW = 100, 20  # training images: a class with more is one of the many, with fewer of the few
 
 
 def count_correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
@@ -46,9 +46,9 @@ def compute_group_accuracies(
             medium 20 to 100, few below 20.
 
     Returns:
-        For many, medium and few the share, in [0, 1], of correctly classified samples among those
-        of the group's classes. It is the mean class accuracy if these have equally many samples.
-        None for a group without samples.
+        The shares, in [0, 1], of correctly classified samples among those of the group's classes,
+        for many, medium and few. A share is the mean class accuracy if the classes have equally
+        many samples. None for a group without samples.
 
     Raises:
         ValueError: the three differ in length.
@@ -98,8 +98,9 @@ def compute_uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, flo
 
 
 def find_best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, float]:
-    """Compute what `compute_uniform_accuracy` does from each sample's positive logit, that of its
-    own label, and its largest negative one, each [N].
+    """Compute the uniform accuracy and its threshold from the logits that decide it, each [N].
+
+    `positives` holds each sample's logit at its own label, `negatives` the largest of its others.
 
     A correctly classified sample is the half-open interval [largest negative, positive). The
     greatest number of intervals that share a point is reached at some interval's left end: two

@@ -9,8 +9,8 @@ from torch import Tensor
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-# Numbers in a float64 chunk. On the CPU 4 MiB: larger ones leave the cache and were up to ten times
-# slower; on other devices 64 MiB, enough to fill them.
+# Numbers in a float64 chunk. The CPU gets 4 MiB: larger chunks leave the cache and were up to ten
+# times slower. Other devices get 64 MiB, enough to fill them.
 CPU_CHUNK = 1 << 19
 DEVICE_CHUNK = 1 << 23
 
@@ -23,7 +23,7 @@ def split_rows(tensor: Tensor, width: int = 0) -> Iterator[slice]:
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Refuse what is not logits [N, K] and labels [N]."""
+    """Refuse anything but logits [N, K] and labels [N]."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             "logits must be [N, K] and labels [N], "
@@ -50,7 +50,7 @@ def check_score_inputs(features: Tensor, labels: Tensor, weight: Tensor) -> tupl
 
 
 def check_features(features: Tensor, labels: Tensor) -> None:
-    """Refuse what is not features [N, d] and labels [N]."""
+    """Refuse anything but features [N, d] and labels [N]."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or features.shape[1] == 0:
         raise ValueError(
             "features must be [N, d] and labels [N], "
@@ -63,7 +63,7 @@ def check_features(features: Tensor, labels: Tensor) -> None:
 
 
 def check_weight(weight: Tensor, features: Tensor) -> None:
-    """Refuse what is not a weight [K, d] for features [N, d]."""
+    """Refuse anything but a weight [K, d] for features [N, d]."""
     if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
         raise ValueError(
             "weight must be [K, d] for features [N, d], "

@@ -29,8 +29,9 @@ class ClassMeans:
         counts: [K], samples of each class.
         rounding: the singular value of M up to which it is float64 rounding of the sums:
             ε (max(d, K) + √N) √K · the features' root mean square length.
-        resolution: the larger of that and of the spectral norm to expect of the rounding of the
-            features to their own dtype, averaged over the samples of each class.
+        resolution: the same for all rounding: the larger of `rounding` and of the spectral norm to
+            expect from rounding the features to their own dtype. That rounding is averaged over the
+            samples of each class.
     """
 
     reference: Tensor
@@ -48,7 +49,7 @@ def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> C
     Raises ValueError if the features are not finite, or so large that their squares overflow.
     """
     counts = torch.bincount(labels, minlength=num_classes).double()
-    # The mean of about 256 samples spread over all: any point among the features would do.
+    # This is the mean of about 256 samples. Any point among the features would do.
     reference = features[:: max(1, len(features) // 256)].double().mean(dim=0)
     sums = reference.new_zeros(num_classes, len(reference))
     squares = reference.new_zeros(())

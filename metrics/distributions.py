@@ -11,9 +11,9 @@ from torch import Tensor
 from metrics.checks import check_score_inputs, split_rows
 from metrics.scores import ScoreSummary, compute_unordered_scores
 
-BINS = 4096  # of a histogram: the smallest visible detail of a violin is hundreds of them
+BINS = 4096  # bins of a histogram; the smallest visible detail of a violin spans hundreds
 GRID = 256  # points of a violin's outline
-REACH = 3.0  # bandwidths by which an outline goes beyond the smallest and the largest value
+REACH = 3.0  # an outline exceeds the smallest and the largest value by this many bandwidths
 
 
 @dataclass
@@ -79,8 +79,8 @@ def compute_score_distributions(
 
     The bias is not subtracted; arguments and errors are those of
     `metrics.scores.compute_decision_scores`. The scores are computed chunk by chunk in float64,
-    twice: once for their statistics, and once for the histograms, whose range is known then.
-    Beyond the inputs memory does not depend on N·K.
+    twice: once for their statistics, which give the range, and once for the histograms. Memory
+    beyond the inputs does not depend on N·K.
     """
     labels, weight = check_score_inputs(features, labels, weight)
     summaries = ScoreSummary(), ScoreSummary()

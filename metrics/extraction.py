@@ -56,7 +56,7 @@ def extract(
 ) -> Extracted:
     """Pass a split through the model once, in evaluation mode.
 
-    Only the part of the logits that the measures need is kept: memory does not grow with N·K.
+    The function keeps only the logits that the measures need: memory does not grow with N·K.
     """
     model.eval()
     device, count = batches.device, batches.num_samples

@@ -21,15 +21,15 @@ from utils.registry import load_function
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that a measure can depend on.
+    """The input of every measure.
 
     Attributes:
-        extracted: what the pass of a checkpoint over a split left.
+        extracted: the result of a checkpoint's pass over a split.
         weight: [K, d], the classifier's.
         bias: [K], the classifier's, subtracted; 0 for a classifier without one.
         class_sizes: K numbers of training images.
         long_tailed: whether the training set was cut to a long tail.
-        prediction: the exact minimum that the run approaches; None if none is claimed.
+        prediction: the exact minimum that the run approaches; None without a prediction.
     """
 
     extracted: Extracted
@@ -56,20 +56,20 @@ def compute_measures(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def measure_top(evaluation: Evaluation) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent."""
+    """Return top-1 and top-5 accuracy in percent."""
     extracted = evaluation.extracted
     return {"top1": 100 * extracted.top1, "top5": 100 * extracted.top5}
 
 
 def measure_uniform_accuracy(evaluation: Evaluation) -> dict[str, float]:
-    """Uniform accuracy in percent, and its threshold."""
+    """Compute uniform accuracy in percent, and its threshold."""
     extracted = evaluation.extracted
     accuracy, threshold = find_best_threshold(extracted.positives, extracted.negatives)
     return {"uniform_accuracy": 100 * accuracy, "uniform_threshold": threshold}
 
 
 def measure_neural_collapse(evaluation: Evaluation) -> dict[str, float]:
-    """NC1 to NC4."""
+    """Compute NC1 to NC4."""
     extracted = evaluation.extracted
     return compute_neural_collapse(
         extracted.features, extracted.labels, evaluation.weight, evaluation.bias
@@ -77,23 +77,23 @@ def measure_neural_collapse(evaluation: Evaluation) -> dict[str, float]:
 
 
 def measure_feature_properties(evaluation: Evaluation) -> dict[str, float]:
-    """Compactness and distinctiveness."""
+    """Compute compactness and distinctiveness."""
     return compute_feature_properties(evaluation.extracted.features, evaluation.extracted.labels)
 
 
 def measure_score_statistics(evaluation: Evaluation) -> dict[str, float]:
-    """Mean, standard deviation, minimum and maximum of positive and negative scores."""
+    """Compute mean, standard deviation, minimum and maximum of positive and negative scores."""
     extracted = evaluation.extracted
     return compute_score_statistics(extracted.features, extracted.labels, evaluation.weight)
 
 
 def measure_bias_statistics(evaluation: Evaluation) -> dict[str, float]:
-    """Mean, standard deviation, minimum and maximum of the biases."""
+    """Compute mean, standard deviation, minimum and maximum of the biases."""
     return compute_bias_statistics(evaluation.bias)
 
 
 def measure_prediction(evaluation: Evaluation) -> dict[str, float | None]:
-    """Scores and bias at the exact minimum; None for each where none is claimed."""
+    """Return scores and bias at the exact minimum; None for each without a prediction."""
     prediction = evaluation.prediction
     return {
         "predicted_positive": prediction.positive_score if prediction else None,
@@ -103,7 +103,7 @@ def measure_prediction(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def measure_group_accuracies(evaluation: Evaluation) -> dict[str, float | None]:
-    """Top-1 in percent by the classes' training images; None for each without a long tail."""
+    """Compute top-1 in percent for many, medium and few images; None without a long tail."""
     columns = {"many": "top1_many", "medium": "top1_medium", "few": "top1_few"}
     if not evaluation.long_tailed:
         return dict.fromkeys(columns.values())

@@ -36,8 +36,8 @@ def compute_neural_collapse(
         Five numbers by name. The formulas are those of Zhu et al. (NeurIPS 2021), with M [d, K]
         the class means minus their mean h̄:
         nc1: tr(Σ_W Σ_B⁺)/K ≥ 0, along the (at most K−1) independent directions of the class means.
-            A direction in which the class means differ by no more than rounding (`ClassMeans`)
-            counts as none: Σ_B⁺ is 0 there. So it is if d < K−1 or if two class means are equal.
+            Σ_B⁺ is 0 in a direction in which the class means differ by no more than rounding
+            (`ClassMeans`). There are such directions if d < K−1 or if two class means are equal.
             If all class means are equal, nc1 is infinite, or 0 if all features are equal too.
         nc2: ‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for G = W Wᵀ; W is not centred.
         nc2_h: the same for G = MᵀM.
@@ -78,7 +78,7 @@ def _compute_nc1_and_nc4(
     weight: Tensor,
     bias: Tensor,
 ) -> tuple[float, float]:
-    """NC1 and NC4 in one pass over the features.
+    """Compute NC1 and NC4 in one pass over the features.
 
     With M = U S Vᵀ (`span` is U and S) and Σ_B = M Mᵀ/K,
     NC1 = (1/N) Σ_i ‖S⁻¹ Uᵀ (h_i − h̄_y)‖²: the K of the formula and that of Σ_B cancel. U and S are
@@ -99,7 +99,7 @@ def _compute_nc1_and_nc4(
 
 
 def _compute_nc1_without_directions(features: Tensor, labels: Tensor, means: ClassMeans) -> float:
-    """NC1 where all class means are equal: 0 if all features are equal too, else infinity."""
+    """Compute NC1 for equal class means: 0 if all features are equal too, else infinity."""
     scatter = means.reference.new_zeros(())
     for rows in split_rows(features):
         deviations = (features[rows] - means.reference).sub_(means.relative[labels[rows]])
@@ -141,7 +141,7 @@ def _measure_distance_to_simplex(gram: Tensor) -> float:
 def _check_classifier(
     features: Tensor, weight: Tensor, bias: Tensor | None, num_classes: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias in float64 on the features' device, if they fit features and num_classes."""
+    """Return weight and bias in float64 on the features' device, if they fit all arguments."""
     check_weight(weight, features)
     classes = len(weight)
     if num_classes not in (None, classes):

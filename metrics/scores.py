@@ -17,8 +17,8 @@ def compute_decision_scores(
 ) -> tuple[Tensor, Tensor]:
     """Compute the scores W h of every sample, split by its label (Li, Xiao, Shen, ICML 2025).
 
-    The bias is not subtracted. Beyond what this returns (8·N·K bytes) memory is bounded by chunks;
-    `compute_score_statistics` summarises the scores without holding them.
+    The bias is not subtracted. The results take 8·N·K bytes, and memory beyond them is bounded by
+    chunks. `compute_score_statistics` summarises the scores without holding them.
 
     Args:
         features: [N, d], any float dtype.

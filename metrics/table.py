@@ -1,8 +1,8 @@
-"""nc_metrics.csv of a run: which rows it has, which of them still hold, which must be computed.
+"""nc_metrics.csv of a run: its rows, and whether each still holds or must be computed.
 
-A row holds while its checkpoint and the settings of the evaluation are those that it was computed
-from. nc_metrics.json beside the CSV keeps a fingerprint of both for each row. A row without a
-fingerprint stays as it is until its checkpoint is chosen, and is computed again then.
+A row holds while its checkpoint and the settings of its evaluation are unchanged. nc_metrics.json
+beside the CSV keeps a fingerprint of both for each row. A row without a fingerprint stays as it is
+until its checkpoint is chosen, and is computed again then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils.files import format_csv, read_json, write_csv, write_json, write_whol
 FINGERPRINTS = "nc_metrics.json"
 SPLITS = ("train", "test")
 DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
-FAULTS_NAMED = 3  # of one file; the rest is counted
+FAULTS_NAMED = 3  # faults of one file that a message names; it counts the others
 KEY_COLUMNS = ("epoch", "split")
 Key = tuple[int, str]
 
@@ -30,8 +30,8 @@ Key = tuple[int, str]
 class MetricsTable:
     """The rows of a run, kept on disk whole after every change.
 
-    A file that differs from what this class writes is rewritten at once. No text is lost: if a part
-    of it cannot be read, the file as it was is kept as nc_metrics.csv.bad.
+    If a file differs from what this class writes, it is rewritten at once. No text is lost: if a
+    part of a file cannot be read, the old file is kept as nc_metrics.csv.bad.
 
     Args:
         directory: the run.

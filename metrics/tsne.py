@@ -1,4 +1,4 @@
-"""t-SNE of features (van der Maaten and Hinton, 2008), each embedding starts at the one before."""
+"""t-SNE of features (van der Maaten and Hinton, 2008). Each embedding starts at the last one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def embed(
         reporter = _build_reporter(on_progress)
         options |= {"callbacks": reporter, "callbacks_every_iters": REPORT_EVERY}
     embedding = open_tsne.TSNEEmbedding(np.array(start, dtype=np.float64), affinities, **common)
-    # A start is not shrunk, as openTSNE would shrink it: points would move up to twice as far
+    # openTSNE would shrink the start. It is not shrunk here: points would move up to twice as far
     # between epochs. Exaggeration is still needed: without it, classes stay at places where they
     # no longer belong, and the divergence is 13 % higher.
     embedding.optimize(EXAGGERATED_ITERATIONS, exaggeration=EXAGGERATION, momentum=0.5, **options)

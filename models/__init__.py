@@ -1,4 +1,4 @@
-"""The networks by name: what there is to know of each, and how to build one.
+"""The registry of networks, by name, and how to build one.
 
 torch is imported only when a network is built, so that a script can list the names and answer
 `--help` at once.
@@ -17,8 +17,8 @@ from utils.registry import find_name, load_function
 if TYPE_CHECKING:
     from torch import nn
 
-# Images with a side below this many pixels get the paper's variants for 32×32 inputs, the others
-# the ImageNet networks: their stems shrink 4-fold or 16-fold, which leaves nothing of a small map.
+# Images with a side below this many pixels get the paper's variants for 32×32 inputs. Other images
+# get the ImageNet networks: their stems shrink 4-fold or 16-fold and leave nothing of a small map.
 SMALL_SIDE = 64
 # The kinds of bias a classifier can have: one per class, one for all classes, none.
 BIAS_MODES = ("diverse", "unified", "none")
@@ -32,10 +32,10 @@ class Network:
         builder: maps (name, image shape, **options) to a network without classifier.
         options: the settings that it takes besides the classifier's.
         convolutional: whether its memory format matters.
-        bf16_side: side in pixels of images from which on bfloat16 pays on a CPU with matrix units
-            for it: on smaller ones the casts cost more than the layers gain.
+        bf16_side: smallest image side in pixels at which bfloat16 is faster on a CPU with matrix
+            units for it. On smaller images the casts cost more than the layers gain.
         channels_last_side: the same for channels_last on the CPU in float32.
-        patch_sizes: (largest side, patch size) in pixels, the first that fits is the default.
+        patch_sizes: (largest side, patch size) in pixels; the first that fits is the default.
     """
 
     builder: str
@@ -72,7 +72,7 @@ NETWORKS: dict[str, Network] = {
         # Patches of one pixel let an 8×8 image pass all four stages.
         patch_sizes=((16, 1), (SMALL_SIDE - 1, 2), (math.inf, 4)),
     ),
-    # The MLP gains from bfloat16 in large batches only, and seconds.
+    # The MLP gains from bfloat16 in large batches only, and gains only seconds.
     "MLP": Network("models.mlp:build", options=("width", "depth")),
 }
 
@@ -90,8 +90,8 @@ def build_model(
 ) -> nn.Module:
     """Build a network with freshly drawn weights (global RNG) and its classifier.
 
-    The network maps images [B, C, H, W] to (logits [B, K], features [B, d]), both float32 under
-    autocast, too; `model.feature_dim` is d and `model.fc` the classifier, z = W h − b.
+    The network maps images [B, C, H, W] to (logits [B, K], features [B, d]), both float32, also
+    under autocast. `model.feature_dim` is d and `model.fc` the classifier, z = W h − b.
 
     Args:
         name: a key of `NETWORKS`, in any case.

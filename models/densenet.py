@@ -13,7 +13,7 @@ from models import SMALL_SIDE
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of each dense block, channels each layer adds, channels after the stem."""
+    """Layers of each dense block, channels that each layer adds, channels after the stem."""
 
     blocks: tuple[int, int, int, int]
     growth: int
@@ -34,7 +34,7 @@ _SMALL = {
 class DenseNet(densenet.DenseNet):
     """torchvision's DenseNet that returns its features too.
 
-    Parameter names are torchvision's, but for the classifier, which is called `fc`.
+    Parameter names are torchvision's. Only the classifier has another name, `fc`.
 
     Args:
         shape: numbers of layers and channels.
@@ -61,9 +61,9 @@ class DenseNet(densenet.DenseNet):
     def _fit_transitions(self, sides: list[int]) -> None:
         """Stop halving a side of the map once it is one pixel; `sides` are those after the stem.
 
-        An 8×8 image reaches the third transition as a single pixel, of which a 2×2 average would
-        leave nothing. Where there are two pixels or more the pooling is torchvision's own (a
-        pooling that rounds up would also change maps of odd size, e.g. of 28×28 images).
+        An 8×8 image reaches the third transition as a single pixel, and a 2×2 average would leave
+        nothing of it. The pooling of larger maps is torchvision's own. (A pooling that rounds up
+        would also change maps of odd size, e.g. of 28×28 images.)
         """
         for index in (1, 2, 3):
             transition = getattr(self.features, f"transition{index}")
@@ -72,13 +72,13 @@ class DenseNet(densenet.DenseNet):
             sides = [max(1, side // 2) for side in sides]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [B, K], features [B, d])."""
+        """Map images [B, C, H, W] -> (logits [B, K], features [B, d])."""
         maps = F.relu(self.features(x), inplace=True)
         features = F.adaptive_avg_pool2d(maps.float(), 1).flatten(1)
         return self.fc(features), features
 
 
 def build(name: str, image_shape: tuple[int, int, int]) -> DenseNet:
-    """DenseNet121 or 161 for images of `image_shape` (C, H, W), still without classifier."""
+    """Build DenseNet121 or 161 for images of `image_shape` (C, H, W), still without classifier."""
     shapes = _SMALL if min(image_shape[1:]) < SMALL_SIDE else _STANDARD
     return DenseNet(shapes[name], image_shape)

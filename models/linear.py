@@ -1,7 +1,7 @@
 """The classifier on top of every network: z = W h − b.
 
-The bias is subtracted, so that b is the threshold which a class's decision score w_k·h has to pass
-(the convention of the paper).
+The bias is subtracted, as in the paper: b is the threshold that a class's decision score w_k·h has
+to pass.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def draw_initial_bias(num_classes: int, in_features: int, mode: int, mean: float
         2  64k/K                             6  by quarters ln(96K), 0, ln(96K), 0
         3  mode 2 reversed                   7  by quarters 0, ln(96K), 0, ln(96K)
 
-    Class k is of quarter ⌊4k/K⌋. So the quarters differ by one class at most where 4 does not
-    divide K, and are partly empty for K < 4 (K = 2 has classes of quarters 0 and 2 only).
+    Class k belongs to quarter ⌊4k/K⌋. If 4 does not divide K, the quarters differ by one class at
+    most. For K < 4 some are empty: K = 2 has classes of quarters 0 and 2 only.
 
     Returns:
         [K] float32.
@@ -41,10 +41,10 @@ def draw_initial_bias(num_classes: int, in_features: int, mode: int, mean: float
         raise UserError(f"bias_init_mode is {mode}: it must be one of 0 to 7")
     if not math.isfinite(mean):
         raise UserError(f"bias_init_mean is {mean}: it must be a finite number")
-    return _bias_shape(num_classes, in_features, mode) + mean
+    return _draw_bias_shape(num_classes, in_features, mode) + mean
 
 
-def _bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
+def _draw_bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
     k = torch.arange(num_classes)
     if mode == 0:
         return torch.empty(num_classes).uniform_(-1, 1) / math.sqrt(in_features)
@@ -85,7 +85,7 @@ def draw_simplex_etf(num_classes: int, dim: int) -> Tensor:
     constant_first[:, 0] = 1
     sum_zero = torch.linalg.qr(constant_first).Q[:, 1:]
     orientation, upper = torch.linalg.qr(torch.randn(dim, num_classes - 1, dtype=torch.float64))
-    # LAPACK fixes the signs of R's diagonal in its own way; with them undone Q is Haar-uniform.
+    # LAPACK fixes the signs of R's diagonal in its own way. Undoing them makes Q Haar-uniform.
     orientation = orientation * upper.diagonal().sign()
     scale = math.sqrt(num_classes / (num_classes - 1))
     return (scale * sum_zero @ orientation.T).float()
@@ -150,8 +150,8 @@ class Classifier(nn.Module):
         self.bias = nn.Parameter(bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [B, d] of any floating dtype -> logits [B, K] float32."""
-        # The losses compare logits that differ by far less than bfloat16 can tell apart.
+        """Map features [B, d] of any floating dtype -> logits [B, K] float32."""
+        # The losses compare logits that differ by far less than bfloat16 resolves.
         with torch.autocast(features.device.type, enabled=False):
             scores = F.linear(features.float(), self.weight.float())
             return scores if self.bias is None else scores - self.bias.float()

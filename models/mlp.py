@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Multi-layer perceptron whose feature is its last hidden layer, d = width.
+    """Multi-layer perceptron. Its feature is the last hidden layer, d = width.
 
     Args:
         image_shape: (C, H, W).
@@ -22,16 +22,16 @@ class MLP(nn.Module):
         super().__init__()
         self.feature_dim = width
         widths = [math.prod(image_shape)] + [width] * (depth - 1)
-        self.layers = nn.Sequential(*(_hidden_layer(before, width) for before in widths))
+        self.layers = nn.Sequential(*(_build_hidden_layer(before, width) for before in widths))
         self.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [B, K], features [B, width])."""
+        """Map images [B, C, H, W] -> (logits [B, K], features [B, width])."""
         features = self.layers(images.flatten(1)).float()
         return self.fc(features), features
 
 
-def _hidden_layer(inputs: int, width: int) -> nn.Sequential:
+def _build_hidden_layer(inputs: int, width: int) -> nn.Sequential:
     # BatchNorm subtracts the mean, and with it any bias of the linear layer.
     linear = nn.Linear(inputs, width, bias=False)
     return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True))

@@ -49,7 +49,7 @@ class ResNet(resnet.ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [B, K], features [B, d])."""
+        """Map images [B, C, H, W] -> (logits [B, K], features [B, d])."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         features = self.avgpool(x.float()).flatten(1)
@@ -57,5 +57,5 @@ class ResNet(resnet.ResNet):
 
 
 def build(name: str, image_shape: tuple[int, int, int]) -> ResNet:
-    """ResNet18, 34, 50 or 101 for images of `image_shape` (C, H, W), still without classifier."""
+    """Build a ResNet for images of `image_shape` (C, H, W), still without classifier."""
     return ResNet(*_LAYERS[name], image_shape)

@@ -49,7 +49,7 @@ def find_wrapped_pairs(side: int, window: int, shift: int) -> Tensor:
     """Find pairs that meet only because the map wraps: bool [windows, window², window²].
 
     Shifting brings the first `shift` rows and columns to the far side, into windows with pixels
-    from the opposite edge of the image. Those must not attend to each other.
+    from the opposite edge of the image. These pixels must not attend to each other.
     """
     wrapped = (torch.arange(side) >= side - shift).long()
     region = 2 * wrapped[:, None] + wrapped[None, :]
@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
         channels: a multiple of 32, the width of a head.
         side: of the map, in pixels, a multiple of `window`.
         window: side of a window.
-        shift: by how many pixels the windows are shifted, 0 for not at all.
+        shift: number of pixels by which the windows are shifted; 0 for no shift.
     """
 
     index: Tensor
@@ -92,8 +92,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.roll((-self.shift, -self.shift), dims=(1, 2)) if self.shift else x
         qkv = self.qkv(split_windows(x, self.window)).unflatten(-1, (3, self.heads, HEAD_WIDTH))
-        # Windows beside heads: the fused kernels take four dimensions, and the score bias of
-        # every window then broadcasts over the batch instead of being copied for each image.
+        # Windows and heads share a dimension: the fused kernels take four dimensions. The score
+        # bias of every window then broadcasts over the batch, without a copy for each image.
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.score_bias().to(q.dtype))
         x = x.unflatten(1, (self.windows, self.heads)).transpose(2, 3).flatten(3)
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Images [B, C, H, W] -> normalised patches [B, H/factor, W/factor, width]."""
+    """Embedding of images [B, C, H, W] as normalised patches [B, H/factor, W/factor, width]."""
 
     def __init__(self, channels: int, width: int, factor: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """[B, S, S, C] -> [B, S/factor, S/factor, 2C]: factor² neighbours become one patch."""
+    """Layer [B, S, S, C] -> [B, S/factor, S/factor, 2C]: factor² neighbours become one patch."""
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Swin(nn.Module):
     Args:
         image_shape: (C, side, side), the side divisible by the product of the factors.
         width: channels of the first stage, a multiple of 32. Each stage doubles them.
-        factors: by how much each stage shrinks the map before its blocks.
+        factors: each stage shrinks the map by this factor before its blocks.
         window: nominal side of a window; a stage uses the largest divisor of its map's side
             up to that.
 
@@ -201,7 +201,7 @@ class Swin(nn.Module):
         self.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, side, side] -> (logits [B, K], features [B, 8 · width])."""
+        """Map images [B, C, side, side] -> (logits [B, K], features [B, 8 · width])."""
         features = self.norm(self.layers(images).float().mean(dim=(1, 2)))
         return self.fc(features), features
 
@@ -214,8 +214,8 @@ def build(
 ) -> Swin:
     """Build the Swin for images of `image_shape` (C, H, W), still without classifier.
 
-    Under 64 pixels the last stage does not shrink the map and windows are 4×4, as published;
-    from 64 pixels on the factors and the 7×7 windows are those of the original Swin-T.
+    For images below 64 pixels the last stage does not shrink the map and windows are 4×4, as
+    published. For larger images factors and 7×7 windows are those of the original Swin-T.
 
     Raises:
         UserError: images that are not square, a side that the four stages cannot divide, or a

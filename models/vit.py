@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision Transformer whose feature is the normalised class token, d = width.
+    """Vision Transformer. Its feature is the normalised class token, d = width.
 
     Args:
         image_shape: (C, H, W), H and W divisible by patch_size.
@@ -83,7 +83,7 @@ class ViT(nn.Module):
         self.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [B, K], features [B, width])."""
+        """Map images [B, C, H, W] -> (logits [B, K], features [B, width])."""
         x = self.patches(images).flatten(2).transpose(1, 2)  # [B, patches, width]
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.blocks(self.dropout(x + self.position))

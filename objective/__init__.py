@@ -1,4 +1,4 @@
-"""The losses, optimizers and learning-rate schedules by name: what there is to know of each.
+"""The registries of losses, optimizers and learning-rate schedules, by name.
 
 Imports no torch: an entry names its function as text.
 """
@@ -15,10 +15,10 @@ class Loss:
     Attributes:
         function: maps (logits [B, K], targets [B] or [B, K], smoothing) to a scalar.
         has_exact_minimum: whether `theory.minimum` gives the minimum of the regularised problem.
-        compares_logits: whether only differences between logits count, so that a common level of
-            the biases has no meaning.
-        colour: in figures.
-        marks: in figures, of our results and of the paper's.
+        compares_logits: whether only differences between logits count. A common level of the biases
+            then has no meaning.
+        colour: its colour in figures.
+        marks: the marks of our results and of the paper's, in figures.
     """
 
     function: str

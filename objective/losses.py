@@ -22,8 +22,8 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0
 
     The loss is **summed over classes**, as in the paper.
 
-    softplus(x) is written −logsigmoid(−x): exact for |z| up to the largest float, where
-    log(1 + exp(z)) overflows from z = 89 on, and keeping the small gradients that σ(z) − t rounds
+    softplus(x) is written −logsigmoid(−x). It is exact for |z| up to the largest float, while
+    log(1 + exp(z)) overflows from z = 89 on. It also keeps the small gradients that σ(z) − t rounds
     off.
     """
     logits = _to_float32(logits)

@@ -27,7 +27,7 @@ class Objective:
     Args:
         loss: a key of `objective.LOSSES`.
         smoothing: label smoothing, in [0, 1).
-        decays: of the loss's own decay terms (`--sep_decay`), or None.
+        decays: the decays of the loss's own decay terms (`--sep_decay`), or None.
     """
 
     def __init__(self, loss: str, smoothing: float = 0.0, decays: Decays | None = None) -> None:

@@ -26,10 +26,10 @@ def build_optimizer(
 
     Args:
         name: a key of `objective.OPTIMIZERS`.
-        model: with a classifier `fc`.
-        learning_rate: of the first step.
-        weight_decay: of all parameters but the classifier's bias.
-        weight_decay_bias: of the classifier's bias.
+        model: a network with a classifier `fc`.
+        learning_rate: the rate of the first step.
+        weight_decay: the decay of all parameters but the classifier's bias.
+        weight_decay_bias: the decay of the classifier's bias.
     """
     classifier: Any = model.fc
     bias = classifier.bias

@@ -19,10 +19,12 @@ def compute_learning_rate(
 ) -> float:
     """Return the learning rate of an epoch (1 … epochs).
 
-    The first `warmup` epochs rise linearly, base·e/(warmup + 1). Then `cosine` goes from base
-    towards `minimum`, as torch's CosineAnnealingLR stepped per epoch; `step` multiplies by `gamma`
-    after each of the `milestones` (numbers of finished epochs, warm-up included); `constant` stays
-    at base.
+    The rate rises linearly in the first `warmup` epochs, base·e/(warmup + 1). Then `cosine` goes
+    from base towards `minimum`, as torch's CosineAnnealingLR stepped per epoch. `step` multiplies
+    by `gamma` after each of the `milestones` (numbers of finished epochs, warm-up included).
+    `constant` stays at base.
+
+    Raises ValueError for an unknown schedule.
     """
     if epoch <= warmup:
         return base * epoch / (warmup + 1)

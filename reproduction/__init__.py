@@ -1,4 +1,4 @@
-"""The paper's experiments and the scales they are run at: what there is to know of each.
+"""The registries of the paper's experiments and of their scales.
 
 Imports no torch: an entry names its functions as text. To add an experiment, write its entry in
 `EXPERIMENTS`: reproduce.py then lists, trains, evaluates, draws and reports it.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Values = tuple[Any, ...]
-OVER_EPOCHS = " over epochs"  # after the name of a measure: its mean over the evaluated epochs
+OVER_EPOCHS = " over epochs"  # a measure with this behind its name is a mean over epochs
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Scale:
         rates: learning rates by optimizer; one that is not named gets train.py's default.
         datasets, models: in place of the experiments' own; None: the experiments'.
         of_datasets: settings in place of `settings`, by data set.
-        of_models: settings besides, by network.
-        is_papers: whether the runs are the paper's, and not small ones of the same kind.
+        of_models: additional settings, by network.
+        is_papers: whether the runs are those of the paper, and not small ones of the same kind.
         classes: numbers of classes of the unconstrained-feature model, for its table.
         swept_classes: the same for its sweeps.
     """
@@ -49,21 +49,22 @@ class Experiment:
 
     Attributes:
         title: heads the report.
-        what: one or two sentences on what it shows.
-        datasets, models: the paper's. Without any the experiment trains nothing.
-        losses: the ones that are compared; the report subtracts the first from the others.
+        what: its content in one or two sentences.
+        datasets, models: those of the paper. An experiment without any trains nothing.
+        losses: the losses to compare; the report subtracts the first from the others.
         axes: settings of train.py that the grid spans besides data set, model, loss and seed.
         smaller: axes in place of those of `axes`, by scale.
         fixed: settings of all its runs.
         image_side: side in pixels to which the paper resizes the images of a source that streams.
         save_every: epochs between checkpoints; None: the last epoch alone is saved.
-        checkpoints: those that eval_nc.py measures: last, all, best, epochs such as 1,5,10-20, or
-            None for none.
-        epochs: the first and the last epoch that are measured and drawn, in place of
-            `checkpoints`; of a shorter run its last half.
+        checkpoints: the checkpoints for eval_nc.py: last, all, best, or epochs such as 1,5,10-20;
+            None: none.
+        epochs: the first and the last epoch to measure and draw, in place of `checkpoints`. A
+            shorter run takes its last half.
         overlays_curves: whether eval_nc.py draws the curves of all runs in one picture.
-        measures: columns of nc_metrics.csv that the report shows, see `metrics.MEASURES`. One with
-            `OVER_EPOCHS` behind it is the mean over the evaluated epochs, without it the last's.
+        measures: columns of nc_metrics.csv that the report shows, see `metrics.MEASURES`. With
+            `OVER_EPOCHS` behind its name, a measure is averaged over the evaluated epochs. Without
+            it, the last epoch counts.
         published: maps the settings of a run in the paper's terms to the paper's numbers by
             measure.
         titles: the paper's names for its data sets, where they differ from those of
@@ -95,10 +96,11 @@ class Experiment:
 
     @property
     def trains(self) -> bool:
+        """Whether the experiment has training runs."""
         return bool(self.datasets)
 
     def choose_checkpoints(self, epochs: int) -> str | None:
-        """Return the checkpoints that are measured of runs of so many epochs; None: none."""
+        """Return the checkpoints to measure of runs of `epochs` epochs; None: none."""
         if self.epochs is None:
             return self.checkpoints
         first, last = choose_epochs(self.epochs, epochs)
@@ -224,7 +226,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "paper's table is not known here: ResNet18 is taken.",
         datasets=("cifar100",),
         axes={"optimizer": ("SGD",), "imbalance_factor": (10, 50, 100)},
-        # Enough images that a class has more than 100, and is one of the many.
+        # With this many images, a class has more than 100 and is one of the many.
         smaller={"smoke": {"imbalance_factor": (10,), "sample_size": (120,)}},
         fixed={"augment": "DA1"},
         checkpoints="last",

@@ -30,11 +30,11 @@ class GridRun:
     """One training run of a grid.
 
     Attributes:
-        name: of its run directory.
+        name: the name of its run directory.
         given: the settings that its command gives, in order.
-        settings: the complete ones.
-        group: the labels of its setting; the runs that differ in the seed alone share them.
-        stands_for: data set and model of the paper whose numbers it is held against.
+        settings: the complete settings.
+        group: the labels of its setting. Runs that differ in the seed alone share them.
+        stands_for: the paper's data set and model to compare with.
     """
 
     name: str
@@ -48,7 +48,7 @@ class GridRun:
         return format_flags(self.given)
 
     def look_up_published(self, experiment: Experiment) -> dict[str, float]:
-        """Return the paper's numbers for it, by measure."""
+        """Return the paper's numbers for this run, by measure."""
         if experiment.published is None:
             return {}
         in_the_paper = self.settings.replace(**self.stands_for)
@@ -60,7 +60,7 @@ def format_flags(given: Mapping[str, Any]) -> list[str]:
     """Return settings as the words of a command line."""
     words = []
     for name, value in given.items():
-        if value is False:  # the default of every switch
+        if value is False:  # every switch is off by default
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}"] if value is True else [f"--{name}", *map(str, values)]
@@ -82,7 +82,7 @@ def build_grid(
         name: a key of `EXPERIMENTS`.
         scale: a key of `SCALES`.
         seeds: each setting gets the seeds 0 … seeds − 1.
-        datasets, models: in place of the experiment's at this scale.
+        datasets, models: names in place of the experiment's at this scale.
         overrides: settings in place of the scale's, by their name; `lr_NAME` is the learning rate
             of the optimizer NAME.
 
@@ -151,7 +151,7 @@ def _build_run(
 
 
 def _choose_sizes(experiment: Experiment, scale: Scale, dataset: str, model: str) -> dict[str, Any]:
-    """Return how long is trained on how many images of which side by which size of network."""
+    """Return the settings for epochs, images, their side, and the size of the network."""
     sizes = dict(scale.of_datasets.get(dataset, scale.settings))
     if scale.is_papers and SOURCES[dataset].streams:
         sizes["img_size"] = experiment.image_side
@@ -163,14 +163,14 @@ def _choose_axes(experiment: Experiment, scale_name: str) -> dict[str, Values]:
 
 
 def _list_spelled(experiment: Experiment, scale_name: str) -> set[str]:
-    """Return the settings that a name spells out where their entry has no short form."""
+    """Return the settings that a name spells out if their entry has no short form."""
     axes = _choose_axes(experiment, scale_name)
     varied = {name for name, values in axes.items() if len(values) > 1}
     return (varied | set(experiment.fixed)) - set(NAMED_FIRST)
 
 
 def _list_name_words(given: Mapping[str, Any], spelled: Collection[str]) -> Iterator[str]:
-    """Yield the words that tell runs of one scale apart, also those of different experiments."""
+    """Yield the words that distinguish runs of one scale, also of different experiments."""
     entries = Settings.entries()
     for name in dict.fromkeys((*NAMED_NEXT, *entries)):
         value, short = given.get(name), entries[name].short

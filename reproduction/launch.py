@@ -1,6 +1,6 @@
-"""Running many commands: here, some at a time, or through submitit (one machine or SLURM).
+"""Many commands: run here, a few at a time, or through submitit (one machine or SLURM).
 
-Every command must be one that can be started again and goes on where it was.
+Every command must continue its work when it is started again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 from utils.errors import UserError
 
-GRACE = 90  # seconds that a command has to save its state when it is asked to stop
-POLL = 0.2  # seconds
-MANY = 1000  # times that a job may run into its time limit and be requeued
+GRACE = 90  # seconds for a command to save its state after it is asked to stop
+POLL = 0.2  # seconds between two looks at the running commands
+MOST_REQUEUES = 1000  # a job may reach its time limit and be requeued this many times
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit status, and the last line that it wrote to stderr."""
+    """The end of a command: its exit status, and the last line that it wrote to stderr."""
 
     status: int
     complaint: str = ""
@@ -34,8 +34,8 @@ class Outcome:
 class Command:
     """A command that runs as a process, or as a job of submitit.
 
-    submitit calls `checkpoint` before a job is preempted or its time is up: the command saves its
-    state, and the job goes into the queue again.
+    submitit calls `checkpoint` before a job is preempted or its time is up. The command then saves
+    its state, and the job goes into the queue again.
     """
 
     def __init__(self, words: Sequence[str], threads: int | None = None) -> None:
@@ -59,10 +59,11 @@ class Command:
         )
 
     def is_running(self) -> bool:
+        """Return whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def wait(self) -> Outcome:
-        """Wait for the end of the process, which has been started."""
+        """Wait for the end of the started process."""
         assert self._process is not None
         _, complaints = self._process.communicate()
         lines = complaints.strip().splitlines()
@@ -89,10 +90,10 @@ class Command:
         try:
             return self.wait()
         finally:
-            self.ask_to_stop()  # where this process is interrupted
+            self.ask_to_stop()  # this process may have been interrupted
 
     def checkpoint(self, *_: Any) -> Any:
-        """Stop, and return the submission that goes on."""
+        """Stop, and return the submission that continues the work."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -102,9 +103,9 @@ class Command:
 def run_here(commands: Mapping[str, Sequence[str]], jobs: int) -> Iterator[tuple[str, Outcome]]:
     """Run commands by name, `jobs` at a time; yield each name and outcome as it ends.
 
-    When the caller leaves early (a stop, an error), the running ones are stopped and waited for.
+    If the caller leaves early (a stop, an error), the running commands are stopped first.
     """
-    # All together use the cores once, not each of them all cores.
+    # The commands share the cores: each would otherwise use all of them.
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     waiting = [(name, Command(words, threads)) for name, words in commands.items()]
     running: list[tuple[str, Command]] = []
@@ -120,7 +121,7 @@ def run_here(commands: Mapping[str, Sequence[str]], jobs: int) -> Iterator[tuple
             if not ended:
                 time.sleep(POLL)
     finally:
-        for _, command in running:  # all are asked to stop before one is waited for
+        for _, command in running:  # ask all to stop before waiting for one
             command.ask_to_stop()
         for _, command in running:
             command.stop()
@@ -182,7 +183,7 @@ def _build_executor(
         raise UserError("--launcher needs the package submitit: pip install submitit") from error
     # A job need not find this module: it travels with the job.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    options = {"slurm_max_num_timeout": MANY} if cluster == "slurm" else {}
+    options = {"slurm_max_num_timeout": MOST_REQUEUES} if cluster == "slurm" else {}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **options)
     except (RuntimeError, OSError) as error:

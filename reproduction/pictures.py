@@ -1,4 +1,4 @@
-"""How a finished grid is measured and drawn: which scripts are called, and which pictures result.
+"""The calls that measure and draw a finished grid, and the pictures that result.
 
 Nothing here runs a script: reproduce.py makes the calls that these functions return.
 """
@@ -22,9 +22,9 @@ class Call:
     """A call of a script.
 
     Attributes:
-        script: its name without .py.
-        flags: its command line.
-        accepted: exit statuses that are no failure.
+        script: the name of the script without .py.
+        flags: the command line.
+        accepted: the exit statuses that are no failure.
     """
 
     script: str
@@ -37,9 +37,9 @@ class Drawing:
     """The plan of the pictures of a report.
 
     Attributes:
-        pictures: for the report, those of them that exist after the calls.
-        calls: to be made in this order.
-        outdated: pictures of an earlier call, which would stay beside the new ones.
+        pictures: the report shows those of these that exist after the calls.
+        calls: the calls to make, in this order.
+        outdated: pictures of an earlier call that would stay beside the new ones.
     """
 
     pictures: Sequence[Path]
@@ -55,11 +55,11 @@ def list_evaluations(work: Work) -> list[Call]:
     flags = ["--load_path", *_list_directories(work, work.finished), "--checkpoints", chosen]
     if work.experiment.overlays_curves:
         flags += ["--out", str(work.out)]
-    return [Call("eval_nc", [*flags, *_device(work)])]
+    return [Call("eval_nc", [*flags, *_list_device_flags(work)])]
 
 
 def draw_curves(work: Work) -> Drawing:
-    """Curves of the measures, which eval_nc.py has drawn, and the scores of all runs at the end."""
+    """Draw the scores of all runs at the end; eval_nc.py has drawn the curves of the measures."""
     picture = work.out / "scores.png"
     call = _call_scores(work, work.finished, picture)
     return Drawing([work.out / "nc_curves_overlay.png", picture], [call])
@@ -81,13 +81,13 @@ def draw_tsne(work: Work) -> Drawing:
     epochs = _count_epochs(work)
     begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)
     flags = [*_list_directories(work, first), "--checkpoints", f"{begin}-{end}"]
-    call = Call("eval_tsne", [*flags, "--out", str(work.out), *_device(work)])
+    call = Call("eval_tsne", [*flags, "--out", str(work.out), *_list_device_flags(work)])
     pictures = [work.out / f"tsne_epoch_{end:03d}.png", work.out / "tsne.gif"]
     return Drawing(pictures, [call], sorted(work.out.glob("tsne_epoch_*.png")))
 
 
 def draw_accuracies(work: Work) -> Drawing:
-    """Accuracies beside the paper's, drawn at once."""
+    """Draw the accuracies beside the paper's, without a call."""
     from figures.accuracy import Accuracy, draw_accuracy_figure
     from figures.style import save_figure
 
@@ -111,7 +111,7 @@ def draw_accuracies(work: Work) -> Drawing:
 
 
 def name_dataset(work: Work, dataset: str) -> str:
-    """Return a data set's name as the paper has it."""
+    """Return the paper's name of a data set."""
     return work.experiment.titles.get(dataset, SOURCES[dataset].title)
 
 
@@ -123,13 +123,19 @@ def _list_directories(work: Work, runs: Sequence[GridRun]) -> list[str]:
     return [str(work.locate(run)) for run in runs]
 
 
-def _device(work: Work) -> list[str]:
+def _list_device_flags(work: Work) -> list[str]:
     return ["--gpu_id", str(work.gpu_id)]
 
 
 def _call_scores(work: Work, runs: Sequence[GridRun], picture: Path) -> Call:
     swept = ["--by", work.experiment.swept] if work.experiment.swept else []
-    flags = [*_list_directories(work, runs), *swept, "--out", str(picture), *_device(work)]
+    flags = [
+        *_list_directories(work, runs),
+        *swept,
+        "--out",
+        str(picture),
+        *_list_device_flags(work),
+    ]
     return Call("eval_scores", flags)
 
 
@@ -139,7 +145,7 @@ def _is_panel(name: str, results: Sequence[Result]) -> bool:
 
 
 def _describe_setting(result: Result) -> str:
-    """Name a row: all labels but the loss, which mark and colour show."""
+    """Name a row by all labels but the loss: mark and colour show the loss."""
     return " ".join(
         f"{name} {value:g}" if isinstance(value, int | float) else str(value)
         for name, value in result.labels.items()
@@ -148,7 +154,7 @@ def _describe_setting(result: Result) -> str:
 
 
 def _describe_paper(work: Work) -> str:
-    """Name what the paper's numbers are of; in a grid over several the rows name it."""
+    """Name network and data set of the paper's numbers, if all runs have the same."""
     paper = {
         f"{run.stands_for['model']}, {name_dataset(work, run.stands_for['dataset'])}"
         for run in work.runs

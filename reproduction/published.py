@@ -1,4 +1,4 @@
-"""The paper's published numbers (Li, Xiao, Shen, ICML 2025), with which ours are compared.
+"""The paper's published numbers (Li, Xiao, Shen, ICML 2025), to compare with ours.
 
 Accuracies are percent on the test set: top-1 and, where published, uniform accuracy.
 """
@@ -63,7 +63,7 @@ NC_CURVES = {
 }
 
 # (classes, loss, λ_b) of the score figures with AdamW and Swin, read off the figures. CE's scores
-# do not depend on λ_b (None in the key). Its bias is no number to compare: without bias decay
+# do not depend on λ_b (None in the key). Its bias has no number to compare with: without bias decay
 # (λ_b = 0) it keeps its initial value.
 SCORE_FIGURES: dict[tuple[int, str, float | None], Scores] = {
     (10, "BCE", 0.0): (9.4, -1.0, 5.3),
@@ -78,7 +78,7 @@ SCORE_FIGURES: dict[tuple[int, str, float | None], Scores] = {
 
 
 def find_scores(num_classes: int, loss: str, weight_decay_bias: float) -> Scores:
-    """Return the scores and the bias of the paper's figures; None for what they do not show."""
+    """Return the scores and the bias of the paper's figures; None for a value not shown there."""
     independent = SCORE_FIGURES.get((num_classes, loss, None), (None, None, None))
     return SCORE_FIGURES.get((num_classes, loss, weight_decay_bias), independent)
 
@@ -106,13 +106,13 @@ def look_up_long_tail(settings: Settings) -> dict[str, float | None]:
 
 
 def look_up_nc_curves(settings: Settings) -> dict[str, float | None]:
-    """Return what the curves show at their end."""
+    """Return the values at the end of the curves."""
     nc2, nc3 = NC_CURVES.get((settings.loss, settings.optimizer), (None, None))
     return {"nc2": nc2, "nc3": nc3}
 
 
 def look_up_scores(settings: Settings) -> dict[str, float | None]:
-    """Return what the score figures show, which were read off for Swin with AdamW."""
+    """Return the values of the score figures, which were read off for Swin with AdamW."""
     if (settings.model, settings.optimizer) != ("Swin", "AdamW"):
         return {}
     num_classes = SOURCES[settings.dataset].num_classes or 0

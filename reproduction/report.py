@@ -31,7 +31,7 @@ from utils.files import read_csv, write_csv, write_whole
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of a grid: what config.json records of it, and the seconds it trained."""
+    """A finished run of a grid, its config.json, and the seconds that it trained."""
 
     run: GridRun
     config: Config
@@ -39,16 +39,17 @@ class FinishedRun:
 
     @property
     def settings(self) -> Settings:
+        """The settings in its config.json."""
         return self.config.settings
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows.
+    """The content of a report.
 
     Attributes:
         work: experiment, scale and runs.
-        command: gives the report again.
+        command: the command that gives the report again.
         results: one for each setting.
         pictures: files beside the report.
         trained: the runs that have a result.
@@ -64,7 +65,7 @@ class Report:
 def build_report(
     work: Work, command: str, results: Sequence[Result], pictures: Sequence[Path]
 ) -> Report:
-    """Read what the run directories record of the finished runs. Raises UserError."""
+    """Read the records of the finished runs from their directories. Raises UserError."""
     trained = [_read_finished(run, work.locate(run)) for run in work.finished]
     return Report(work, command, results, pictures, trained)
 
@@ -120,7 +121,7 @@ def _list_tables(report: Report, tabulate: Any) -> list[str]:
 
 
 def _list_facts(report: Report) -> list[str]:
-    """Return what was trained, on what, where and when."""
+    """Return scale, data, training, machine and date."""
     scale = f"Scale: {report.work.scale_name}."
     if not report.trained:
         packages = _format_packages(describe_environment())
@@ -160,7 +161,7 @@ def _describe_data(config: Config) -> str:
 
 
 def _explain(report: Report) -> str:
-    """Return how the numbers are to be read."""
+    """Return the text that explains the numbers."""
     work = report.work
     lines = ["Accuracies in percent; with several seeds mean ± sample standard deviation."]
     if any(find_measure(measure).predicted for measure in work.experiment.measures):

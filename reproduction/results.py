@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.files import read_csv
 
 REFERENCES = ("paper", "predicted")
-MOST_COLUMNS = 9  # of numbers in one table
+MOST_COLUMNS = 9  # largest number of number columns in one table
 NOTHING = "–"  # a cell without a number
 
 Table = tuple[list[str], list[list[str]]]  # header and cells
@@ -30,7 +30,7 @@ class Result:
     Attributes:
         labels: the setting.
         values: one number of each finished seed, by measure.
-        references: what they are held against, by measure and then by one of `REFERENCES`.
+        references: numbers to compare with, by measure and then by one of `REFERENCES`.
         missing: runs without a result, and why.
     """
 
@@ -55,7 +55,7 @@ def find_measure(name: str) -> Measure:
 
 
 def title_measure(name: str) -> str:
-    """Return what heads a measure's column."""
+    """Return the heading of a measure's column."""
     return find_measure(name).heading + (OVER_EPOCHS if name.endswith(OVER_EPOCHS) else "")
 
 
@@ -117,7 +117,7 @@ def _read_value(
         cells = [_read_number(row, column, path) for row in evaluated]
         numbers = [number for number in cells if number is not None]
         return statistics.fmean(numbers) if numbers else None
-    if measure.history:  # metrics.csv has the last epoch, whichever were evaluated
+    if measure.history:  # metrics.csv has the last epoch, even if it was not evaluated
         return _read_number(history[-1], measure.history, directory / METRICS)
     return _read_number(evaluated[-1], column, path) if evaluated else None
 
@@ -134,7 +134,7 @@ def _read_number(row: Mapping[str, str], column: str, path: Path) -> float | Non
 
 
 def format_tables(results: Sequence[Result], measures: Sequence[str]) -> list[Table]:
-    """Return tables of a few measures each, as `format_results`, so that each fits a page."""
+    """Return tables of a few measures each, as `format_results` does. Each fits a page."""
     present = [m for m in measures if any(m in r.values or m in r.references for r in results)]
     parts: list[list[str]] = []
     width = MOST_COLUMNS + 1
@@ -157,7 +157,7 @@ def _list_references(results: Sequence[Result], measure: str) -> list[str]:
 
 
 class Column(NamedTuple):
-    """The numbers of a measure: ours, or those of a reference, or ours minus a reference's."""
+    """Column of a measure: our numbers, a reference's, or ours minus a reference's."""
 
     measure: str
     reference: str | None = None
@@ -165,6 +165,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
+        """The heading of the column."""
         if self.is_difference:
             return "difference"
         return " ".join(filter(None, (title_measure(self.measure), self.reference)))
@@ -219,7 +220,7 @@ def compare_losses(
     """Return header and cells of one loss minus another in the same setting, ours and the paper's.
 
     Scores and biases are left out: the losses bring them to other levels by design. Returns None
-    where no setting was run with both losses or nothing can be compared.
+    if no setting was run with both losses, or no measure can be compared.
     """
     others = [name for name in results[0].labels if name != "loss"]
     settings: dict[tuple[Any, ...], dict[str, Result]] = {}

@@ -8,9 +8,9 @@ from reproduction.pictures import Call, Drawing
 from reproduction.results import Result
 from reproduction.work import Work
 
-SWEEPS = ("bias_decay", "bias_init_mean")  # of verify_theory.py
-BATCH = 128  # images of a batch in the paper's runs, which the classes share
-DISAGREES = 1  # exit status of verify_theory.py where the minimum found is not the predicted one
+DRAWN_SWEEPS = ("bias_decay", "bias_init_mean")  # names of theory.setting.SWEEPS
+BATCH = 128  # images of a batch in the paper's runs; the classes share them
+DISAGREES = 1  # exit status of verify_theory.py if the found minimum is not the predicted one
 
 
 def find_results(work: Work) -> list[Result]:
@@ -21,9 +21,9 @@ def find_results(work: Work) -> list[Result]:
 
 
 def draw_sweeps(work: Work) -> Drawing:
-    """Scores and bias over the decay and over the initial mean of the bias, for each loss."""
+    """Draw scores and bias over the decay and the initial mean of the bias, for each loss."""
     pictures, calls = [], []
-    settings = itertools.product(work.experiment.losses, SWEEPS, work.scale.swept_classes)
+    settings = itertools.product(work.experiment.losses, DRAWN_SWEEPS, work.scale.swept_classes)
     for loss, sweep, classes in settings:
         files = work.out / f"{loss}_{sweep}_K{classes}"
         flags = ["--loss", loss, "--sweep", sweep, "--num_classes", str(classes)]

@@ -10,7 +10,7 @@ from reproduction.results import Result
 from theory.minimiser import Problem, minimise
 from theory.minimum import predict
 
-BATCH_SIZE, DECAY = 128, 5e-4  # of the paper's runs; λ_W = λ_H
+BATCH_SIZE, DECAY = 128, 5e-4  # the paper's runs use these; λ_W = λ_H = DECAY
 # (loss, λ_b) of the published figures that show a number.
 PUBLISHED_SETTINGS = (("CE", 5e-4), ("BCE", 0.0), ("BCE", 5e-4), ("BCE", 0.5))
 
@@ -37,7 +37,7 @@ def _compute_result(
 ) -> Result:
     per_class = BATCH_SIZE / num_classes
     whole = math.ceil(per_class)
-    feature_decay_rate = DECAY * per_class / whole  # n need not be whole, see Problem
+    feature_decay_rate = DECAY * per_class / whole  # n may be fractional, see Problem
     problem = Problem(
         loss, [whole] * num_classes, num_classes + 6, DECAY, feature_decay_rate, weight_decay_bias
     )

@@ -18,7 +18,7 @@ def compare_minima(setting: Setting, class_sizes: Sequence[int]) -> Comparison:
     """Predict the minimum of a setting, find it, and compare the two.
 
     Args:
-        setting: its prediction is the one for balanced classes, whatever its imbalance factor.
+        setting: the setting. The prediction is for balanced classes, at any imbalance factor.
         class_sizes: samples of each of the K classes in the search, the largest first.
 
     Raises:
@@ -32,7 +32,7 @@ def compare_minima(setting: Setting, class_sizes: Sequence[int]) -> Comparison:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    share = samples / class_sizes[0]  # n need not be whole, see Problem
+    share = samples / class_sizes[0]  # n may be fractional, see Problem
     problem = Problem(
         setting.loss,
         class_sizes,

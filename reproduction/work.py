@@ -1,4 +1,4 @@
-"""One call of reproduce.py: which runs it is about, where they are, and where its result goes."""
+"""One call of reproduce.py: its runs, their directories, and the place of its result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Work:
     """The input of the functions that find results and draw pictures.
 
     Attributes:
-        name: of the experiment.
-        scale_name: of the scale.
-        runs: all of the grid; none where the experiment trains nothing.
-        save_dir: where the run directories are.
-        out: where report and pictures go.
+        name: the name of the experiment.
+        scale_name: the name of the scale.
+        runs: all runs of the grid; none if the experiment trains nothing.
+        save_dir: the directory of the run directories.
+        out: the directory of report and pictures.
         gpu_id: the device of the scripts that measure and draw; −1 is the CPU.
         failed: why a run has no result, by its name.
     """
@@ -34,10 +34,12 @@ class Work:
 
     @property
     def experiment(self) -> Experiment:
+        """The entry of the experiment."""
         return EXPERIMENTS[self.name]
 
     @property
     def scale(self) -> Scale:
+        """The entry of the scale."""
         return SCALES[self.scale_name]
 
     @property

@@ -1,4 +1,4 @@
-"""Which checkpoints a run directory holds, and which of them are meant. Imports no torch."""
+"""The checkpoints of a run directory, and the choice among them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def list_checkpoints(directory: Path) -> dict[int, Path]:
 
 
 def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
-    """Return those of `last`, `all`, `best` or a list such as 1,5,10-20, by epoch.
+    """Return the checkpoints of `last`, `all`, `best` or a list such as 1,5,10-20, by epoch.
 
-    A range takes the epochs of it that were saved; a single number must have been. Raises
-    UserError for what is not there.
+    A range takes those of its epochs that were saved. Raises UserError if a range has none, or if
+    a single epoch was not saved.
     """
     if selection == "best":
         return {find_best_epoch(directory): directory / BEST}
@@ -70,7 +70,7 @@ def parse_epochs(text: str) -> list[tuple[int, int]]:
 def find_best_epoch(directory: Path) -> int:
     """Return the epoch of best_model.pth: the first of the best test top-1 in metrics.csv.
 
-    Raises UserError where that cannot be known.
+    Raises UserError if metrics.csv does not show it.
     """
     if not (directory / BEST).is_file():
         raise UserError(f"{directory / BEST} does not exist")

@@ -21,7 +21,7 @@ class Config:
 
     Attributes:
         settings: every resolved setting.
-        facts: of the data set, see `input_pipeline.splits.DataSet.facts`.
+        facts: those of the data set, see `input_pipeline.splits.DataSet.facts`.
         environment: library versions, git commit and device.
     """
 
@@ -50,7 +50,7 @@ def read_config(directory: Path) -> Config:
 def format_config(
     settings: Settings, run_name: str, facts: dict[str, Any], environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what config.json holds of a new run."""
+    """Return the content of config.json for a new run."""
     kept = {k: v for k, v in settings.values().items() if k not in ("resume", "force")}
     return {
         "settings": {**kept, "run_name": run_name},
@@ -62,8 +62,8 @@ def format_config(
 def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -> None:
     """Refuse a data set that is not the one the run of `directory` was trained on.
 
-    `stored` are the facts in its config.json, `found` those of the data set at hand. Raises
-    UserError that names the first that differs.
+    `stored` are the facts in its config.json, `found` those of the data set at hand. Raises a
+    UserError that names the first fact that differs.
     """
     changed = [key for key, value in found.items() if key in stored and stored[key] != value]
     if changed:

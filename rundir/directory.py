@@ -1,4 +1,4 @@
-"""The directory of a run: which one a command means, its lock, and every file written into it."""
+"""The directory of a run: its choice, its lock, and every file written into it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Run:
     """A run directory. Every file that training leaves there is written through this object.
 
     Attributes:
-        directory: where it is.
+        directory: its path.
         resumed: whether it holds a run that goes on.
         log: train_log.txt, once the run is open.
     """
@@ -58,16 +58,17 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of the directory."""
         return self.directory.name
 
     def __truediv__(self, file: str) -> Path:
         return self.directory / file
 
     def open(self) -> None:
-        """Create the directory, in place of a run there that `--force` gave up, or reopen it.
+        """Create the directory, or reopen it for a resumed run; `--force` replaces a run there.
 
-        Locks it against a second trainer. Raises UserError if it cannot be written or another
-        process trains in it.
+        Locks the directory against a second trainer. Raises UserError if it cannot be written or
+        another process trains in it.
         """
         if not self.resumed and _is_occupied(self.directory):
             _clear(self.directory)
@@ -118,7 +119,7 @@ class Run:
 
     @property
     def events(self) -> Path:
-        """Where TensorBoard's events go."""
+        """The directory of TensorBoard's events."""
         return self / EVENTS
 
 
@@ -126,8 +127,8 @@ def choose_run(settings: Settings) -> Run:
     """Decide which directory the settings ask for, new or resumed; touches no file.
 
     `--resume` means `run_name`, or the newest unfinished run of the same configuration; `--force`
-    replaces an existing directory; both together resume what is there and start a run where
-    none is. Raises UserError for what is refused.
+    replaces an existing directory. Both together resume a run that exists, or else start one.
+    Raises UserError if no run can be resumed or a directory may not be replaced.
     """
     save_dir = Path(settings.save_dir)
     _check_writable(save_dir)
@@ -140,7 +141,7 @@ def choose_run(settings: Settings) -> Run:
 
 
 def _check_writable(save_dir: Path) -> None:
-    """Refuse before the data is loaded what could not be written after."""
+    """Refuse a directory that cannot be written, before the data is loaded."""
     existing = next(path for path in (save_dir, *save_dir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"--save_dir {save_dir}: {existing} is not a directory")
@@ -206,7 +207,7 @@ def format_run_name(settings: Settings) -> str:
 
 
 def _is_occupied(directory: Path) -> bool:
-    """Return whether something is there, but for what a run killed at its start has left."""
+    """Return whether something is there besides the files that an early kill leaves."""
     if not directory.is_dir():
         return directory.exists()
     leftovers = {f".{CONFIG}.tmp", LOG}
@@ -220,7 +221,7 @@ def _clear(directory: Path) -> None:
 
 
 def _lock(directory: Path) -> TextIO:
-    """Open the log and hold a lock on it; the system releases it however the process ends."""
+    """Open the log and lock it; the system releases the lock however the process ends."""
     try:
         log = open(directory / LOG, "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:

@@ -9,7 +9,7 @@ from input_pipeline import AUGMENTATIONS
 from objective import LOSSES
 from theory.minimum import Prediction, predict
 
-BALANCED = 1.5  # the largest class over the smallest, up to which a run's classes are balanced
+BALANCED = 1.5  # classes count as balanced up to this ratio of the largest to the smallest
 # A prediction depends on these besides the classes and the network.
 PREDICTION_SETTINGS = [
     "loss",
@@ -26,14 +26,14 @@ PREDICTION_SETTINGS = [
 def predict_run(
     settings: Settings, class_sizes: Sequence[float], feature_dim: int
 ) -> Prediction | None:
-    """Predict what a run with these settings approaches; None where no prediction is claimed.
+    """Predict the exact minimum that a run with these settings approaches; None without one.
 
     A mini-batch regularised by `--sep_decay` is problem (1) with n = batch_size/K samples per
-    class. That needs a loss whose minimum is known on hard labels, a trained weight, a bias, decays
-    above 0 and features enough, and classes of about one size.
+    class. The prediction needs a loss with a known minimum, hard labels, a trained weight, a bias,
+    decays above 0, enough features, and classes of about one size.
 
     Args:
-        settings: of the run, complete.
+        settings: the complete settings of the run.
         class_sizes: training images of each class; the largest at most 1.5 times the smallest.
         feature_dim: d.
     """

@@ -1,4 +1,4 @@
-"""Data, batches and networks built from settings: for training, and again from a run directory."""
+"""Data, batches and networks from settings: for training, and again from a run directory."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class TrainedRun:
     """A run directory and the content of its config.json.
 
     Attributes:
-        directory: where it is.
+        directory: its path.
         settings: complete. Those of weights that came without a config.json are in part defaults.
         facts: of the data set; empty for weights that came without a config.json.
     """
@@ -130,22 +130,23 @@ class TrainedRun:
 
     @property
     def name(self) -> str:
+        """The name of the directory."""
         return self.directory.resolve().name
 
     @property
     def loss(self) -> str:
-        """The loss it was trained with; "" where that is not known."""
+        """The loss it was trained with; "" if that is not known."""
         return self.settings.loss if self.facts else ""
 
     @property
     def optimizer(self) -> str:
-        """The optimizer it was trained with; "" where that is not known."""
+        """The optimizer it was trained with; "" if that is not known."""
         return self.settings.optimizer if self.facts else ""
 
 
 @dataclass
 class ChosenRun(TrainedRun):
-    """A run and those of its checkpoints, by epoch, that are to be evaluated."""
+    """A run, and the checkpoints to evaluate, by epoch."""
 
     chosen: dict[int, Path]
 
@@ -174,12 +175,12 @@ def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracte
 
 @dataclass
 class LoadedData:
-    """A run's data set as it is evaluated.
+    """A run's data set for evaluation.
 
     Attributes:
         data: the samples that were selected, or all.
-        facts: of the whole data set.
-        samples: by split the numbers, int64 [N], of those that were selected; empty for all.
+        facts: those of the whole data set.
+        samples: the numbers of the selected samples, int64 [N], by split; empty for all.
     """
 
     data: DataSet
@@ -188,18 +189,18 @@ class LoadedData:
 
 
 class Rebuilder:
-    """Data, batches and models of trained runs; each built once for all runs that share it.
+    """Builder of data, batches and models of trained runs, each once for all runs that share it.
 
     Args:
-        device: where the models and the batches are.
-        splits: "train", "test" or both, to be loaded.
+        device: the device of the models and the batches.
+        splits: the splits to load: "train", "test" or both.
         batch_size: images per pass.
         data_dir, num_workers: in place of those in the runs' settings, where given.
-        precision: that the networks compute in: fp32, tf32, bf16 or fp16.
+        precision: the precision of the networks: fp32, tf32, bf16 or fp16.
         select: maps the labels of a split, int64 [N], to the numbers of the samples to keep; None
             keeps all.
-        keep_all: whether what was built for one run is kept while another run is evaluated, for
-            runs that take turns.
+        keep_all: whether the data and models of one run are kept while another is evaluated. Runs
+            that take turns need it.
     """
 
     def __init__(
@@ -262,7 +263,7 @@ class Rebuilder:
         )
 
     def batches(self, run: TrainedRun, split: str) -> BatchLoader:
-        """Build the batches of a split's images in order, as they are."""
+        """Build the batches of a split's images in order, without augmentation."""
         data, memory_format = self.data(run), self.precision(run).memory_format
         workers = run.settings.num_workers if self._num_workers is None else self._num_workers
         batches: BatchLoader = self._build_once(
@@ -315,14 +316,14 @@ class Rebuilder:
         known = self._load_once(run).facts.get("class_sizes") or run.facts.get("class_sizes")
         if known:
             return list(known)
-        # An older run, the test set alone loaded: its shares at the training set's size.
+        # An older run with the test set alone: its shares are scaled to the training set's size.
         assert data.test is not None
         counts = torch.bincount(data.test.labels.cpu(), minlength=data.num_classes).double()
         total = run.facts.get("train_size", len(data.test))
         return (counts * total / len(data.test)).tolist()
 
     def prediction(self, run: TrainedRun) -> Prediction | None:
-        """Predict the exact minimum that the run approaches; None where none is claimed."""
+        """Predict the exact minimum that the run approaches; None without a prediction."""
         if not run.facts:
             return None
         feature_dim: Any = self.model(run).feature_dim
@@ -335,6 +336,6 @@ class Rebuilder:
             if known == identity:
                 return result
         if not self._keep_all:
-            built.clear()  # frees the memory of the last one first
+            built.clear()  # frees the memory of the last one before the next is built
         built.append((identity, build()))
         return built[-1][1]

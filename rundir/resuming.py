@@ -1,4 +1,4 @@
-"""Which settings a resumed run takes, and which may change. Imports no torch."""
+"""The settings of a resumed run, and those that may change. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
-    """Return the complete settings of a command line, those of a resumed run under them.
+    """Return the complete settings of a command line; a resumed run gives those not named there.
 
     Exits with status 2 and one line on a mistake.
     """
@@ -25,9 +25,9 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
 
 
 def take_over_settings(settings: Settings) -> Settings:
-    """Put the settings of the run that `--resume --run_name` names under those a user gave.
+    """Fill in the settings that a user did not give from the run of `--resume --run_name`.
 
-    Without such a run the settings stay as they are. Raises UserError for a changed setting.
+    The settings stay as they are if there is no such run. Raises UserError for a changed setting.
     """
     if not (settings.resume and settings.run_name):
         return settings
@@ -40,7 +40,7 @@ def take_over_settings(settings: Settings) -> Settings:
 
 
 def list_changes(stored: Settings, asked: Mapping[str, Any]) -> list[str]:
-    """Return the names of the asked settings that shape a run and that `stored` has otherwise."""
+    """Return the names of the asked settings that shape a run and differ from `stored`."""
     shaping = stored.shaping()
     return [name for name, value in asked.items() if name in shaping and shaping[name] != value]
 
@@ -48,7 +48,7 @@ def list_changes(stored: Settings, asked: Mapping[str, Any]) -> list[str]:
 def check_resumable(directory: Path, stored: Settings, given: Mapping[str, Any]) -> None:
     """Refuse to resume the run of `stored` settings with other ones.
 
-    More epochs are no change where the schedule does not depend on their number. Raises UserError
+    More epochs are no change if the schedule does not depend on their number. Raises a UserError
     that names the first setting that differs.
     """
     for name in list_changes(stored, given):

@@ -22,7 +22,7 @@ def save(path: Path, state: Any) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
     """Read a checkpoint; only tensors and plain containers are accepted (weights_only).
 
-    Raises UserError that names the file if it is missing, truncated or not a checkpoint.
+    Raises a UserError that names the file if it is missing, truncated or not a checkpoint.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -38,10 +38,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
 def load_weights(
     model: nn.Module, path: Path, device: torch.device, *, bias_added: bool = False
 ) -> None:
-    """Load a state_dict into `model`, whose classifier subtracts the bias.
+    """Load a state_dict into `model`. Its classifier subtracts the bias.
 
-    With `bias_added` the file's classifier adds it, as torch.nn.Linear does: its sign is turned.
-    Raises UserError that names the file if it is damaged or does not fit.
+    `bias_added` means that the file's classifier adds the bias, as torch.nn.Linear does. The
+    function then changes its sign. Raises a UserError that names the file if it is damaged or does
+    not fit.
     """
     state = load(path, device)
     try:
@@ -54,13 +55,13 @@ def load_weights(
 
 
 def read_rng_state() -> dict[str, Any]:
-    """Return the generators that a step draws from (dropout); the data's draws need none."""
+    """Return the states of the generators of dropout; the data's draws need none."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Take over what `read_rng_state` has returned."""
+    """Restore the states that `read_rng_state` returned."""
     torch.set_rng_state(state["cpu"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

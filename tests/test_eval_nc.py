@@ -427,7 +427,7 @@ def test_bare_weights_of_a_long_tail(lt_dir, capsys):
     assert read_table(lt_dir)[3, "test"]["top1_many"] == ""
 
 
-def test_another_tail_of_the_same_number_of_images_is_told(lt_dir, capsys):
+def test_another_tail_of_the_same_number_of_images_is_reported(lt_dir, capsys):
     config = json.loads((lt_dir / "config.json").read_text())
     sizes = config["data"]["class_sizes"]
     assert sizes == TAIL

@@ -1,4 +1,4 @@
-"""Predicted and found minimum side by side: what is compared, how far apart, and in a table."""
+"""Predicted and found minimum side by side: their quantities, differences and table."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 from theory.minimiser import FoundMinimum
 from theory.minimum import Prediction
 
-FLAT = 1e-6  # L-BFGS cannot tell a loss this near, relatively, from the minimum
+FLAT = 1e-6  # L-BFGS cannot lower a loss that exceeds the minimum by less than this share
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that is compared.
+    """A number to compare.
 
     Attributes:
-        title: in the table.
-        is_relative: whether differences are relative where the predicted value is above 1.
+        title: its title in the table.
+        is_relative: whether differences are relative if the predicted value is above 1.
     """
 
     title: str
     is_relative: bool = False
 
 
-COLLAPSE = {
+COLLAPSE_QUANTITIES = {
     "nc1": Quantity("NC1"),
     "nc2": Quantity("NC2 (classifier)"),
     "nc2_h": Quantity("NC2 (class means)"),
@@ -39,7 +39,7 @@ QUANTITIES = {
     "bias": Quantity("bias"),
     "loss_value": Quantity("loss", is_relative=True),
     "weight_norm_squared": Quantity("|W|^2", is_relative=True),
-    **COLLAPSE,
+    **COLLAPSE_QUANTITIES,
 }
 
 
@@ -50,8 +50,8 @@ class Comparison:
     Attributes:
         predicted: the exact minimum.
         found: the minimum that L-BFGS arrived at.
-        objection: why the theory does not apply, in words; None where it does.
-        expected: predicted values by the names of `QUANTITIES`; None where nothing is claimed.
+        objection: the reason why the theory does not apply; None if it applies.
+        expected: predicted values by the names of `QUANTITIES`; None without a prediction.
         measured: found values by the same names and others (see `collect_measured`).
     """
 
@@ -74,7 +74,7 @@ class Comparison:
         if self.expected["bias"] is None:
             spread = self.measured["bias_max"] - self.measured["bias_min"]
             differences["spread of the bias"] = spread
-        # A NaN is no agreement.
+        # A NaN counts as the largest difference.
         largest = max(
             differences, key=lambda name: (math.isnan(differences[name]), differences[name])
         )
@@ -121,14 +121,14 @@ def compare(
     Args:
         predicted: the exact minimum for balanced classes.
         found: the minimum that L-BFGS arrived at.
-        collapse: the found point's values of the quantities `COLLAPSE`, by name.
-        class_sizes: of the found minimum; the theory does not apply where they differ.
+        collapse: the found point's values of the quantities `COLLAPSE_QUANTITIES`, by name.
+        class_sizes: the sizes in the found minimum; the theory does not apply if they differ.
         feature_dim: d of the found minimum.
     """
     objection = find_objection(predicted, class_sizes, feature_dim)
     expected = collect_expected(predicted)
     if objection is not None:
-        expected = dict.fromkeys(expected)  # nothing is claimed
+        expected = dict.fromkeys(expected)  # there is no prediction
     measured = collect_measured(found, collapse)
     return Comparison(predicted, found, objection, expected, measured)
 
@@ -136,7 +136,7 @@ def compare(
 def find_objection(
     predicted: Prediction, class_sizes: Sequence[int], feature_dim: int
 ) -> str | None:
-    """Return why the theory does not apply, in words, or None where it does."""
+    """Return the reason why the theory does not apply, or None if it applies."""
     if len(set(class_sizes)) > 1:
         return "the classes are imbalanced"
     if feature_dim < predicted.min_feature_dim:
@@ -196,7 +196,7 @@ def collect_measured(found: FoundMinimum, collapse: Mapping[str, float]) -> dict
     values["loss_value"] = found.loss_value
     values["weight_norm_squared"] = np.square(found.weight).sum()
     values["gradient"] = found.gradient_norm
-    values |= {name: collapse[name] for name in COLLAPSE}
+    values |= {name: collapse[name] for name in COLLAPSE_QUANTITIES}
     return {name: float(value) for name, value in values.items()}
 
 

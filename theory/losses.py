@@ -1,7 +1,7 @@
 """The losses whose exact minimum is known, by name.
 
-Both have the form L(z, y) = A(z) − z_y with a function A of the logits whose gradient is the vector
-of predicted probabilities.
+Both have the form L(z, y) = A(z) − z_y with a function A of the logits. The gradient of A is the
+vector of predicted probabilities.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ExactLoss:
         evaluate: maps logits [N, K] to the sum of A over the samples and its gradient [N, K].
         evaluate_collapsed: maps K, the positive score, the negative score and the bias to the loss
             of a sample that has them.
-        solve: maps K, √(n λ_W λ_H) and λ_b to the minimising amplitude, bias and shift; the bias is
-            None where any common value is a minimum.
+        solve: maps K, √(n λ_W λ_H) and λ_b to the minimising amplitude, bias and shift. The bias is
+            None if any common value is a minimum.
     """
 
     evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -34,13 +34,13 @@ class ExactLoss:
 
 
 def evaluate_cross_entropy(logits: np.ndarray) -> tuple[float, np.ndarray]:
-    """A(z) = ln Σ_k exp(z_k), summed over samples, and the softmax."""
+    """Return A(z) = ln Σ_k exp(z_k), summed over samples, and the softmax."""
     logs = logsumexp(logits, axis=1, keepdims=True)
     return logs.sum(), np.exp(logits - logs)
 
 
 def evaluate_binary_cross_entropy(logits: np.ndarray) -> tuple[float, np.ndarray]:
-    """A(z) = Σ_k ln(1 + exp(z_k)), summed over samples, and the sigmoids."""
+    """Return A(z) = Σ_k ln(1 + exp(z_k)), summed over samples, and the sigmoids."""
     return np.logaddexp(0, logits).sum(), expit(logits)
 
 

@@ -25,7 +25,7 @@ class FoundMinimum:
         bias: [K].
         loss_value: the objective, regularisation included.
         gradient_norm: the largest entry of its gradient in absolute value.
-        iterations: of L-BFGS.
+        iterations: the iterations of L-BFGS.
     """
 
     weight: np.ndarray
@@ -52,13 +52,12 @@ class FoundMinimum:
 class Problem:
     """Problem (1) for given class sizes, as a function of one flat vector.
 
-    For n that is no whole number, give ⌈n⌉ samples per class and λ_H n/⌈n⌉. The minimum is the
-    same: the samples of a class coincide there, and n decides only their share of the
-    regularisation.
+    For a fractional n, give ⌈n⌉ samples per class and λ_H n/⌈n⌉. The minimum is the same: the
+    samples of a class coincide there, and n decides only their share of the regularisation.
 
     Args:
         loss: a name of `theory.losses.EXACT_LOSSES`.
-        class_sizes: how many samples each of the K classes has.
+        class_sizes: the samples of each of the K classes.
         feature_dim: d.
         weight_decay: λ_W.
         feature_decay_rate: λ_H.
@@ -87,6 +86,7 @@ class Problem:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes K."""
         return self.one_hot.shape[1]
 
     def draw_start(self, seed: int, bias_init_mean: float) -> np.ndarray:
@@ -133,13 +133,13 @@ def minimise(
 ) -> FoundMinimum:
     """Return the lowest minimum that L-BFGS reaches from `starts` random points.
 
-    The problem has no local minima but global ones, so that one start is enough; more confirm it.
+    Every local minimum of the problem is global: one start is enough, and more confirm it.
 
     Args:
         problem: what to minimise.
         bias_init_mean: the mean of the biases at the random points.
-        seed: of the first point; the others have seed + 1, seed + 2, …
-        starts: how many points, at least 1.
+        seed: the seed of the first point; the others have seed + 1, seed + 2, …
+        starts: the number of points, at least 1.
     """
     results = [
         minimize(

@@ -1,4 +1,4 @@
-"""The exact minimum of the unconstrained-feature model: what scores, bias and loss to expect.
+"""The exact minimum of the unconstrained-feature model: its scores, bias and loss.
 
 Problem (1) of the paper (Li, Xiao, Shen, ICML 2025): K classes, n samples each, features h ∈ R^d,
 classifier rows w_k, biases b, logits z = W h − b,
@@ -29,7 +29,7 @@ class Prediction:
         negative_score: w_j·h of every sample, j ≠ y.
         bias: every entry of b; None where any common value is a minimum (CE without bias decay:
             the bias keeps its initial mean).
-        common_shift: s, by which a direction common to all classes lowers every score.
+        common_shift: s; a direction common to all classes lowers every score by it.
         loss_value: the minimum, regularisation included.
         data_loss: the same without regularisation.
         weight_norm_squared: ‖W‖²_F.
@@ -126,8 +126,8 @@ def solve_theorem2(
 def is_separated_by_theorem2(num_classes: int, amplitude: float, weight_decay_bias: float) -> bool:
     """Return whether the b of equation (2) lies between the scores −a/(K−1) and a: condition (3).
 
-    The two sides of (2) cross once: the left side rises in b, the right side falls. So b < a where
-    the left is above the right at a, and b > −a/(K−1) where it is below it there.
+    The two sides of (2) cross once: the left side rises in b, the right side falls. Therefore b < a
+    if the left side is larger at a, and b > −a/(K−1) if it is smaller at −a/(K−1).
 
     Args:
         num_classes: K ≥ 2.
@@ -147,7 +147,7 @@ def is_separated_by_theorem2(num_classes: int, amplitude: float, weight_decay_bi
 
 
 def _count_dimensions(num_classes: int, amplitude: float, shift: float) -> int:
-    """Return how many dimensions the class means span: K − 1 of the ETF, one of the shift."""
+    """Count the dimensions that the class means span: K − 1 of the ETF, one of the shift."""
     etf = num_classes - 1 if amplitude > 0 else 0
     return max(1, etf + (1 if shift else 0))
 

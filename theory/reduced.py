@@ -12,7 +12,7 @@ import math
 from scipy.optimize import brentq
 from scipy.special import expit
 
-PRECISION = 1e-14  # of the roots, relative and absolute
+PRECISION = 1e-14  # relative and absolute error of the roots
 
 
 def solve_cross_entropy(
@@ -50,10 +50,10 @@ def solve_offset(
 ) -> tuple[float, float]:
     """Return BCE's minimising amplitude a ≥ 0 and offset u = b + s.
 
-    The objective depends on b and s through u but for their price. The least price of a u is
-    λ_b K b²/2 at b = u while that is cheaper than a shift, and rises by κ per unit from there.
-    The rest is convex in (a, u): u is the root of its own slope for each a, and the slope in a,
-    taken along these u, rises in a.
+    Apart from their price, b and s enter the objective only as u. The least price of a u is
+    λ_b K b²/2 at b = u while that is cheaper than a shift. It rises by κ per unit from there. The
+    rest is convex in (a, u). For each a, u is the root of the slope in u. The slope in a, taken
+    along these u, rises in a.
 
     Args:
         num_classes: K ≥ 2.

@@ -1,4 +1,4 @@
-"""A setting in which theory and search are compared, and the paper's sweeps. Imports nothing heavy.
+"""A setting to compare theory and search in, and the paper's sweeps. Imports nothing heavy.
 
 The names of the attributes are the flags of verify_theory.py.
 """
@@ -23,9 +23,9 @@ class Setting:
         weight_decay_bias: λ_b.
         bias_init_mean: the mean of the biases where the search starts.
         imbalance_factor: the size of the largest class over that of the smallest.
-        seed: of the first random start.
-        starts: how many random starts.
-        tolerance: the largest difference that agrees.
+        seed: the seed of the first random start.
+        starts: the number of random starts.
+        tolerance: the largest difference that counts as agreement.
     """
 
     loss: str
@@ -47,10 +47,10 @@ class Sweep:
     """One of the paper's grids over one attribute of a setting.
 
     Attributes:
-        name: of the sweep.
-        attribute: what varies.
-        values: of that attribute.
-        axis_label: in the picture.
+        name: the name of the sweep.
+        attribute: the attribute that varies.
+        values: its values.
+        axis_label: the label of the axis in the picture.
         bias_init_mean: the default of that attribute during the sweep.
     """
 
@@ -61,7 +61,7 @@ class Sweep:
     bias_init_mean: float = 0.0
 
     def apply(self, setting: Setting, value: float) -> Setting:
-        """Return the setting with another value of what varies."""
+        """Return the setting with another value of the swept attribute."""
         changed: dict[str, Any] = {self.attribute: value}
         return replace(setting, **changed)
 

@@ -1,1 +1,1 @@
-"""Training: the step (compiled), what an epoch adds up, the state of a run, and its log."""
+"""Training: the step, the totals of an epoch, the state of a run, and its log."""

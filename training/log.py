@@ -18,11 +18,11 @@ from utils.errors import UserError
 
 
 class RunLog:
-    """Records what happens in a run.
+    """Records of a run in training.
 
     Args:
-        run: open.
-        settings: of the run, complete.
+        run: the open run directory.
+        settings: the complete settings of the run.
 
     Attributes:
         console: prints lines and appends them to train_log.txt.
@@ -34,7 +34,7 @@ class RunLog:
         self._events: Any = None
 
     def introduce(self, data: DataSet, model: nn.Module, device_name: str) -> None:
-        """Print what is trained, on what and where."""
+        """Print network, data, run directory and device."""
         settings = self._settings
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
@@ -53,7 +53,7 @@ class RunLog:
         )
 
     def begin(self, state: TrainState) -> None:
-        """Open the event file, and record where a resumed run goes on."""
+        """Open the event file, and record how far a resumed run has come."""
         if self._settings.tensorboard:
             self._events = _open_events(self._run, state.epoch)
         if not self._run.resumed:
@@ -81,7 +81,7 @@ class RunLog:
         self.console.say(f"finished {finished}, best test top-1 {state.best:.2f} %")
 
     def record_stop(self) -> None:
-        """Print how a run that was stopped goes on."""
+        """Print the command that resumes a stopped run."""
         words = ["python", "train.py", "--resume", "--run_name", self._run.name]
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]

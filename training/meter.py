@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metrics.accuracy import count_correct
 
-# Steps counted at once: at every step the GPU would wait while the host asks for tiny things.
+# Steps counted at once. Counting every step would let the GPU wait for the host.
 PENDING = 16
 
 
@@ -63,7 +63,7 @@ class Meter:
             self._count()
 
     def _count(self) -> None:
-        """Count what is pending. What is kept does not depend on when that happens."""
+        """Count the pending steps. The totals do not depend on when this happens."""
         if not self._pending:
             return
         objectives, losses, logits, targets = zip(*self._pending, strict=True)
@@ -105,7 +105,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` has returned."""
+        """Restore the totals that `state_dict` returned."""
         self._objectives.copy_(state["objectives"])
         self._losses.copy_(state["losses"])
         self._correct.copy_(state["correct"])

@@ -21,7 +21,7 @@ def build_objective(settings: Settings) -> Objective:
 
 
 def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer. With --sep_decay it decays nothing: the objective does."""
+    """Build the optimizer. It has no decay with --sep_decay: the objective decays then."""
     weight_decay, weight_decay_bias = settings.weight_decay, settings.weight_decay_bias or 0.0
     if settings.sep_decay:
         weight_decay = weight_decay_bias = 0.0

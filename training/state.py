@@ -1,4 +1,4 @@
-"""All that an exact resume needs: what last.pth holds, how it is written and read back."""
+"""The state that an exact resume needs: last.pth, how it is written and read back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainState:
         return max((row["test_top1"] for row in self.history), default=-1.0)
 
     def begin_epoch(self) -> None:
-        """Reset the meter and seed dropout, unless the epoch goes on from its midst."""
+        """Reset the meter and seed dropout, unless the epoch was begun before a resume."""
         if self.step == 0:
             self.meter.reset()
             torch.manual_seed(mix_seed(self.settings.seed, self.epoch + 1, 0, 0))
@@ -80,7 +80,7 @@ class TrainState:
         )
 
     def load(self, run: Run, device: torch.device) -> None:
-        """Take over last.pth, if there is one.
+        """Restore the state from last.pth, if there is one.
 
         Raises UserError if it is damaged, of other settings, or lost.
         """
@@ -113,5 +113,5 @@ class TrainState:
 
 
 def identify(settings: Settings) -> dict[str, Any]:
-    """Return the settings that shape what is learned, but for the number of epochs."""
+    """Return the settings that shape what a run learns, without the number of epochs."""
     return {name: value for name, value in settings.shaping().items() if name != "epochs"}

@@ -1,4 +1,4 @@
-"""The training step as it is run: as it stands, or with its loss compiled."""
+"""The training step as a run takes it, eager or with its loss compiled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BatchFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 @dataclass
 class CompileTime:
-    """The steps that compiled: their time in seconds and the images in them."""
+    """Time of the steps that compiled, in seconds, and the images in them."""
 
     seconds: float = 0.0
     images: int = 0
@@ -38,7 +38,7 @@ class CompileTime:
         return images / seconds
 
     def describe(self, images: int) -> str:
-        """Describe for the log what `rate_without` makes of the compile time."""
+        """Describe for the log how `rate_without` counts the compile time."""
         if images > self.images:
             return f"compiled in {self.seconds:.1f} s, not counted in images/s"
         return (
@@ -48,7 +48,7 @@ class CompileTime:
 
 
 class Step:
-    """Runs a training step on batches; nothing in it waits for the device.
+    """Runner of a training step on batches; nothing in it waits for the device.
 
     Args:
         training_step: forward, loss, backward and update of one batch.
@@ -88,7 +88,7 @@ class Step:
         return results
 
     def take_compile_time(self) -> CompileTime:
-        """Return what compiling has taken since the last call."""
+        """Return the compile time since the last call."""
         taken, self._compile_time = self._compile_time, CompileTime()
         return taken
 
@@ -104,7 +104,7 @@ class Step:
 def compile_function(function: BatchFunction, device: torch.device, graphs: bool) -> BatchFunction:
     """Compile a function for fixed shapes: an epoch has two, of the full and of the last batch.
 
-    With CUDA graphs where `graphs`. Raises UserError where there is no compiler.
+    `graphs` adds CUDA graphs. Raises UserError if there is no compiler.
     """
     check_compiler(device)
     mode = "reduce-overhead" if graphs else "default"
@@ -113,9 +113,9 @@ def compile_function(function: BatchFunction, device: torch.device, graphs: bool
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse `--compile` where torch would fail in the midst of it. Raises UserError.
+    """Refuse `--compile` where torch would find no compiler. Raises UserError.
 
-    The CPU's kernels are C++; on a GPU Triton compiles its launchers with a C compiler.
+    The CPU's kernels are C++. For a GPU, Triton compiles its launchers with a C compiler.
     """
     on_gpu = device.type == "cuda"
     given = os.environ.get("CC" if on_gpu else "CXX")
@@ -126,7 +126,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def explain_compile_error(error: BaseException) -> str | None:
-    """Explain in one line that torch.compile itself failed, e.g. since a header is missing.
+    """Explain in one line that torch.compile itself failed, e.g. because a header is missing.
 
     None for any other error.
     """

@@ -18,7 +18,7 @@ from utils.signals import Stopped, StopSignal
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
 LONGEST_VALUE = 60  # characters of a refused value that are shown
-LARGEST_REAL = 3e38  # below float32's, in which the networks compute
+LARGEST_REAL = 3e38  # the networks compute in float32, whose largest number is just above
 HELP_WIDTH, HELP_COLUMN = 100, 28
 
 # Words for pydantic's kinds of error.
@@ -51,12 +51,12 @@ Factor = Annotated[Real, Field(ge=1)]
 
 
 def known(names: Iterable[str], kind: str) -> AfterValidator:
-    """Return what makes `Annotated[str, …]` a name found in any case, spelled as in `names`."""
+    """Return the validator of a name: it accepts any case and returns the spelling of `names`."""
     return AfterValidator(lambda text: find_name(text, names, kind))
 
 
 def name_of(names: Iterable[str], kind: str) -> Any:
-    """Return the type of a name that is found in any case, spelled as in `names`."""
+    """Return the type of a name: it accepts any case and takes the spelling of `names`."""
     return Annotated[str, known(names, kind)]
 
 
@@ -74,7 +74,7 @@ def check_value(kind: Any) -> Callable[[str], Any]:
 
 
 def describe_error(error: ValidationError) -> str:
-    """Describe in a few words the first value that pydantic refuses, and what is allowed."""
+    """Describe in a few words the first value that pydantic refuses, and the allowed values."""
     first = error.errors()[0]
     context = first.get("ctx", {})
     if first["type"] == "value_error":
@@ -95,7 +95,7 @@ def _format_limit(limit: object) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses abbreviated flags, and ends a mistake in one line and exit status 2."""
+    """Parser that refuses abbreviated flags and ends a mistake in one line and status 2."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
             ),
             **options,
         )
-        # argparse takes "-1e-3" for a flag that nobody knows, and so "--bias_init_mean -1e-3".
+        # argparse would take the value in "--bias_init_mean -1e-3" for an unknown flag.
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf$|nan$)", re.IGNORECASE)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -118,6 +118,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
+        """Print a mistake as one line and exit with status 2."""
         message = " ".join(message.split())
         message = message.replace("ignored explicit argument", "takes no value, but was given")
         self.exit(MISTAKE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -169,7 +170,7 @@ def run_command(
         program: the script's name, which begins the line.
         body: the command; its argument remembers a request to stop.
         stopped: the line that a stop before `StopSignal.wait_for_step` prints.
-        batch_size: what to make smaller where memory is short; None: nothing.
+        batch_size: the value that the line about too little memory names; None: no value.
         explain: describes in one line a RuntimeError that a setting causes, else returns None.
     """
     try:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Console:
-    """Prints lines and appends them to a log file. Progress goes to stderr and is not logged."""
+    """Printer of lines that also appends them to a log file. Progress is not logged."""
 
     def __init__(self, log: TextIO | None = None):
         self._log = log
@@ -30,8 +30,8 @@ class Console:
 class Progress:
     """A bar with rate and time left on a terminal; elsewhere a plain line now and then.
 
-    `is_due()` decides when to refresh. The caller reads numbers from the device only then, so that
-    the display costs a few synchronisations a second at most.
+    `is_due()` decides when to refresh. The caller reads numbers from the device only then: the
+    display costs a few synchronisations a second at most.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Progress:
         return time.monotonic() - self._last >= self._interval
 
     def show(self, done: float, note: str) -> None:
-        """Refresh the display: how much is done, and a note behind it."""
+        """Refresh the display with the amount done and a note."""
         self._last = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)

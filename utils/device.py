@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""The device that a command runs on."""
 
 import ctypes
 
@@ -10,8 +10,8 @@ from utils.errors import UserError
 def pick_device(gpu_id: int, keep_memory: bool = True) -> tuple[torch.device, str]:
     """Return the device of `--gpu_id` and its name for people.
 
-    -1, or a machine without CUDA, is the CPU, for which the process then keeps the memory it frees
-    unless told not to. Raises UserError for a GPU that is not there.
+    -1, or a machine without CUDA, means the CPU. The process then keeps the memory that it frees,
+    unless `keep_memory` is False. Raises UserError for a GPU that does not exist.
     """
     if gpu_id < 0 or not torch.cuda.is_available():
         if keep_memory:
@@ -29,10 +29,10 @@ def pick_device(gpu_id: int, keep_memory: bool = True) -> tuple[torch.device, st
 
 
 def _keep_freed_memory() -> None:
-    """Let this process reuse the memory it frees instead of giving it back, where libc is glibc.
+    """Let this process keep the memory that it frees, if libc is glibc.
 
-    On the CPU a step or a forward pass frees and allocates hundreds of megabytes; each time the
-    system would map and clear them again page by page.
+    A step on the CPU frees and allocates hundreds of megabytes. The system would otherwise map and
+    clear them page by page each time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -44,7 +44,7 @@ def _keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the GPU's or the machine's memory was too small.
+    """Return whether the memory of the GPU or of the machine was too small.
 
     torch's CPU allocator raises a plain RuntimeError.
     """

@@ -1,4 +1,4 @@
-"""Versions and machine that computed a result."""
+"""The software versions and the machine of a result."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "processor": name_processor(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "packages": {name: _find_version(name) for name in PACKAGES},
+        "git_commit": _find_commit(),
     }
 
 
 def name_processor() -> str:
-    """Return the CPU's name, where the system shows it, and the number of cores."""
+    """Return the CPU's name, if the system shows it, and the number of cores."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -34,15 +34,15 @@ def name_processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _git_commit() -> str | None:
-    """Return the commit, with "-dirty" behind it where tracked files were changed."""
+def _find_commit() -> str | None:
+    """Return the commit, followed by "-dirty" if tracked files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     root = Path(__file__).resolve().parent.parent
     try:

@@ -1,4 +1,4 @@
-"""The one exception for what a user can get wrong."""
+"""The exception for mistakes of a user."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment: written beside their name, then renamed into place."""
+"""Files that are whole at every moment: written under another name, then renamed."""
 
 import contextlib
 import csv
@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 
 from utils.errors import UserError
 
-PICTURES = (".png", ".pdf", ".svg")  # what matplotlib writes here
+PICTURES = (".png", ".pdf", ".svg")  # endings of the files that matplotlib writes here
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     A kill or a full disk at any moment leaves the old file or the new one, never a part of one.
-    Raises UserError if the file cannot be written; what was at `path` is untouched then.
+    Raises UserError if the file cannot be written; the old file at `path` then stays.
     """
     temporary = name_temporary(path)
     try:
@@ -32,12 +32,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"cannot write {path}: {_reason(error)}; nothing written before is lost"
+            f"cannot write {path}: {_find_reason(error)}; nothing written before is lost"
         ) from error
 
 
 def link_whole(source: Path, path: Path) -> None:
-    """Give the file at `source` the second name `path`, replacing what is there, without a copy.
+    """Give the file at `source` the second name `path`, without a copy; replace a file there.
 
     Falls back to a copy on file systems without hard links. Raises UserError as `write_whole`.
     """
@@ -71,7 +71,7 @@ def name_temporary(path: Path) -> Path:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a killed writer left behind in `directory`."""
+    """Remove the temporary files that a killed writer left in `directory`."""
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+        raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
 
@@ -113,13 +113,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         with open(path, newline="") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+        raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _find_reason(error: BaseException) -> str:
     """Return the system's words for an error on one line; torch hides them in its context."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error.__context__, OSError):
-        return _reason(error.__context__)
+        return _find_reason(error.__context__)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

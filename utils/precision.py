@@ -1,4 +1,4 @@
-"""In which precision and memory format a network computes; the classifier stays in float32."""
+"""The precision and memory format of a network; the classifier stays in float32."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import nn
 from utils.errors import UserError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# bfloat16 has to beat float32 by this factor on the CPU before it is chosen there. Processors with
-# matrix units are at 2 and far above it, those that only know the instructions at 0.7.
+# The CPU gets bfloat16 only if it is faster than float32 by this factor. Processors with matrix
+# units reach 2 and far more. Processors that only know the instructions reach 0.7.
 WORTHWHILE = 1.3
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How a network computes on a device.
+    """The way in which a network computes on a device.
 
     Attributes:
-        name: fp32, tf32, bf16 or fp16, of the layers.
-        device: where.
-        memory_format: of the network and its images.
+        name: the precision of the layers: fp32, tf32, bf16 or fp16.
+        device: where the network computes.
+        memory_format: the format of the network and its images.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Precision:
         return placed
 
     def build_scaler(self) -> torch.amp.GradScaler:
-        """Build what scales the loss in fp16, where small gradients would be lost.
+        """Build the scaler of the loss. It keeps small gradients in fp16.
 
-        It does nothing in other precisions. A step whose gradients overflow is left out and the
-        scale halved. With fused optimizers that is decided on the device, without waiting for it.
+        It does nothing in other precisions. It leaves out a step with overflowing gradients and
+        halves the scale. Fused optimizers decide this on the device, without waiting for it.
         """
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
@@ -72,7 +72,7 @@ def choose_precision(
     bf16_side: float,
     channels_last_side: float,
 ) -> Precision:
-    """Decide in which precision and memory format a network computes.
+    """Choose the precision and the memory format of a network.
 
     `auto` is bf16 on GPUs that have it, else fp32. On the CPU it is bf16 where `is_bf16_fast()`
     and the images are large enough, else fp32. The memory format is channels_last for
@@ -109,8 +109,9 @@ def _resolve_name(asked: str, device: torch.device, large: bool) -> str:
 def is_bf16_fast() -> bool:
     """Return whether this CPU multiplies bfloat16 matrices clearly faster than float32 ones.
 
-    The instructions alone do not show it: a processor with avx512_bf16 whose amx_bf16 is hidden
-    was measured at 0.7 times float32. So the two are timed, a tenth of a second, once per process.
+    The instructions alone do not show it: a processor with avx512_bf16 and a hidden amx_bf16 was
+    measured at 0.7 times float32. The function therefore times both for a tenth of a second, once
+    per process.
     """
     return _has_bfloat16() and _time_matmul_speedup() >= WORTHWHILE
 
@@ -139,7 +140,7 @@ def _time_matmul_speedup(size: int = 768, repeats: int = 5) -> float:
 def set_determinism(deterministic: bool) -> None:
     """Use bit-reproducible kernels only, or else the fastest ones that cuDNN finds by trial.
 
-    To be called before CUDA starts, which is when cuBLAS reads its environment variable.
+    Call it before CUDA starts: cuBLAS reads its environment variable then.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -21,12 +21,12 @@ def load_function(reference: str) -> Callable[..., Any]:
 
 
 def find_name(text: str, names: Iterable[str], kind: str) -> str:
-    """Return the one of `names` that `text` means, whatever its case.
+    """Return the name that `text` means, in any case.
 
     Args:
         text: what a user wrote.
         names: the known names.
-        kind: what they name, for the message.
+        kind: the kind of thing that they name, for the message.
 
     Raises:
         UserError: there is none; the message names the nearest one and all others.
@@ -39,7 +39,7 @@ def find_name(text: str, names: Iterable[str], kind: str) -> str:
 
 
 def suggest(text: str, names: Iterable[str]) -> str:
-    """Return " (did you mean NAME?)" for the nearest of `names`, or nothing if none is near."""
+    """Return " (did you mean NAME?)" for the nearest of `names`, or "" if none is near."""
     known = {name.lower(): name for name in names}
     near = difflib.get_close_matches(text.lower(), known, n=1)
     return f" (did you mean {known[near[0]]}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Seeds that follow from a run's seed and what they are used for."""
+"""Seeds that follow from a run's seed and the use of each."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def mix_seed(seed: int, *key: int) -> int:
-    """Hash a seed and what it is used for, e.g. (epoch, step), into one 64-bit generator seed.
+    """Hash a seed and its use, e.g. (epoch, step), into one 64-bit generator seed.
 
-    A sum such as seed + epoch would give run 0's epoch 1 the draws of run 1's epoch 0; NumPy's
+    A sum such as seed + epoch would give run 0's epoch 1 the draws of run 1's epoch 0. NumPy's
     SeedSequence keeps them apart.
 
     Args:

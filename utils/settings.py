@@ -1,5 +1,7 @@
-"""A table of settings: one entry shows all there is to know of a setting, and flags, config.json
-and comparisons follow from it. Imports no torch and never touches the disk."""
+"""A table of settings. Flags, config.json and comparisons follow from its entries.
+
+Imports no torch and never touches the disk.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ METAVARS = {"float": "X", "int": "N", "str": "NAME"}
 
 @dataclass(frozen=True)
 class Entry:
-    """All there is to know of a setting besides its name, type, default and help.
+    """The facts of a setting besides its name, type, default and help.
 
     Attributes:
-        group: of flags in `--help`.
-        default_text: what the default is where it depends on other settings.
+        group: its group of flags in `--help`.
+        default_text: the default in words, if it depends on other settings.
         why_idle: maps settings to the reason why a given value has no effect in them, or None.
-        shapes: whether it shapes what a run learns, and so its identity.
-        builds: "data" or "model" where an evaluation must know it to build these again, "initial
-            weights" where only the start of training does.
-        before: the value that runs from before the setting existed had.
-        short: how the name of a run in a grid shows it; None: not by itself.
+        shapes: whether it shapes what a run learns, and so the run's identity.
+        builds: "data" or "model" if an evaluation needs it to build these again, "initial weights"
+            if only the start of training needs it.
+        before: the value of runs from before the setting existed.
+        short: its form in the name of a run in a grid; None: no form of its own.
         metavar: the value in `--help`; None: by its type.
     """
 
@@ -95,9 +97,9 @@ class Table(BaseModel):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Check settings that a file holds; those that came later take their values from before.
+        """Check settings that a file holds; add the settings that its version did not have.
 
-        Raises UserError that names what is missing or wrong.
+        Raises a UserError that names what is missing or wrong.
         """
         known = {k: v for k, v in cls.add_before(stored).items() if k in cls.names()}
         for name, field in cls.model_fields.items():
@@ -111,7 +113,7 @@ class Table(BaseModel):
 
     @classmethod
     def add_before(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Return stored settings with those that their version did not have yet."""
+        """Return stored settings, and the older values of those that their version did not have."""
         before = {name: e.before for name, e in cls.entries().items() if e.before is not NEW}
         return {**before, **stored}
 
@@ -120,12 +122,12 @@ class Table(BaseModel):
         return {name: getattr(self, name) for name in (self.names() if names is None else names)}
 
     def replace(self, **values: Any) -> Self:
-        """Return a copy with other values; what a user gave stays known."""
+        """Return a copy with other values; the names that a user gave stay known."""
         merged = {**self.values(), **values}
         return self.model_construct(_fields_set=set(self.model_fields_set), **merged)
 
     def over(self, stored: Table) -> Self:
-        """Return the settings of a stored run under those that a user gave here."""
+        """Return the settings that a user gave here, and those of a stored run for the others."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return self.replace(**(stored.values() | given))
 

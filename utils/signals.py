@@ -7,11 +7,11 @@ from typing import Any
 
 
 class StopSignal:
-    """Within its `with` block, what SIGTERM and SIGINT do.
+    """Handler of SIGTERM and SIGINT within its `with` block.
 
-    Before `wait_for_step()` is called they end the program at once, with `message`: nothing is at
-    stake yet. From then on the first is remembered for the loop to stop after its step, and a
-    second of the same kind ends the process at once, for a user who will not wait.
+    Before `wait_for_step()` is called, a signal ends the program at once with `message`: nothing
+    can be lost yet. Afterwards the first signal is remembered, and the loop stops after its step. A
+    second one of the same kind ends the process at once, for a user who will not wait.
     """
 
     def __init__(self, message: str = "stopped before training began") -> None:
@@ -22,6 +22,7 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
+        """Whether a stop was requested."""
         return self.number is not None
 
     @property
@@ -61,4 +62,4 @@ class StopSignal:
 
 
 class Stopped(Exception):
-    """A stop was requested, the step was finished and the run's state written."""
+    """A stop that was requested; the step is finished and the run's state is written."""

@@ -101,7 +101,7 @@ def test_draws_have_the_right_range_and_frequency():
 
 def test_plan_follows_from_seed_and_epoch_alone():
     def plan(seed, epoch):
-        torch.rand(3)  # the default generator has no say
+        torch.rand(3)  # the default generator has no effect
         options = {"transforms": DA1, "image_side": 32, "rotation": 15.0}
         return draw_plan(50, seed=seed, epoch=epoch, shuffle=True, **options)
 
@@ -198,7 +198,7 @@ def mixed():
     return images, labels, [mixer(images, labels, 0, step) for step in range(60)]
 
 
-def test_mixed_images_are_the_mix_their_targets_tell(mixed):
+def test_mixed_images_are_the_mix_their_targets_describe(mixed):
     images, labels, results = mixed
     partners = images.roll(1, 0)
     kinds = []
@@ -239,7 +239,7 @@ def test_shares_of_mixup_have_the_papers_distribution():
     shares = [targets[0, 0].item() for targets in drawn if targets is not None]
     assert 2800 < len(shares) < 3200
     assert stats.kstest(shares, stats.beta(0.8, 0.8).cdf).pvalue > 0.01
-    assert stats.kstest(shares, stats.uniform.cdf).pvalue < 0.01  # it can tell them apart
+    assert stats.kstest(shares, stats.uniform.cdf).pvalue < 0.01  # the test separates them
 
 
 def test_mixing_strengths_are_the_papers():

@@ -36,7 +36,7 @@ def test_streamed_stats_are_of_evenly_spaced_images(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_mixed_sizes_are_told_with_both_files(folder, monkeypatch, in_memory):
+def test_mixed_sizes_are_reported_with_both_files(folder, monkeypatch, in_memory):
     if not in_memory:
         monkeypatch.setattr("input_pipeline.load.IN_MEMORY_BYTES", 0)
     odd = folder / "train" / "dog" / "1.png"

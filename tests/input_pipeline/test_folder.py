@@ -82,14 +82,14 @@ def test_the_side_is_found_before_loading(folder):
     assert find_image_side("folder", folder, 32) == 32
 
 
-def test_missing_folders_are_told(folder):
+def test_missing_folders_are_reported(folder):
     assert str(folder / "gone" / "train") in refusal("folder", folder / "gone")
     (folder / "test").rename(folder / "exam")
     message = refusal("folder", folder)
     assert str(folder) in message and "test/" in message and "val/" in message
 
 
-def test_too_few_and_empty_classes_are_told(folder):
+def test_too_few_and_empty_classes_are_reported(folder):
     for path in (folder / "train" / "dog").iterdir():
         path.unlink()
     assert str(folder / "train" / "dog") in refusal("folder", folder)

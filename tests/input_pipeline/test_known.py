@@ -60,7 +60,7 @@ def test_a_truncated_idx_file_is_named(mnist, name, keep):
     assert str(path) in message and "delete it" in message
 
 
-def test_mnist_labels_out_of_range_and_differing_counts_are_told(mnist):
+def test_mnist_labels_out_of_range_and_differing_counts_are_reported(mnist):
     path = mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     write_idx(path, np.arange(40))
     assert str(path) in refusal("mnist", mnist)
@@ -152,7 +152,7 @@ def test_a_cifar_file_of_another_md5_is_named(cifar10, offline, name):
     assert str(path) in message and "MD5" in message
 
 
-def test_cifar_without_its_class_names_is_told(cifar10, offline):
+def test_cifar_without_its_class_names_is_reported(cifar10, offline):
     path = cifar10 / CIFAR10.base_folder / "batches.meta"
     path.unlink()
     assert f"{path} is missing" in refusal("cifar10", cifar10)
@@ -165,7 +165,7 @@ def test_offline_cifar_names_file_source_and_folder(tmp_path, offline, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_offline_cifar_tells_of_an_incomplete_archive(tmp_path, offline):
+def test_offline_cifar_reports_an_incomplete_archive(tmp_path, offline):
     (tmp_path / CIFAR10.filename).write_bytes(b"half")
     assert f"the incomplete {CIFAR10.filename}" in refusal("cifar10", tmp_path)
 

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.registry import load_function
 
 
-def test_unknown_name_and_numbers_out_of_range_are_told(tmp_path):
+def test_unknown_name_and_numbers_out_of_range_are_reported(tmp_path):
     message = refusal("imagenet", tmp_path)
     assert "'imagenet'" in message and all(name in message for name in SOURCES)
     assert "--img_size 0" in refusal("digits", tmp_path, img_size=0)
@@ -119,7 +119,7 @@ def test_a_reader_that_breaks_its_contract_is_named(tmp_path, monkeypatch):
         load_dataset("patterns", tmp_path)
 
 
-def test_a_file_in_place_of_the_data_directory_is_told(tmp_path):
+def test_a_file_in_place_of_the_data_directory_is_reported(tmp_path):
     path = tmp_path / "data"
     path.touch()
     for name in ("mnist", "folder"):

@@ -153,7 +153,7 @@ def test_a_broken_file_is_named(splits, tmp_path, num_workers):
         list(make(split, num_workers=num_workers).batches(0))
 
 
-def test_a_dead_worker_is_told_in_one_line(splits, monkeypatch):
+def test_a_dead_worker_is_reported_in_one_line(splits, monkeypatch):
     def die(self, indices):
         signal.raise_signal(signal.SIGKILL)
 
@@ -203,7 +203,7 @@ def test_a_loader_that_is_kept_does_not_keep_python_from_ending(splits):
 @pytest.mark.parametrize(
     ("options", "word"), [({"augment": "DA3"}, "DA3"), ({"batch_size": 0}, "0")]
 )
-def test_wrong_settings_are_told(splits, options, word):
+def test_wrong_settings_are_reported(splits, options, word):
     with pytest.raises(UserError, match=word):
         make(splits[1], **options)
 

@@ -22,7 +22,7 @@ def test_sample_size_takes_the_first_of_each_class(tmp_path):
         assert torch.equal(split.images, complete.images[kept])
 
 
-def test_sample_size_beyond_the_smallest_class_is_told(tmp_path):
+def test_sample_size_beyond_the_smallest_class_is_reported(tmp_path):
     counts = torch.bincount(load_dataset("digits", tmp_path).test.labels)
     fewest = int(counts.min())
     message = refusal("digits", tmp_path, test_sample_size=fewest + 1)
@@ -52,7 +52,7 @@ def test_a_long_tail_comes_after_sample_size(tmp_path):
     assert tail.class_sizes[-1] == 2
 
 
-def test_long_tails_without_effect_or_out_of_range_are_told(tmp_path):
+def test_long_tails_without_effect_or_out_of_range_are_reported(tmp_path):
     message = refusal("digits", tmp_path, sample_size=1, imbalance_factor=100)
     assert "--imbalance_factor 100 has no effect here" in message
     assert "--imbalance_factor 0.5" in refusal("digits", tmp_path, imbalance_factor=0.5)

@@ -91,7 +91,7 @@ def test_other_ways_to_write_the_same_are_read_and_put_in_order(path, save):
         ("0.1,", "0.1x,", (1, "train"), ["a"]),
         ("inf,4.0", "inf,4;0", (1, "test"), ["extra"]),
         ("-2.5,0.0,", "?,!,", (2, "train"), ["a", "b"]),
-        # Where the number of cells is not that of the columns, none can be told from the next.
+        # A line with another number of cells than columns: no cell's column is certain.
         ("0.1,", '"0.1,', (1, "train"), ["a", "b", "extra"]),
         ("0.1,", "0,1,", (1, "train"), ["a", "b", "extra"]),
         ("1e-300,", "", (1, "test"), ["a", "b", "extra"]),

@@ -39,7 +39,7 @@ def test_an_embedding_begins_at_the_one_before():
         means = np.stack([embedding[labels == k].mean(0) for k in range(3)])
         return (means - means.mean(0)) / np.linalg.norm(means - means.mean(0))
 
-    # Centred triangles of norm 1: their inner product is 1 where they lie alike, and 0 where one is
+    # Centred triangles of norm 1: their inner product is 1 in equal positions, and 0 where one is
     # turned by a right angle.
     assert (centres(second) * centres(turned)).sum() > 0.8
     assert (centres(second) * centres(first)).sum() < 0.6

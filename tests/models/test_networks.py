@@ -316,7 +316,7 @@ def test_vit_drops_out_in_training_only():
     assert torch.equal(attention(tokens), attention(tokens))
 
 
-def test_vit_tells_positions_apart_and_uses_every_patch():
+def test_vit_distinguishes_positions_and_uses_every_patch():
     model = build_model("ViT", 4, (3, 8, 8), width=16, depth=1).eval()
     assert model.position.shape == (1, 17, 16)
     images = torch.randn(1, 3, 8, 8, requires_grad=True)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from theory.comparison import COLLAPSE, QUANTITIES, compare, compute_nc2
+from theory.comparison import COLLAPSE_QUANTITIES, QUANTITIES, compare, compute_nc2
 from theory.minimiser import Problem, minimise
 from theory.minimum import predict
 
-ZEROS = dict.fromkeys(COLLAPSE, 0.0)
+ZEROS = dict.fromkeys(COLLAPSE_QUANTITIES, 0.0)
 
 
 def compare_at(loss="BCE", weight_decay_bias=0.1, collapse=ZEROS, sizes=(3, 3, 3, 3), dim=5):
@@ -77,7 +77,7 @@ def test_nothing_is_claimed_where_the_theory_does_not_apply(changes, words):
 def test_collapse_is_not_claimed_where_all_features_coincide():
     predicted = predict("CE", 4, 1, 0.4, 0.4, 0.1)  # κ > 1
     found = minimise(Problem("CE", [1] * 4, 5, 0.4, 0.4, 0.1))
-    collapse = dict.fromkeys(COLLAPSE, math.nan)
+    collapse = dict.fromkeys(COLLAPSE_QUANTITIES, math.nan)
     minima = compare(predicted, found, collapse, [1] * 4, 5)
-    assert {minima.expected[name] for name in COLLAPSE} == {None}
+    assert {minima.expected[name] for name in COLLAPSE_QUANTITIES} == {None}
     assert minima.find_largest_difference()[0] < 1e-3

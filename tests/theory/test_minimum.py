@@ -395,7 +395,7 @@ def test_the_models_gradient_against_finite_differences(loss):
     assert gradient == pytest.approx(numeric, abs=1e-6)
 
 
-def test_the_theory_covers_the_losses_of_which_the_registry_says_so():
+def test_the_theory_covers_the_losses_that_the_registry_marks():
     covered = [name for name, loss in LOSSES.items() if loss.has_exact_minimum]
     assert covered == list(EXACT_LOSSES)
 
