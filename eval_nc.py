@@ -29,7 +29,7 @@ from utils.errors import UserError
 from utils.signals import StopSignal
 
 PROGRAM = "eval_nc.py"
-KEPT = "stopped; the rows computed so far are kept, the same command goes on from there"
+STOP_MESSAGE = "stopped; the rows computed so far are kept, the same command goes on from there"
 # The settings to give for weights without a config.json. The weights show the kind of bias.
 BARE = [
     name
@@ -120,7 +120,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     parse_flags()  # --help and a wrong flag are answered here, before torch is imported
-    StopSignal(KEPT).install()
+    StopSignal(STOP_MESSAGE).install()
 
 import sys
 
@@ -148,7 +148,7 @@ class CheckpointError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_flags(argv)
     return run_command(
-        PROGRAM, lambda stop: evaluate_runs(args), stopped=KEPT, batch_size=args.batch_size
+        PROGRAM, lambda stop: evaluate_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
     )
 
 

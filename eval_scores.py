@@ -15,7 +15,7 @@ from utils.cli import Parser, add_evaluation_flags, check_value, name_of, run_co
 from utils.signals import StopSignal
 
 PROGRAM = "eval_scores.py"
-NOTHING_WRITTEN = "stopped; nothing was written"
+STOP_MESSAGE = "stopped; nothing was written"
 # The x axis can show these settings; the first that differs between runs is the default.
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",
@@ -66,7 +66,7 @@ def build_parser() -> Parser:
 
 if __name__ == "__main__":
     build_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
-    StopSignal(NOTHING_WRITTEN).install()
+    StopSignal(STOP_MESSAGE).install()
 
 import sys
 
@@ -95,7 +95,7 @@ CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     return run_command(
-        PROGRAM, lambda stop: draw(args), stopped=NOTHING_WRITTEN, batch_size=args.batch_size
+        PROGRAM, lambda stop: draw(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
     )
 
 

@@ -29,7 +29,7 @@ from utils.cli import (
 from utils.signals import StopSignal
 
 PROGRAM = "eval_tsne.py"
-KEPT = "stopped; the pictures drawn so far are whole"
+STOP_MESSAGE = "stopped; the pictures drawn so far are whole"
 SPLITS, FORMATS = ("train", "test"), ("png", "pdf", "svg")
 
 
@@ -109,7 +109,7 @@ def _add_choice(group: Any) -> None:
 
 if __name__ == "__main__":
     build_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
-    StopSignal(KEPT).install()
+    StopSignal(STOP_MESSAGE).install()
 
 import sys
 
@@ -125,7 +125,7 @@ from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_sq
 from rundir.checkpoints import select_checkpoints
 from rundir.names import CONFIG
 from rundir.rebuild import ChosenRun, Rebuilder, open_run, refuse_idle_flag
-from utils.console import Console, Progress
+from utils.console import Console, Progress, format_count
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import write_csv
@@ -141,7 +141,7 @@ class EpochError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     return run_command(
-        PROGRAM, lambda stop: draw_runs(args), stopped=KEPT, batch_size=args.batch_size
+        PROGRAM, lambda stop: draw_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
     )
 
 
@@ -307,9 +307,8 @@ class Drawing:
         progress.close()
         if self._frames:
             write_gif(self._out / ANIMATION, self._frames, self._args.fps)
-            self._console.say(
-                f"{self._out}: {len(self._frames)} pictures, {ANIMATION} and {TABLE} written"
-            )
+            pictures = format_count(len(self._frames), "picture")
+            self._console.say(f"{self._out}: {pictures}, {ANIMATION} and {TABLE} written")
         return MISTAKE if failed else 0
 
     def _extract(self, run: ChosenRun, epoch: int) -> np.ndarray:

@@ -48,7 +48,7 @@ from utils.files import read_csv, read_json, remove_temporaries, write_json
 from utils.registry import load_function
 
 ROOT = Path(__file__).resolve().parent
-STOPPED = "stopped; finished work is kept, the same command goes on from there"
+STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from there"
 STOPPED_STATUSES = (130, 143)  # exit statuses of a script that SIGINT or SIGTERM stopped
 STAMP = "report.json"  # names the result in a directory: another result must not replace it
 JOB_MINUTES = 240
@@ -166,7 +166,7 @@ def split_assignment(text: str) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_command("reproduce.py", lambda stop: reproduce(args), stopped=STOPPED)
+    return run_command("reproduce.py", lambda stop: reproduce(args), stopped=STOP_MESSAGE)
 
 
 def reproduce(args: argparse.Namespace) -> int:

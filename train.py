@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from rundir.resuming import read_settings
 from utils.signals import Stopped, StopSignal
 
-STOPPED_EARLY = "stopped before training began"
+STOP_MESSAGE = "stopped before training began"
 if __name__ == "__main__":
     read_settings()  # --help and a wrong flag are answered here, before torch is imported
-    StopSignal(STOPPED_EARLY).install()  # Ctrl-C during the imports is one line, too
+    StopSignal(STOP_MESSAGE).install()  # Ctrl-C during the imports is one line, too
 
 import math
 import sys
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         "train.py",
         lambda stop: run_training(settings, stop),
-        stopped=STOPPED_EARLY,
+        stopped=STOP_MESSAGE,
         batch_size=settings.batch_size,
         explain=lambda error: explain_error(settings, error),
     )

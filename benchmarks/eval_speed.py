@@ -26,13 +26,13 @@ from args import PRECISIONS
 from utils.cli import Count, Parser, add_device_flag, check_value, name_of, run_command
 
 PROGRAM = "eval_speed.py"
-STOPPED = "stopped; no results"
+STOP_MESSAGE = "stopped; no results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     return run_command(
-        PROGRAM, lambda stop: compare(args), stopped=STOPPED, batch_size=args.batch_size
+        PROGRAM, lambda stop: compare(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
     )
 
 

@@ -22,6 +22,7 @@ from torchvision import transforms
 import train
 from benchmarks.bench import Bench
 from benchmarks.images import get_training_images
+from input_pipeline import AUGMENTATIONS
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
 from objective import LOSSES
 from objective.optimizers import build_optimizer
@@ -29,6 +30,7 @@ from rundir.rebuild import build_batches, build_network, build_precision
 from training.meter import Meter
 from training.setup import build_objective
 from training.step import Step
+from utils.errors import UserError
 from utils.precision import Precision
 from utils.registry import load_function
 
@@ -71,11 +73,22 @@ def build_conventional_transform(data: DataSet, augmented: bool) -> Callable:
     return transforms.Compose(steps)
 
 
+def build_plain_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    """Build an optimizer as torch's documentation shows it. Raises UserError for another one."""
+    if name == "SGD":
+        return torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
+    if name == "AdamW":
+        return torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY)
+    raise UserError(f"--optimizer {name}: the conventional loop has none; add --loops b c d")
+
+
 def run_conventionally(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """Run loop (a)."""
     settings = bench.settings
     workers = settings.num_workers or 0
-    transform = build_conventional_transform(data, augmented=settings.augment != "none")
+    transform = build_conventional_transform(
+        data, augmented=bool(AUGMENTATIONS[settings.augment].transforms)
+    )
     loader = torch.utils.data.DataLoader(
         Images(get_training_images(data), transform),
         batch_size=settings.batch_size,
@@ -87,11 +100,7 @@ def run_conventionally(bench: Bench, data: DataSet, device: torch.device) -> Sec
     )
     model = draw_network(bench, data).to(device)
     loss_function = load_function(LOSSES[settings.loss].function)
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "SGD":
-        optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY)
+    optimizer = build_plain_optimizer(settings.optimizer, model)
     model.train()
     total_loss, total_correct, seen = 0.0, 0, 0
     while True:

@@ -45,7 +45,7 @@ from utils.errors import UserError
 from utils.files import check_target
 
 PROGRAM = "train_speed.py"
-STOPPED = "stopped; no results"
+STOP_MESSAGE = "stopped; no results"
 
 AtLeastTwo = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
 Side = Annotated[int, Field(ge=4, le=LARGEST_INTEGER)]
@@ -53,7 +53,9 @@ Side = Annotated[int, Field(ge=4, le=LARGEST_INTEGER)]
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_command(PROGRAM, lambda stop: run(args), stopped=STOPPED, batch_size=args.batch_size)
+    return run_command(
+        PROGRAM, lambda stop: run(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
+    )
 
 
 def build_parser() -> Parser:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import utils.signals
 from utils.errors import UserError
+from utils.signals import hold_signals
 
 GRACE = 90  # seconds for a command to save its state after it is asked to stop
 POLL = 0.2  # seconds between two looks at the running commands
@@ -47,16 +49,17 @@ class Command:
         environment = dict(os.environ)
         if self._threads:
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))
-        # A session of its own: Ctrl-C reaches this process alone, which then asks for the stop.
-        self._process = subprocess.Popen(
-            self.words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
+        with hold_signals():  # a process that is not noted here could not be asked to stop
+            # A session of its own: Ctrl-C reaches this process alone, which then asks for the stop.
+            self._process = subprocess.Popen(
+                self.words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
 
     def is_running(self) -> bool:
         """Return whether the process was started and has not ended."""
@@ -181,8 +184,9 @@ def _build_executor(
         import submitit
     except ImportError as error:
         raise UserError("--launcher needs the package submitit: pip install submitit") from error
-    # A job need not find this module: it travels with the job.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # A job need not find these modules: they travel with it.
+    for module in (sys.modules[__name__], utils.signals):
+        cloudpickle.register_pickle_by_value(module)
     options = {"slurm_max_num_timeout": MOST_REQUEUES} if cluster == "slurm" else {}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **options)

@@ -197,7 +197,7 @@ def _choose_new_directory(save_dir: Path, settings: Settings) -> Path:
 def format_run_name(settings: Settings) -> str:
     """Return the default name: model, data set, loss, optimizer, other given settings, time."""
     parts = [str(getattr(settings, name)) for name in NAMED_FIRST]
-    for name, value in settings.distinct().items():
+    for name, value in settings.get_distinct().items():
         if name in NAMED_FIRST:
             continue
         values = "-".join(map(str, value)) if isinstance(value, list) else value

@@ -36,12 +36,12 @@ def take_over_settings(settings: Settings) -> Settings:
         return settings
     stored = read_config(directory).settings
     check_resumable(directory, stored, settings.values(sorted(settings.model_fields_set)))
-    return settings.over(stored).replace(save_dir=settings.save_dir)
+    return settings.merge_over(stored).replace(save_dir=settings.save_dir)
 
 
 def list_changes(stored: Settings, asked: Mapping[str, Any]) -> list[str]:
     """Return the names of the asked settings that shape a run and differ from `stored`."""
-    shaping = stored.shaping()
+    shaping = stored.get_shaping()
     return [name for name, value in asked.items() if name in shaping and shaping[name] != value]
 
 

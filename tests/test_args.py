@@ -235,8 +235,8 @@ def test_what_a_user_gave_stays_known():
     assert completed.weight_decay_bias == 0  # filled in
     assert completed.model_fields_set == settings.model_fields_set
     assert completed.replace(precision="bf16").model_fields_set == settings.model_fields_set
-    assert completed.distinct() == {"seed": 3, "sep_decay": True}
-    over = settings.over(read_settings(["--epochs", "7", "--seed", "1"]))
+    assert completed.get_distinct() == {"seed": 3, "sep_decay": True}
+    over = settings.merge_over(read_settings(["--epochs", "7", "--seed", "1"]))
     assert (over.epochs, over.seed) == (7, 3)
     assert over.model_fields_set == settings.model_fields_set
 

@@ -36,7 +36,7 @@ def test_a_grid_is_interrupted_and_goes_on(tmp_path, capsys):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143, err
-    assert err.strip() == reproduce.STOPPED
+    assert err.strip() == reproduce.STOP_MESSAGE
     assert not (tmp_path / "out" / "report.md").exists()
     assert reproduce.main(["imagenet", *list_flags(tmp_path)]) == 0
     assert "2 runs, 1 to train" in capsys.readouterr().out

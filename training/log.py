@@ -13,7 +13,7 @@ from input_pipeline.splits import DataSet
 from rundir.directory import Run
 from rundir.names import METRICS_COLUMNS
 from training.state import TrainState
-from utils.console import Console
+from utils.console import Console, format_count
 from utils.errors import UserError
 
 
@@ -86,11 +86,6 @@ class RunLog:
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]
         self.console.say(f"stopped, state saved; resume with: {shlex.join(words)}")
-
-
-def format_count(number: int, noun: str) -> str:
-    """Return "1 epoch" or "2 epochs"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _format_epoch(row: dict[str, Any], epochs: int) -> str:

@@ -114,4 +114,4 @@ class TrainState:
 
 def identify(settings: Settings) -> dict[str, Any]:
     """Return the settings that shape what a run learns, without the number of epochs."""
-    return {name: value for name, value in settings.shaping().items() if name != "epochs"}
+    return {name: value for name, value in settings.get_shaping().items() if name != "epochs"}

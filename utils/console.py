@@ -72,6 +72,11 @@ class Progress:
             self._bar.close()
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return "1 epoch" or "2 epochs"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns, the first to the left and the others to the right."""
     lines = [list(header), *[list(row) for row in rows]]

@@ -39,7 +39,11 @@ def find_name(text: str, names: Iterable[str], kind: str) -> str:
 
 
 def suggest(text: str, names: Iterable[str]) -> str:
-    """Return " (did you mean NAME?)" for the nearest of `names`, or "" if none is near."""
+    """Return " (did you mean NAME?)" for the nearest of `names`, or "" if none is near.
+
+    A name that begins with the text comes first.
+    """
     known = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(text.lower(), known, n=1)
+    begun = [name for name in known if text and name.startswith(text.lower())]
+    near = begun or difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.55)
     return f" (did you mean {known[near[0]]}?)" if near else ""

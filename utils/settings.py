@@ -126,20 +126,20 @@ class Table(BaseModel):
         merged = {**self.values(), **values}
         return self.model_construct(_fields_set=set(self.model_fields_set), **merged)
 
-    def over(self, stored: Table) -> Self:
+    def merge_over(self, stored: Table) -> Self:
         """Return the settings that a user gave here, and those of a stored run for the others."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return self.replace(**(stored.values() | given))
 
-    def shaping(self) -> dict[str, Any]:
+    def get_shaping(self) -> dict[str, Any]:
         """Return the settings that shape what a run learns."""
         return self.values(self.names(shapes=True))
 
-    def distinct(self) -> dict[str, Any]:
+    def get_distinct(self) -> dict[str, Any]:
         """Return the given settings that shape a run and differ from their defaults."""
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         given = self.model_fields_set
-        return {k: v for k, v in self.shaping().items() if k in given and v != defaults[k]}
+        return {k: v for k, v in self.get_shaping().items() if k in given and v != defaults[k]}
 
     def refuse_idle(self) -> None:
         """Refuse a given setting that has no effect in this combination. Raises UserError."""

@@ -1,9 +1,13 @@
 """Stopping on request: finish the step, save, leave."""
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
@@ -36,7 +40,7 @@ class StopSignal:
 
     def install(self) -> "StopSignal":
         """Handle SIGTERM and SIGINT from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -63,3 +67,20 @@ class StopSignal:
 
 class Stopped(Exception):
     """A stop that was requested; the step is finished and the run's state is written."""
+
+
+@contextlib.contextmanager
+def hold_signals() -> Iterator[None]:
+    """Hold SIGTERM and SIGINT back until the block has ended, then let them act.
+
+    For a step that a stop must not cut in two, such as starting a process and noting that it runs.
+    """
+    held: list[int] = []
+    previous = {n: signal.signal(n, lambda number, _frame: held.append(number)) for n in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for signum in held:
+            signal.raise_signal(signum)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,12 +10,30 @@ from pathlib import Path
 import pytest
 
 from reproduction.launch import Command, Outcome, run_here, run_submitted
+from utils.signals import StopSignal
 
 
 def test_commands_are_run_here(tmp_path):
     words = [sys.executable, "-c", "import sys; print('said', file=sys.stderr); sys.exit(3)"]
     commands = {"bad": words, "good": [sys.executable, "-c", ""]}
     assert dict(run_here(commands, 2)) == {"bad": Outcome(3, "said"), "good": Outcome(0)}
+
+
+def test_a_stop_at_the_start_of_a_command_reaches_it(monkeypatch):
+    started = []
+
+    def start_and_be_stopped(*words, **options):
+        started.append(start(*words, **options))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start_and_be_stopped)
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with StopSignal("stopped"), pytest.raises(SystemExit) as stopped:
+        list(run_here({"long": words}, 1))
+    assert stopped.value.code == 143
+    assert started[0].poll() == -signal.SIGTERM
 
 
 # Counts its starts; the first one waits for the stop.
@@ -48,8 +67,9 @@ def test_a_preempted_job_saves_and_is_requeued(tmp_path):
     assert (tmp_path / "starts.saved").exists()
 
 
-def test_jobs_through_submitit(tmp_path):
+def test_jobs_through_submitit(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)  # a job finds no module of this repository
     write = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
     commands = {name: [sys.executable, "-c", write, str(tmp_path / name)] for name in "ab"}
     commands["c"] = [sys.executable, "-c", "raise SystemExit('no')"]

@@ -159,7 +159,7 @@ def test_the_imbalance_factor_shapes_what_is_learned(tmp_path):
     settings = settings_for(tmp_path, "--run_name", "a", "--imbalance_factor", "50")
     run = make_run(settings)
     assert "imbalance_factor50" in format_run_name(settings)
-    assert settings.shaping()["imbalance_factor"] == 50
+    assert settings.get_shaping()["imbalance_factor"] == 50
     assert settings_for(tmp_path, "--resume", "--run_name", "a").imbalance_factor == 50
     with pytest.raises(UserError, match=r"--imbalance_factor 50\.0, not 100\.0"):
         check_resumable(run.directory, settings, {"imbalance_factor": 100.0})
