@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,13 @@ from figures.style import save_figure
 from metrics import MEASURES, Measure
 from metrics.extraction import extract
 from metrics.measures import Evaluation, compute_measures
-from metrics.table import MetricsTable, compute_fingerprint
+from metrics.table import SPLITS, MetricsTable, compute_fingerprint
+from rundir.archives import read_archive
+from rundir.checkpoints import check_origin
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
 from rundir.weights import load
-from utils.console import Console, Progress, format_table
+from utils.console import Console, Progress, format_count, format_table
 from utils.device import pick_device
 
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
@@ -185,12 +188,12 @@ def open_run(directory: Path, args: argparse.Namespace) -> ChosenRun:
     chosen = select_checkpoints(directory, args.checkpoints)
     if (directory / CONFIG).exists():
         config = read_config(directory)
-        return ChosenRun(directory, config.settings, config.facts, chosen)
+        return ChosenRun(directory, config.settings, config.facts, config.run_id, chosen)
     for required in ("model", "dataset"):
         if required not in args.bare.model_fields_set:
             raise UserError(f"{directory} holds no {CONFIG}: give --{required}")
     settings = complete(args.bare).replace(bias_mode=find_bias_mode(directory))
-    return ChosenRun(directory, settings, {}, chosen)
+    return ChosenRun(directory, settings, {}, "", chosen)
 
 
 def refuse_without_effect(args: argparse.Namespace, runs: Sequence[ChosenRun]) -> None:
@@ -225,6 +228,30 @@ def find_bias_mode(directory: Path) -> str:
     raise UserError(f"{directory}: no checkpoint holds a classifier named fc")
 
 
+@dataclass
+class Work:
+    """What is to be done for a run.
+
+    Attributes:
+        missing: the splits to compute, by epoch.
+        prints: the fingerprint of each sound checkpoint, by epoch.
+        failed: checkpoints that could not be evaluated.
+        unverified: checkpoints without checksums.
+    """
+
+    missing: dict[int, list[str]] = field(default_factory=dict)
+    prints: dict[int, str] = field(default_factory=dict)
+    failed: int = 0
+    unverified: int = 0
+
+    def describe(self) -> str:
+        """Describe the checkpoints that failed or could not be verified."""
+        failed = f", {format_count(self.failed, 'checkpoint')} failed" if self.failed else ""
+        if not self.unverified:
+            return failed
+        return f"{failed}, {format_count(self.unverified, 'checkpoint')} unverified (no checksums)"
+
+
 class Evaluator:
     """Evaluator of one run after another."""
 
@@ -250,50 +277,54 @@ class Evaluator:
         rows = MetricsTable(run.directory, MEASURES)
         for note in rows.notes:
             print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
-        missing, prints = self._list_missing(run, rows)
-        total = sum(len(splits) for splits in missing.values())
-        kept = len(run.chosen) * len(self._splits) - total
+        work = Work()
+        self._list_missing(run, rows, work)
+        total = sum(len(splits) for splits in work.missing.values())
+        kept = len(work.prints) * len(self._splits) - total
         if total:
             try:
                 self._rebuilder.model(run)
             except UserError as error:  # one line for the run, e.g. without its data set
                 print_error(PROGRAM, error)
-                return rows, len(missing)
+                return rows, work.failed + len(work.missing)
         progress = Progress(self._console, run.name, total, unit="split")
-        computed = failed = 0
-        for epoch, splits in missing.items():
+        computed = 0
+        for epoch, splits in work.missing.items():
             try:
                 for split, values in self._measure(run, epoch, splits):
-                    rows.put((epoch, split), prints[epoch], values)
+                    rows.put((epoch, split), work.prints[epoch], values)
                     computed += 1
             except CheckpointError as error:
                 print_error(PROGRAM, error)
-                failed += 1
+                work.failed += 1
             if progress.is_due():
                 progress.show(computed, f"epoch {epoch}")
         progress.close()
-        failures = f", {failed} checkpoints failed" if failed else ""
         self._console.say(
-            f"{run.directory}: {computed} evaluated, {kept} unchanged rows kept{failures}"
+            f"{run.directory}: {computed} evaluated, {kept} unchanged rows kept{work.describe()}"
         )
-        return rows, failed
+        return rows, work.failed
 
-    def _list_missing(
-        self, run: ChosenRun, rows: MetricsTable
-    ) -> tuple[dict[int, list[str]], dict[int, str]]:
-        """List the splits to compute, and the checkpoint's fingerprint, of each chosen epoch."""
-        prints = {
-            epoch: compute_fingerprint(path, *self._list_dependencies(run))
-            for epoch, path in run.chosen.items()
-        }
-        if self._args.force:
-            return {epoch: list(self._splits) for epoch in run.chosen}, prints
-        missing: dict[int, list[str]] = {}
-        for epoch, split in [(epoch, split) for epoch in run.chosen for split in self._splits]:
-            if not rows.holds((epoch, split), prints[epoch]):
-                rows.mark_changed((epoch, split), prints[epoch])
-                missing.setdefault(epoch, []).append(split)
-        return missing, prints
+    def _list_missing(self, run: ChosenRun, rows: MetricsTable, work: Work) -> None:
+        """Fill `work` with what must be computed of a run."""
+        dependencies = self._list_dependencies(run)
+        for epoch, path in run.chosen.items():
+            try:
+                check_origin(path, run.id)
+                archive = read_archive(path)
+            except UserError as error:  # the rows of a file that is damaged now are not shown
+                print_error(PROGRAM, error)
+                work.failed += 1
+                for split in SPLITS:
+                    rows.exclude((epoch, split))
+                continue
+            work.unverified += not archive.verified
+            fingerprint = compute_fingerprint(archive.content, *dependencies)
+            work.prints[epoch] = fingerprint
+            for key in [(epoch, split) for split in self._splits]:
+                if self._args.force or not rows.holds(key, fingerprint):
+                    rows.mark_changed(key, fingerprint)
+                    work.missing.setdefault(epoch, []).append(key[1])
 
     def _list_dependencies(self, run: ChosenRun) -> tuple[Any, ...]:
         """List the values that a row depends on besides the checkpoint."""

@@ -45,11 +45,14 @@ from utils.cli import (
 from utils.console import Console, Progress
 from utils.errors import UserError
 from utils.files import read_csv, read_json, remove_temporaries, write_json
+from utils.locks import Lock, Occupied
 from utils.registry import load_function
+from utils.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parent
 STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from there"
-STOPPED_STATUSES = (130, 143)  # exit statuses of a script that SIGINT or SIGTERM stopped
+STOPPED_STATUSES = tuple(128 + number for number in SIGNALS)  # of a script that was stopped
+LOCK = ".reproduce.lock"
 STAMP = "report.json"  # names the result in a directory: another result must not replace it
 JOB_MINUTES = 240
 DATA_DIR = "./data"
@@ -182,7 +185,7 @@ def reproduce(args: argparse.Namespace) -> int:
         return 0
     for run in work.runs:  # refuse an existing run with other settings before any run starts
         complete(take_over_settings(Settings.from_flags(list_settings(work, run, args))))
-    prepare_results(work.out, args)
+    lock = prepare_results(work.out, args)  # held until the work is done
     begun, console = time.monotonic(), Console()
     if work.runs:
         work = dataclasses.replace(work, failed=train_missing(work, args, console))
@@ -200,6 +203,7 @@ def reproduce(args: argparse.Namespace) -> int:
     write_json(work.out / STAMP, build_stamp(args))
     console.say("\n" + format_tables_plainly(report))
     console.say(f"\nwrote {path} ({time.monotonic() - begun:.0f} s)")
+    lock.release()
     return MISTAKE if work.failed else status
 
 
@@ -266,18 +270,24 @@ def print_commands(work: Work, args: argparse.Namespace) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def prepare_results(out: Path, args: argparse.Namespace) -> None:
-    """Make the results directory. Raises UserError if it holds another result."""
+def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
+    """Make and lock the results directory. Raises UserError if it holds another result."""
     make_directory("--out", out)
-    remove_temporaries(out)
+    lock = Lock(out / LOCK)
+    try:
+        lock.acquire()
+    except Occupied as error:
+        raise UserError(f"--out: another reproduce.py writes into {out}") from error
+    remove_temporaries(out, "")
     if not (out / STAMP).exists():
-        return
+        return lock
     held = read_json(out / STAMP)
     if held != build_stamp(args) and held.get("scale") != "smoke":
         raise UserError(
             f"{out} holds the result of {held.get('experiment')} at scale {held.get('scale')} "
             "on other data, networks or settings: give another --out"
         )
+    return lock
 
 
 def build_stamp(args: argparse.Namespace) -> dict[str, Any]:

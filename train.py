@@ -98,6 +98,7 @@ def train(
     state = TrainState(settings, model, optimizer, scaler, meter)
     if run.resumed:
         state.load(run, precision.device)
+        run.extend_config(settings.epochs)
     log.begin(state)
     try:
         for epoch in range(state.epoch + 1, settings.epochs + 1):
@@ -111,9 +112,12 @@ def train(
             row["seconds"] = time.monotonic() - begun
             is_best = state.finish_epoch(row)
             regular = epoch % settings.epoch_save_step == 0 or epoch == settings.epochs
-            run.write_weights(model.state_dict(), epoch, regular=regular, is_best=is_best)
-            state.save(run)  # commits the epoch: a resume writes metrics.csv from it
-            log.record_epoch(state)
+            if regular:
+                run.write_weights(model.state_dict(), epoch)
+            state.save(run)
+            log.record_epoch(state)  # its row in metrics.csv commits the epoch
+            if is_best:
+                run.write_best(model.state_dict(), epoch)
     except Stopped:
         state.save(run)
         raise
@@ -203,23 +207,22 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)
 
-    run.open()
-    if run.resumed:
-        check_data(run.directory, run.read_config().facts, data.facts())
-        run.extend_config(settings.epochs)
-    else:
-        run.write_config(settings, data.facts(), device_name)
-    log = RunLog(run, settings)
-    log.introduce(data, model, device_name)
-    stop.wait_for_step()
-    try:
-        train(settings, run, batches, model, precision, log, stop)
-    except Stopped:
-        log.record_stop()
-        raise
-    except NonFiniteLoss as error:
-        log.console.say(f"train.py: {error}")
-        return NOT_FINITE
+    with run:
+        if run.resumed:
+            check_data(run.directory, run.read_config().facts, data.facts())
+        else:
+            run.write_config(settings, data.facts(), device_name)
+        log = RunLog(run, settings)
+        log.introduce(data, model, device_name)
+        stop.wait_for_step()
+        try:
+            train(settings, run, batches, model, precision, log, stop)
+        except Stopped:
+            log.record_stop()
+            raise
+        except NonFiniteLoss as error:
+            log.console.say(f"train.py: {error}")
+            return NOT_FINITE
     return 0
 
 

@@ -7,19 +7,30 @@ until its checkpoint is chosen, and is computed again then.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from metrics import EVALUATED, Measure
 from utils.errors import UserError
-from utils.files import format_csv, read_json, write_csv, write_json, write_whole
+from utils.files import (
+    format_csv,
+    open_regular,
+    read_json,
+    remove_temporaries,
+    write_csv,
+    write_json,
+    write_whole,
+)
+from utils.locks import Lock, Occupied
 
 FINGERPRINTS = "nc_metrics.json"
+LOCK = ".nc_metrics.lock"
+PATIENCE = 60  # seconds that one evaluation waits for another, which writes for a moment
 SPLITS = ("train", "test")
 DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
 FAULTS_NAMED = 3  # faults of one file that a message names; it counts the others
@@ -53,7 +64,10 @@ class MetricsTable:
         self.notes: list[str] = []
         self._fingerprints: dict[Key, str] = {}
         self._changed: set[Key] = set()
-        self._read()
+        self._lock = Lock(directory / LOCK)
+        with self._hold_lock():
+            remove_temporaries(directory, EVALUATED, FINGERPRINTS)
+            self._read()
 
     @property
     def keys(self) -> list[Key]:
@@ -70,14 +84,23 @@ class MetricsTable:
         return self._fingerprints.get(key) == fingerprint
 
     def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
-        """Add or replace a row, and write both files."""
-        self.rows[key] = {"epoch": key[0], "split": key[1], **values}
-        self._fingerprints[key] = fingerprint
-        self._changed.discard(key)
-        self._write_rows()
-        # The CSV is written first: a kill between the two leaves a row without a fingerprint, which
-        # is computed again, and never an old row under a new fingerprint.
-        self._write_fingerprints()
+        """Add or replace a row, and write both files with it.
+
+        Rows that another evaluation has written meanwhile stay: the files are read again first.
+        """
+        with self._hold_lock():
+            self._read()
+            self.rows[key] = {"epoch": key[0], "split": key[1], **values}
+            self._fingerprints[key] = fingerprint
+            self._changed.discard(key)
+            self._write_rows()
+            # The CSV is written first: a kill between the two leaves a row without a fingerprint,
+            # which is computed again, and never an old row under a new fingerprint.
+            self._write_fingerprints()
+
+    def exclude(self, key: Key) -> None:
+        """Take a row out of `current`, because its checkpoint is damaged now."""
+        self._changed.add(key)
 
     def mark_changed(self, key: Key, fingerprint: str) -> None:
         """Take a row that has another fingerprint out of `current`.
@@ -87,25 +110,36 @@ class MetricsTable:
         if self._fingerprints.get(key, fingerprint) != fingerprint:
             self._changed.add(key)
 
+    @contextlib.contextmanager
+    def _hold_lock(self) -> Iterator[None]:
+        try:
+            self._lock.acquire(PATIENCE)
+        except Occupied as error:
+            raise UserError(f"another evaluation keeps {self._directory / EVALUATED}") from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _read(self) -> None:
         """Read what can be read, and rewrite the files if they differ from it."""
         path = self._directory / EVALUATED
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             return
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        with open_regular(path) as file:
+            content = file.read()
         try:
-            self.rows, doubtful, faults = read_rows(content, self._columns, self._optional)
+            rows, doubtful, faults = read_rows(content, self._columns, self._optional)
         except ValueError as error:
             self._move_aside(str(error))
             return
         if faults:
             self._keep_copy(content, faults)
         stored = self._read_fingerprints()
-        for key in self.rows.keys() - doubtful:
-            if name_key(key) in stored:
+        self.rows |= rows
+        for key in rows:
+            self._fingerprints.pop(key, None)
+            if name_key(key) in stored and key not in doubtful:
                 self._fingerprints[key] = stored[name_key(key)]
         # The fingerprints are written first: a kill between the two leaves the damaged cell, and
         # never an empty one under a fingerprint that holds.
@@ -258,17 +292,8 @@ def parse_number(text: str) -> float | None:
         return None
 
 
-def compute_fingerprint(checkpoint: Path, *settings: Any) -> str:
-    """Hash a checkpoint's content and the settings that its rows depend on.
-
-    A .pth is a zip archive with a CRC of each tensor: its directory is enough. A file of another
-    format is read whole.
-    """
+def compute_fingerprint(content: bytes, *settings: Any) -> str:
+    """Hash what stands for a checkpoint's content, and the settings that its rows depend on."""
     digest = hashlib.sha256(repr(settings).encode())
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
-        digest.update(repr(entries).encode())
-    except (zipfile.BadZipFile, OSError):
-        digest.update(checkpoint.read_bytes())
+    digest.update(content)
     return digest.hexdigest()

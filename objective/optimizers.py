@@ -44,8 +44,15 @@ def build_optimizer(
 
 
 def build_sgd(groups: Groups, learning_rate: float) -> torch.optim.Optimizer:
-    """Build SGD with momentum 0.9."""
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, fused=True)
+    """Build SGD with momentum 0.9. Its buffers are there, as zeros, before the first step.
+
+    torch's fused kernel would leave them uninitialised if float16 overflows in that step. From
+    zeros the first step gives the same buffers as from none: the gradient.
+    """
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, fused=True)
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def build_adamw(groups: Groups, learning_rate: float) -> torch.optim.Optimizer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rundir.names import BEST, METRICS
+from rundir.archives import hold_the_same, read_origin
+from rundir.names import BEST, METRICS, name_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv
 
@@ -14,14 +15,25 @@ def list_checkpoints(directory: Path) -> dict[int, Path]:
     """Return the run's epoch_NNN.pth by epoch. Raises UserError if there is none."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
-    found = {}
-    for path in directory.glob("epoch_*.pth"):
+    found: dict[int, Path] = {}
+    for path in list_files(directory):
         match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
-        if match and path.is_file():
-            found[int(match[1])] = path
+        if not match:
+            continue
+        twin = found.setdefault(int(match[1]), path)
+        if twin != path:
+            raise UserError(f"{twin} and {path.name} are both of epoch {match[1]}: remove one")
     if not found:
         raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth)")
     return dict(sorted(found.items()))
+
+
+def list_files(directory: Path) -> list[Path]:
+    """Return the files in a directory, sorted. Raises UserError if it cannot be read."""
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_file())
+    except OSError as error:
+        raise UserError(f"cannot read {directory}: {error.strerror}") from error
 
 
 def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
@@ -68,15 +80,41 @@ def parse_epochs(text: str) -> list[tuple[int, int]]:
 
 
 def find_best_epoch(directory: Path) -> int:
-    """Return the epoch of best_model.pth: the first of the best test top-1 in metrics.csv.
+    """Return the epoch whose weights best_model.pth holds.
 
-    Raises UserError if metrics.csv does not show it.
+    The file itself shows it; in a run of an earlier version metrics.csv does, by the first of the
+    best test top-1. Raises UserError if neither shows it, or if they are not of one epoch.
     """
-    if not (directory / BEST).is_file():
-        raise UserError(f"{directory / BEST} does not exist")
+    best = directory / BEST
+    if not best.is_file():
+        raise UserError(f"{best} does not exist")
+    origin = read_origin(best)
+    if origin is not None:
+        return origin.epoch
     try:
         rows = read_csv(directory / METRICS)
-        best = max(rows, key=lambda row: float(row["test_top1"]))
-        return int(best["epoch"])
-    except (KeyError, ValueError) as error:
+        epoch = int(max(rows, key=lambda row: float(row["test_top1"]))["epoch"])
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{directory / METRICS} does not show which epoch was best") from error
+    checkpoint = directory / name_checkpoint(epoch)
+    if checkpoint.is_file() and not hold_the_same(checkpoint, best):
+        raise UserError(
+            f"{directory / METRICS} shows epoch {epoch} as best, but {BEST} holds other weights "
+            f"than {checkpoint.name}: give --checkpoints {epoch}, or resume the run"
+        )
+    return epoch
+
+
+def check_origin(path: Path, run_id: str) -> None:
+    """Refuse a checkpoint of another run, or epoch_NNN.pth of another epoch. Raises UserError.
+
+    A file of another program, or of an earlier version, does not show its origin.
+    """
+    origin = read_origin(path)
+    if origin is None:
+        return
+    if run_id and origin.run != run_id:
+        raise UserError(f"{path} is a checkpoint of another run")
+    match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
+    if match and int(match[1]) != origin.epoch:
+        raise UserError(f"{path} holds the weights of epoch {origin.epoch}")

@@ -23,11 +23,13 @@ class Config:
         settings: every resolved setting.
         facts: those of the data set, see `input_pipeline.splits.DataSet.facts`.
         environment: library versions, git commit and device.
+        run_id: what its checkpoints name as their run; "" in a run of an earlier version.
     """
 
     settings: Settings
     facts: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
+    run_id: str = ""
 
 
 def read_config(directory: Path) -> Config:
@@ -44,11 +46,16 @@ def read_config(directory: Path) -> Config:
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     environment = content.get("environment")
-    return Config(settings, content["data"], environment if isinstance(environment, dict) else {})
+    environment = environment if isinstance(environment, dict) else {}
+    return Config(settings, content["data"], environment, str(content.get("id", "")))
 
 
 def format_config(
-    settings: Settings, run_name: str, facts: dict[str, Any], environment: dict[str, Any]
+    settings: Settings,
+    run_name: str,
+    run_id: str,
+    facts: dict[str, Any],
+    environment: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the content of config.json for a new run."""
     kept = {k: v for k, v in settings.values().items() if k not in ("resume", "force")}
@@ -56,6 +63,7 @@ def format_config(
         "settings": {**kept, "run_name": run_name},
         "data": facts,
         "environment": environment,
+        "id": run_id,
     }
 
 

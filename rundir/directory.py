@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import re
 import shutil
+import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from args import Settings
+from rundir.archives import Origin, read_origin
+from rundir.checkpoints import list_checkpoints
 from rundir.config import Config, format_config, read_config
 from rundir.names import (
     BEST,
     CONFIG,
     EVENTS,
     LAST,
+    LOCK,
     LOG,
     METRICS,
     METRICS_COLUMNS,
@@ -38,8 +42,11 @@ from utils.files import (
     write_csv,
     write_json,
 )
+from utils.locks import Lock, Occupied
 
 LONGEST_NAME = 180
+PATIENCE = 90  # seconds that a resume waits for another trainer, which may be saving its state
+WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_")  # what files of a trainer begin with
 
 
 @dataclass
@@ -47,14 +54,19 @@ class Run:
     """A run directory. Every file that training leaves there is written through this object.
 
     Attributes:
-        directory: its path.
+        directory: its path. `open` may give an unnamed run another one.
         resumed: whether it holds a run that goes on.
+        settings: those of the command.
         log: train_log.txt, once the run is open.
+        id: what its checkpoints and its config.json have in common, once one of these is written.
     """
 
     directory: Path
     resumed: bool
+    settings: Settings
     log: TextIO | None = None
+    id: str = ""
+    _lock: Lock | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -67,28 +79,114 @@ class Run:
     def open(self) -> None:
         """Create the directory, or reopen it for a resumed run; `--force` replaces a run there.
 
-        Locks the directory against a second trainer. Raises UserError if it cannot be written or
-        another process trains in it.
+        Locks the directory against a second trainer. Others may have used it since `choose_run`
+        looked: all that it found is checked again under the lock. Raises UserError if it cannot be
+        written, another process trains in it, or it is not what it was.
         """
-        if not self.resumed and _is_occupied(self.directory):
-            _clear(self.directory)
+        self._make_directory()
+        self._take_lock()
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._open_locked()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_locked(self) -> None:
+        if self.resumed:
+            self._check_resumed()
+        elif _is_occupied(self.directory):
+            self._replace()
+        try:
+            self.log = open(self / LOG, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
+            raise UserError(f"cannot write {self / LOG}: {error.strerror}") from error
+        remove_temporaries(self.directory, *WRITTEN)
+
+    def __enter__(self) -> Run:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the log and let others train here."""
+        if self.log is not None:
+            self.log.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _make_directory(self) -> None:
+        """Make the directory. An unnamed run takes the first free name by creating it."""
+        unnamed = self.settings.run_name is None and not self.resumed
+        names = itertools.chain([""], (f"-{count}" for count in itertools.count(2)))
+        first = self.directory
+        while True:
+            self.directory = first.with_name(first.name + next(names))
+            try:
+                self.directory.mkdir(parents=True, exist_ok=not unnamed)
+                return
+            except FileExistsError as error:
+                if not unnamed:
+                    raise UserError(f"--save_dir: {self.directory} is not a directory") from error
+            except OSError as error:
+                raise UserError(
+                    f"--save_dir: cannot create {self.directory}: {error.strerror}"
+                ) from error
+
+    def _take_lock(self) -> None:
+        self._lock = Lock(self / LOCK)
+        try:
+            self._lock.acquire()
+            return
+        except Occupied as error:
+            if not self.settings.resume:
+                raise UserError(self._explain_occupied()) from error
+        print(f"waiting for another process to stop training in {self.directory}", file=sys.stderr)
+        try:
+            self._lock.acquire(PATIENCE)
+        except Occupied as error:
+            raise UserError(self._explain_occupied()) from error
+
+    def _explain_occupied(self) -> str:
+        return f"{self.directory} is being trained by another process"
+
+    def _check_resumed(self) -> None:
+        """Check that the run is still the one whose settings were taken over."""
+        if list_changes(self.read_config().settings, self.settings.values()) not in (
+            [],
+            ["epochs"],
+        ):
+            raise UserError(f"{self.directory} was replaced by another run just now")
+
+    def _replace(self) -> None:
+        """Remove a run that nobody trains any more, or raise UserError without `--force`."""
+        if self.settings.resume and (self / CONFIG).exists():
             raise UserError(
-                f"--save_dir: cannot create {self.directory}: {error.strerror}"
-            ) from error
-        self.log = _lock(self.directory)
-        remove_temporaries(self.directory)
+                f"another process has trained in {self.directory} just now; the same command "
+                "resumes its run"
+            )
+        _check_replaceable(self.directory, self.settings)
+        for entry in self.directory.iterdir():
+            if entry.name == LOCK:  # the file that holds the lock stays
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def read_config(self) -> Config:
         """Read and check config.json. Raises UserError."""
-        return read_config(self.directory)
+        config = read_config(self.directory)
+        self.id = config.run_id
+        return config
 
     def write_config(self, settings: Settings, facts: dict[str, Any], device: str) -> None:
         """Write config.json: the resolved settings, the data set's facts, versions and device."""
         environment = {**describe_environment(), "device": device}
-        write_json(self / CONFIG, format_config(settings, self.name, facts, environment))
+        self.id = uuid.uuid4().hex
+        content = format_config(settings, self.name, self.id, facts, environment)
+        write_json(self / CONFIG, content)
 
     def extend_config(self, epochs: int) -> None:
         """Note in config.json that a resumed run goes on to more epochs."""
@@ -101,17 +199,38 @@ class Run:
         """Write metrics.csv, a row for each finished epoch."""
         write_csv(self / METRICS, METRICS_COLUMNS, history)
 
-    def write_weights(
-        self, weights: Mapping[str, Any], epoch: int, *, regular: bool, is_best: bool
-    ) -> None:
-        """Write a state_dict as epoch_NNN.pth, as best_model.pth, or as both but once on disk."""
+    def write_weights(self, weights: Mapping[str, Any], epoch: int) -> None:
+        """Write a state_dict as epoch_NNN.pth."""
+        save(self / name_checkpoint(epoch), weights, Origin(self.id, epoch))
+
+    def write_best(self, weights: Mapping[str, Any], epoch: int) -> None:
+        """Write the state_dict of an epoch as best_model.pth; no copy if epoch_NNN.pth holds it."""
         checkpoint = self / name_checkpoint(epoch)
-        if regular:
-            save(checkpoint, weights)
-        if is_best and regular:
+        if read_origin(checkpoint) == Origin(self.id, epoch):
             link_whole(checkpoint, self / BEST)
-        elif is_best:
-            save(self / BEST, weights)
+        else:
+            save(self / BEST, weights, Origin(self.id, epoch))
+
+    def complete_best(self, weights: Mapping[str, Any], epoch: int, best_epoch: int) -> None:
+        """Write best_model.pth again if a kill left one of another epoch than `best_epoch`.
+
+        Args:
+            weights: the state_dict after `epoch`.
+            epoch: finished epochs.
+            best_epoch: the one that metrics.csv shows as best.
+        """
+        origin = read_origin(self / BEST)
+        if (self / BEST).exists() and origin in (None, Origin(self.id, best_epoch)):
+            return
+        if epoch == best_epoch or read_origin(self / name_checkpoint(best_epoch)):
+            self.write_best(weights, best_epoch)
+
+    def has_checkpoints(self) -> bool:
+        """Return whether the weights of an epoch after the first were saved."""
+        try:
+            return max(list_checkpoints(self.directory)) > 1
+        except UserError:
+            return False
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Write last.pth, which commits the epochs in it."""
@@ -134,10 +253,10 @@ def choose_run(settings: Settings) -> Run:
     _check_writable(save_dir)
     directory = _find_run(save_dir, settings) if settings.resume else None
     if directory is not None:
-        return Run(directory, resumed=True)
+        return Run(directory, True, settings)
     if settings.resume and not settings.force:
         raise UserError(_explain_no_run(save_dir, settings.run_name))
-    return Run(_choose_new_directory(save_dir, settings), resumed=False)
+    return Run(_choose_new_directory(save_dir, settings), False, settings)
 
 
 def _check_writable(save_dir: Path) -> None:
@@ -178,12 +297,17 @@ def _explain_no_run(save_dir: Path, run_name: str | None) -> str:
 
 def _choose_new_directory(save_dir: Path, settings: Settings) -> Path:
     if settings.run_name is None:
-        name = format_run_name(settings)
-        attempts = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-        return next(save_dir / name for name in attempts if not (save_dir / name).exists())
+        return save_dir / format_run_name(settings)
     directory = save_dir / settings.run_name
-    if not _is_occupied(directory) or (settings.force and (directory / CONFIG).is_file()):
-        return directory
+    if _is_occupied(directory):
+        _check_replaceable(directory, settings)
+    return directory
+
+
+def _check_replaceable(directory: Path, settings: Settings) -> None:
+    """Refuse to replace what is there without `--force`, or if it is no run. Raises UserError."""
+    if settings.force and (directory / CONFIG).is_file():
+        return
     if settings.force:
         raise UserError(
             f"--force: {directory} is not a run directory ({CONFIG} is missing); remove it"
@@ -210,27 +334,6 @@ def _is_occupied(directory: Path) -> bool:
     """Return whether something is there besides the files that an early kill leaves."""
     if not directory.is_dir():
         return directory.exists()
-    leftovers = {f".{CONFIG}.tmp", LOG}
-    return any(entry.name not in leftovers for entry in directory.iterdir())
-
-
-def _clear(directory: Path) -> None:
-    """Remove a run that nobody trains any more."""
-    _lock(directory).close()
-    shutil.rmtree(directory)
-
-
-def _lock(directory: Path) -> TextIO:
-    """Open the log and lock it; the system releases the lock however the process ends."""
-    try:
-        log = open(directory / LOG, "a", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write {directory / LOG}: {error.strerror}") from error
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        log.close()
-        raise UserError(f"{directory} is being trained by another process") from error
-    except OSError:
-        pass  # a file system without locks: go on unguarded
-    return log
+    leftover = re.compile(rf"\.{re.escape(CONFIG)}(\.[0-9a-f]+)?\.tmp")
+    names = (entry.name for entry in directory.iterdir())
+    return any(name not in (LOG, LOCK) and not leftover.fullmatch(name) for name in names)

@@ -7,6 +7,7 @@ METRICS = "metrics.csv"
 LAST = "last.pth"
 BEST = "best_model.pth"
 LOG = "train_log.txt"
+LOCK = ".train.lock"  # held by the process that trains
 EVENTS = "tensorboard"
 
 NAMED_FIRST = ("model", "dataset", "loss", "optimizer")  # settings that begin the name of a run

@@ -19,6 +19,7 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
+from rundir.checkpoints import check_origin
 from rundir.config import check_data, read_config
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
@@ -122,11 +123,13 @@ class TrainedRun:
         directory: its path.
         settings: complete. Those of weights that came without a config.json are in part defaults.
         facts: of the data set; empty for weights that came without a config.json.
+        id: what its checkpoints name as their run; "" if they name none.
     """
 
     directory: Path
     settings: Settings
     facts: dict[str, Any]
+    id: str
 
     @property
     def name(self) -> str:
@@ -156,7 +159,7 @@ def open_run(directory: Path) -> TrainedRun:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     config = read_config(directory)
-    return TrainedRun(directory, config.settings, config.facts)
+    return TrainedRun(directory, config.settings, config.facts, config.run_id)
 
 
 def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:
@@ -294,7 +297,11 @@ class Rebuilder:
     def load_model(
         self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False
     ) -> nn.Module:
-        """Return `model` with the weights of a checkpoint. Raises UserError as `load_weights`."""
+        """Return `model` with the weights of a checkpoint.
+
+        Raises UserError as `load_weights`, or for a checkpoint of another run.
+        """
+        check_origin(checkpoint, run.id)
         model = self.model(run)
         load_weights(model, checkpoint, self._device, bias_added=bias_added)
         return model

@@ -5,34 +5,45 @@ from __future__ import annotations
 import textwrap
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
+from rundir.archives import Origin, add_origin, verify
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import open_regular, write_whole
 
 
-def save(path: Path, state: Any) -> None:
-    """Write `state` whole or not at all. Raises UserError (full disk, no permission)."""
-    write_whole(path, lambda file: torch.save(state, file))
+def save(path: Path, state: Any, origin: Origin | None = None) -> None:
+    """Write `state` whole or not at all, and where it comes from.
+
+    Raises UserError (full disk, no permission).
+    """
+
+    def write(file: BinaryIO) -> None:
+        torch.save(state, file)
+        if origin is not None:
+            add_origin(file, origin)
+
+    write_whole(path, write)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
     """Read a checkpoint; only tensors and plain containers are accepted (weights_only).
 
-    Raises a UserError that names the file if it is missing, truncated or not a checkpoint.
+    The archive's checksums are compared with its content first. Raises a UserError that names the
+    file if it is missing, damaged or not a checkpoint.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises a different type for every kind of damage
-        reason = textwrap.shorten(str(error) or type(error).__name__, 90, placeholder=" …")
-        if not zipfile.is_zipfile(path):
-            reason = "it is cut off or was not written by torch.save"
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
+    with open_regular(path) as file:
+        verify(file, path)
+        try:
+            return torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises a different type for every kind of damage
+            reason = textwrap.shorten(str(error) or type(error).__name__, 90, placeholder=" …")
+            if not zipfile.is_zipfile(path):
+                reason = "it is cut off or was not written by torch.save"
+            raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
 
 
 def load_weights(

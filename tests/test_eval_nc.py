@@ -18,6 +18,7 @@ from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
 from models import build_model
 from rundir import rebuild as evaluation
+from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
 from tests.helpers import assert_mistake, read_table, run, train_run
 from theory.minimum import predict
@@ -233,6 +234,79 @@ def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
     assert "epoch_002.pth is damaged" in lines[0]
     assert "epoch_003.pth does not fit the model" in lines[1]
     assert set(read_table(run_dir)) == {(1, "train"), (1, "test")}
+
+
+def flip_a_weight(path):
+    """Change one bit of the first weight of a checkpoint, which torch.load does not notice."""
+    weight = next(iter(torch.load(path, weights_only=True).values()))
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 2] ^= 0x40
+    path.write_bytes(content)
+    assert not torch.equal(next(iter(torch.load(path, weights_only=True).values())), weight)
+
+
+def test_a_flipped_bit_is_found_also_where_the_row_is_kept(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    before = (run_dir / "nc_metrics.csv").read_bytes()
+    flip_a_weight(run_dir / "epoch_002.pth")
+    said = evaluate(capsys, run_dir, status=2)
+    assert "epoch_002.pth is damaged" in said.err
+    assert "0 evaluated, 4 unchanged rows kept, 1 checkpoint failed" in said.out
+    assert [line.split()[1] for line in said.out.splitlines() if line.startswith("run ")][1:] == [
+        "1",
+        "1",
+        "3",
+        "3",
+    ]
+    assert (run_dir / "nc_metrics.csv").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_run_or_epoch_is_refused(run_dir, tmp_path, capsys):
+    other = train_run(tmp_path / "others", "other", "--epochs", 1)
+    shutil.copy(other / "epoch_001.pth", run_dir / "epoch_001.pth")
+    shutil.copy(run_dir / "epoch_003.pth", run_dir / "epoch_002.pth")
+    said = evaluate(capsys, run_dir, status=2)
+    assert "epoch_001.pth is a checkpoint of another run" in said.err
+    assert "epoch_002.pth holds the weights of epoch 3" in said.err
+    assert set(read_table(run_dir)) == {(3, "train"), (3, "test")}
+    shutil.copy(run_dir / "epoch_003.pth", run_dir / "epoch_3.pth")
+    assert "are both of epoch 3" in evaluate(capsys, run_dir, status=2).err
+
+
+def test_the_epoch_of_the_best_model_stands_in_its_file(run_dir, capsys):
+    """Neither a cut metrics.csv nor a kill between the two files can give it another epoch."""
+    best = find_best_epoch(run_dir)
+    rows = read_csv(run_dir / "metrics.csv")
+    write_csv(
+        run_dir / "metrics.csv", list(rows[0]), [row for row in rows if row["epoch"] != str(best)]
+    )
+    evaluate(capsys, run_dir, "--checkpoints", "best")
+    assert set(read_table(run_dir)) == {(best, "train"), (best, "test")}
+
+
+def test_the_best_model_of_an_earlier_version_must_fit_metrics_csv(run_dir, capsys):
+    for path in run_dir.glob("*.pth"):
+        torch.save(load(path), path)
+    evaluate(capsys, run_dir, "--checkpoints", "best")
+    (best,) = {epoch for epoch, _ in read_table(run_dir)}
+    shutil.copy(run_dir / f"epoch_00{best % 3 + 1}.pth", run_dir / "best_model.pth")
+    said = evaluate(capsys, run_dir, "--checkpoints", "best", status=2)
+    assert f"shows epoch {best} as best, but best_model.pth holds other weights" in said.err
+
+
+def test_two_evaluations_of_one_run_keep_each_others_rows(run_dir, capsys, monkeypatch):
+    """The second one begins and ends while the first has read the table, but not yet written."""
+    compute = eval_nc.compute_measures
+
+    def compute_beside_another(evaluation):
+        monkeypatch.setattr(eval_nc, "compute_measures", compute)
+        evaluate(capsys, run_dir, "--checkpoints", "3")
+        return compute(evaluation)
+
+    monkeypatch.setattr(eval_nc, "compute_measures", compute_beside_another)
+    evaluate(capsys, run_dir, "--checkpoints", "1-2")
+    assert len(read_table(run_dir)) == 6
+    assert "0 evaluated, 6 unchanged rows kept" in evaluate(capsys, run_dir).out
 
 
 def test_weights_that_are_not_finite_are_named(run_dir, capsys):

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import train
+from rundir.archives import Origin
+from rundir.checkpoints import find_best_epoch
 from rundir.config import read_config
-from rundir.weights import load
+from rundir.weights import load, save
 from tests.helpers import read_refusal, start, train_here
 from utils.files import read_csv
 
@@ -220,6 +222,91 @@ def test_a_lost_last_pth_is_no_reason_to_start_over(tmp_path, whole, capsys):
     (run_dir / "last.pth").unlink()
     assert "last.pth is missing" in refuse_resume(capsys, run_dir)
     assert (run_dir / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    (run_dir / "metrics.csv").unlink()
+    assert "last.pth is missing" in refuse_resume(capsys, run_dir)
+
+
+def spoil(state, what):
+    """Change one part of a last.pth to what no run of these settings has written."""
+    if what == "momentum of another shape":
+        state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(2)
+    elif what == "momentum of another type":
+        state["optimizer"]["state"][0]["exp_avg"] = state["optimizer"]["state"][0]["exp_avg"].half()
+    elif what == "half a state":
+        del state["optimizer"]["state"][0]["exp_avg_sq"]
+    elif what == "a stranger's parameter":
+        state["optimizer"]["state"][10**6] = state["optimizer"]["state"][0]
+    elif what == "weights of another type":
+        state["model"]["fc.weight"] = state["model"]["fc.weight"].double()
+    elif what == "no number of epochs":
+        state["position"]["epoch"] = "8"
+    elif what == "too many epochs":
+        state["position"]["epoch"] = 9
+    elif what == "a short history":
+        state["position"]["history"].pop()
+    elif what == "a history without numbers":
+        state["position"]["history"][0]["test_top1"] = "100"
+
+
+SPOILED = [
+    "momentum of another shape",
+    "momentum of another type",
+    "half a state",
+    "a stranger's parameter",
+    "weights of another type",
+    "no number of epochs",
+    "too many epochs",
+    "a short history",
+    "a history without numbers",
+]
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_last_pth_of_another_make_is_refused_before_it_is_used(tmp_path, whole, capsys, what):
+    """The fused optimizers would write outside the memory of a state of another shape."""
+    run_dir = copy_run(whole, tmp_path / "spoiled")
+    state = load(run_dir / "last.pth")
+    spoil(state, what)
+    torch.save(state, run_dir / "last.pth")
+    assert "does not fit the run's config.json" in refuse_resume(capsys, run_dir)
+
+
+def test_a_flipped_bit_in_last_pth_is_found(tmp_path, whole, capsys):
+    run_dir = copy_run(whole, tmp_path / "flipped")
+    content = bytearray((run_dir / "last.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run_dir / "last.pth").write_bytes(content)
+    assert "last.pth is damaged" in refuse_resume(capsys, run_dir)
+
+
+def test_a_refused_resume_changes_nothing(tmp_path, capsys):
+    run_dir = train_here(tmp_path, *FLAGS, "--schedule", "constant", "--epochs", 1)
+    torch.save({}, run_dir / "last.pth")
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    assert "does not fit" in refuse_resume(capsys, run_dir, "--epochs", 2)
+    after = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    assert after.keys() == before.keys()
+    assert {name for name in before if after[name] != before[name]} <= {"train_log.txt"}
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_killed_between_metrics_csv_and_the_best_model(tmp_path, kept):
+    """The resumed run writes the best model that the kill prevented, with or without epoch_NNN."""
+    settings = [*FLAGS, "--epochs", 4, "--epoch_save_step", kept, "--lr", 0.05]
+    run_dir = train_here(tmp_path, *settings)
+    best = find_best_epoch(run_dir)
+    expected = load(run_dir / "best_model.pth")
+    state = load(run_dir / "last.pth")
+    older = Origin(read_config(run_dir).run_id, best - 1)
+    save(run_dir / "best_model.pth", {}, older)
+    if kept == 4:  # as if the kill had come after the best epoch, whose weights last.pth holds
+        state["position"]["history"][-1]["test_top1"] = 100.0
+        save(run_dir / "last.pth", state)
+        best, expected = 4, state["model"]
+        (run_dir / "epoch_004.pth").unlink()
+    assert resume_here(run_dir) == 0
+    assert find_best_epoch(run_dir) == best
+    assert_same(load(run_dir / "best_model.pth"), expected)
 
 
 def test_killed_before_the_first_last_pth(tmp_path, whole):

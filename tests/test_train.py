@@ -24,7 +24,7 @@ def test_the_run_directory_is_as_promised(tmp_path):
     run_dir = train_here(tmp_path, *SMALL, "--epochs", 3, "--loss", "CE", "--seed", 5)
     names = {path.name for path in run_dir.iterdir()}
     weights = {"epoch_001.pth", "epoch_002.pth", "epoch_003.pth", "best_model.pth", "last.pth"}
-    assert names == weights | {"config.json", "metrics.csv", "train_log.txt"}
+    assert names == weights | {"config.json", "metrics.csv", "train_log.txt", ".train.lock"}
 
     rows = read_csv(run_dir / "metrics.csv")
     assert list(rows[0]) == list(METRICS_COLUMNS)

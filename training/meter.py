@@ -41,6 +41,11 @@ class Meter:
         self._pending: list[tuple[Tensor, ...]] = []
 
     @property
+    def steps(self) -> int:
+        """The steps of the epoch."""
+        return len(self._objectives)
+
+    @property
     def seen(self) -> int:
         """Samples counted."""
         return sum(self._sizes)

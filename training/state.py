@@ -13,10 +13,14 @@ from args import Settings
 from rundir.directory import Run
 from rundir.names import LAST, METRICS
 from rundir.weights import load, read_rng_state, restore_rng_state
+from training.checks import check_history, check_tensors, merge_optimizer_state
 from training.meter import Meter
 from utils.errors import UserError
 from utils.files import read_csv
 from utils.seeds import mix_seed
+
+# The errors of a state that is not as it was written.
+REFUSED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError)
 
 
 @dataclass
@@ -45,6 +49,11 @@ class TrainState:
     def best(self) -> float:
         """The best test top-1 so far, in percent; −1 before the first epoch."""
         return max((row["test_top1"] for row in self.history), default=-1.0)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the best test top-1."""
+        return int(max(self.history, key=lambda row: row["test_top1"])["epoch"])
 
     def begin_epoch(self) -> None:
         """Reset the meter and seed dropout, unless the epoch was begun before a resume."""
@@ -85,8 +94,8 @@ class TrainState:
         Raises UserError if it is damaged, of other settings, or lost.
         """
         if not (run / LAST).exists():
-            # metrics.csv gets its first row after the first last.pth.
-            if (run / METRICS).exists() and read_csv(run / METRICS):
+            # metrics.csv gets its first row, and a second epoch its weights, after last.pth.
+            if run.has_checkpoints() or ((run / METRICS).exists() and read_csv(run / METRICS)):
                 raise UserError(
                     f"{run / LAST} is missing: nothing to resume from; --force starts over"
                 )
@@ -94,22 +103,36 @@ class TrainState:
         state = load(run / LAST, device)
         try:
             self._take(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except REFUSED as error:
             reason = textwrap.shorten(str(error), 90, placeholder=" …")
             raise UserError(f"{run / LAST} does not fit the run's config.json: {reason}") from error
+        if self.history and self.step == 0:
+            run.complete_best(self.model.state_dict(), self.epoch, self.best_epoch)
 
     def _take(self, state: dict[str, Any]) -> None:
+        """Check every part of a stored state, then use it. Raises one of `REFUSED`."""
         if Settings.add_before(state["settings"]) != identify(self.settings):
             raise ValueError("it was written with other settings")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if state["meter"] is not None:
-            self.meter.load_state_dict(state["meter"])
-        restore_rng_state(state["rng"])
         position = state["position"]
-        self.epoch, self.step = position["epoch"], position["step"]
-        self.history = list(position["history"])
+        epoch, step = position["epoch"], position["step"]
+        if not (isinstance(epoch, int) and isinstance(step, int)):
+            raise ValueError("it does not show how far the run has come")
+        if not (0 <= epoch <= self.settings.epochs and 0 <= step <= self.meter.steps):
+            raise ValueError(f"epoch {epoch} and step {step} are not of this run")
+        check_history(position["history"], epoch)
+        check_tensors("the network", state["model"], self.model.state_dict())
+        optimizer = merge_optimizer_state(self.optimizer, state["optimizer"])
+        meter = state["meter"]
+        if meter is not None:
+            check_tensors("the meter", meter, self.meter.state_dict())
+            if len(meter["sizes"]) != step:
+                raise ValueError(f"the meter has not counted {step} steps")
+            self.meter.load_state_dict(meter)
+        self.scaler.load_state_dict(state["scaler"])
+        restore_rng_state(state["rng"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(optimizer)
+        self.epoch, self.step, self.history = epoch, step, list(position["history"])
 
 
 def identify(settings: Settings) -> dict[str, Any]:

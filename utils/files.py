@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import os
+import secrets
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,23 +19,29 @@ PICTURES = (".png", ".pdf", ".svg")  # endings of the files that matplotlib writ
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    A kill or a full disk at any moment leaves the old file or the new one, never a part of one.
-    Raises UserError if the file cannot be written; the old file at `path` then stays.
+    A kill, a full disk or a power failure at any moment leaves the old file or the new one, never a
+    part of one. `write` gets a new file, open for reading and writing. Raises UserError if the file
+    cannot be written; the old file at `path` then stays.
     """
+    _refuse_special(path)
     temporary = name_temporary(path)
     try:
-        with open(temporary, "wb") as file:
+        # O_EXCL: the file is new, and no link is followed.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_directory(path.parent)
     # torch reports a failed write of the underlying file as RuntimeError.
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"cannot write {path}: {_find_reason(error)}; nothing written before is lost"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def link_whole(source: Path, path: Path) -> None:
@@ -41,13 +49,57 @@ def link_whole(source: Path, path: Path) -> None:
 
     Falls back to a copy on file systems without hard links. Raises UserError as `write_whole`.
     """
+    _refuse_special(path)
     temporary = name_temporary(path)
     try:
-        temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         os.replace(temporary, path)
+        _sync_directory(path.parent)
     except OSError:
         write_whole(path, lambda file: file.write(source.read_bytes()))
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # two names of one file: os.replace leaves both
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse to replace a device, a pipe, a socket or a directory. Raises UserError."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot write {path}: it is not a regular file")
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename last through a power failure, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a device or a pipe, which could block for ever, is refused.
+
+    Raises UserError.
+    """
+    try:
+        # O_NONBLOCK: to open a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"cannot read {path}: it is not a regular file")
+    return open(descriptor, "rb")
 
 
 def check_target(flag: str, path: Path) -> None:
@@ -56,6 +108,10 @@ def check_target(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {str(path)!r} is not the name of a file")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{flag}: {path.absolute().parent} is not a directory")
+    try:
+        _refuse_special(path)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
 
 
 def check_picture(flag: str, path: Path) -> None:
@@ -66,14 +122,19 @@ def check_picture(flag: str, path: Path) -> None:
 
 
 def name_temporary(path: Path) -> Path:
-    """Return the name of the temporary file beside `path`."""
-    return path.with_name(f".{path.name}.tmp")
+    """Return a new name, which nobody can guess, for a temporary file beside `path`."""
+    return path.with_name(f".{path.name[:180]}.{secrets.token_hex(8)}.tmp")
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Remove the temporary files that a killed writer left in `directory`."""
-    for leftover in directory.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_temporaries(directory: Path, *names: str) -> None:
+    """Remove the temporary files that a killed writer of `names` (may hold *) left behind.
+
+    The caller must know that nobody writes these files now.
+    """
+    for name in names:
+        for leftover in directory.glob(f".{name}*.tmp"):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -84,10 +145,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises UserError if `path` is missing or is not JSON."""
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
+        return json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: it is nested too deeply") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
 
@@ -110,7 +173,7 @@ def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read the rows of `path` as text. Raises UserError if it cannot be read."""
     try:
-        with open(path, newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {_find_reason(error)}") from error

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignal:
-    """Handler of SIGTERM and SIGINT within its `with` block.
+    """Handler of SIGTERM, SIGINT and SIGHUP within its `with` block.
+
+    SIGHUP comes when the terminal closes; it stays ignored where it was, as nohup wants it.
 
     Before `wait_for_step()` is called, a signal ends the program at once with `message`: nothing
     can be lost yet. Afterwards the first signal is remembered, and the loop stops after its step. A
@@ -31,7 +33,7 @@ class StopSignal:
 
     @property
     def exit_status(self) -> int:
-        """128 + the signal's number, as a shell reports it: 143 for SIGTERM, 130 for SIGINT."""
+        """128 + the signal's number, as a shell reports it: SIGTERM 143, SIGINT 130, SIGHUP 129."""
         return 128 + (self.number or 0)
 
     def wait_for_step(self) -> None:
@@ -39,8 +41,10 @@ class StopSignal:
         self._remember = True
 
     def install(self) -> "StopSignal":
-        """Handle SIGTERM and SIGINT from now on."""
+        """Handle the signals from now on."""
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -71,12 +75,14 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def hold_signals() -> Iterator[None]:
-    """Hold SIGTERM and SIGINT back until the block has ended, then let them act.
+    """Hold the signals that stop a program back until the block has ended, then let them act.
 
     For a step that a stop must not cut in two, such as starting a process and noting that it runs.
     """
     held: list[int] = []
-    previous = {n: signal.signal(n, lambda number, _frame: held.append(number)) for n in SIGNALS}
+    # What is ignored stays ignored, also in a process that is started here.
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {n: signal.signal(n, lambda number, _frame: held.append(number)) for n in handled}
     try:
         yield
     finally:

@@ -2,9 +2,11 @@
 
 import os
 import re
+import threading
 
 import pytest
 
+from rundir import directory
 from rundir.config import read_config
 from rundir.directory import Run, choose_run, format_run_name
 from rundir.resuming import check_resumable, list_changes, read_settings
@@ -22,7 +24,7 @@ def make_run(settings, epochs_done=0):
     run.write_config(settings, {"num_classes": 10}, "CPU")
     rows = "".join(f"{epoch}\n" for epoch in range(1, epochs_done + 1))
     (run / "metrics.csv").write_text("epoch\n" + rows)
-    run.log.close()
+    run.close()
     return run
 
 
@@ -33,10 +35,14 @@ def test_the_default_name_shows_what_differs(tmp_path):
     assert re.fullmatch(r"ResNet18_digits_BCE_SGD_lr0\.1_img_size16_sep_decay_[\d-]+", name)
 
 
-def test_two_unnamed_runs_of_the_same_second_do_not_meet(tmp_path):
-    settings = settings_for(tmp_path)
-    names = {make_run(settings).name for _ in range(3)}
-    assert len(names) == 3
+def test_unnamed_runs_of_the_same_second_do_not_meet(tmp_path, monkeypatch):
+    """All have decided on a name before the first directory is made."""
+    monkeypatch.setattr(directory, "format_run_name", lambda settings: "same")
+    runs = [choose_run(settings_for(tmp_path)) for _ in range(3)]
+    for run in runs:
+        with run:
+            assert run.log is not None
+    assert [run.name for run in runs] == ["same", "same-2", "same-3"]
 
 
 def test_an_existing_run_is_refused_or_replaced(tmp_path):
@@ -62,18 +68,52 @@ def test_what_a_killed_start_left_is_no_obstacle(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train_log.txt").touch()
     (tmp_path / "a" / ".config.json.tmp").touch()
+    (tmp_path / "a" / ".config.json.0123456789abcdef.tmp").touch()
+    (tmp_path / "a" / ".train.lock").touch()
     assert not choose_run(settings_for(tmp_path, "--run_name", "a")).resumed
 
 
-def test_a_run_in_training_is_not_resumed_or_replaced(tmp_path):
+def test_a_run_in_training_is_not_resumed_or_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "PATIENCE", 0.2)
     settings = settings_for(tmp_path, "--run_name", "a")
     make_run(settings)
-    first = Run(tmp_path / "a", resumed=True)
-    first.open()
-    for other in (Run(tmp_path / "a", resumed=True), Run(tmp_path / "a", resumed=False)):
-        with pytest.raises(UserError, match="being trained by another process"):
-            other.open()
+    resumed = settings_for(tmp_path, "--run_name", "a", "--resume")
+    with Run(tmp_path / "a", True, resumed):
+        for others, resumes in ((resumed, True), (settings, False)):
+            with pytest.raises(UserError, match="being trained by another process"):
+                Run(tmp_path / "a", resumes, others).open()
+    with Run(tmp_path / "a", True, resumed):
+        pass
     assert (tmp_path / "a" / "config.json").exists()
+
+
+def test_a_resume_waits_for_a_trainer_that_saves(tmp_path, capsys):
+    make_run(settings_for(tmp_path, "--run_name", "a"))
+    resumed = settings_for(tmp_path, "--run_name", "a", "--resume")
+    holder = Run(tmp_path / "a", True, resumed)
+    holder.open()
+    threading.Timer(0.3, holder.close).start()
+    with Run(tmp_path / "a", True, resumed):
+        assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_what_was_decided_before_the_lock_is_decided_again_under_it(tmp_path):
+    """Two starts of one name: the one whose data loads for longer must not remove the other."""
+    settings = settings_for(tmp_path, "--run_name", "a")
+    slow = choose_run(settings)
+    (make_run(settings) / "epoch_001.pth").touch()
+    with pytest.raises(UserError, match="exists already"):
+        slow.open()
+    assert (tmp_path / "a" / "epoch_001.pth").exists()
+    either = settings_for(tmp_path, "--run_name", "b", "--resume", "--force")
+    slow = choose_run(either)
+    make_run(either)
+    with pytest.raises(UserError, match="the same command resumes its run"):
+        slow.open()
+    resumed = choose_run(settings_for(tmp_path, "--run_name", "b", "--resume"))
+    make_run(settings_for(tmp_path, "--run_name", "b", "--force", "--seed", "1"))
+    with pytest.raises(UserError, match="was replaced by another run"):
+        resumed.open()
 
 
 def test_resume_without_a_name_finds_the_newest_unfinished_run_of_the_configuration(tmp_path):

@@ -1,6 +1,9 @@
 """Whole files: a failed or killed write leaves the old file."""
 
+import os
+import secrets
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -12,8 +15,9 @@ from rundir import weights as checkpoint
 from tests.helpers import ROOT
 from utils.errors import UserError
 from utils.files import (
+    check_target,
     link_whole,
-    name_temporary,
+    open_regular,
     read_csv,
     read_json,
     remove_temporaries,
@@ -66,14 +70,16 @@ def test_a_kill_during_the_write_leaves_the_old_file(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
     for _ in range(200):
-        if name_temporary(path).exists():
+        if len(list(tmp_path.iterdir())) == 2:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert name_temporary(path).exists()
+    assert len(list(tmp_path.iterdir())) == 2
     assert path.read_bytes() == b"old"
-    remove_temporaries(tmp_path)
+    remove_temporaries(tmp_path, "b")
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_temporaries(tmp_path, "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
@@ -84,6 +90,36 @@ def test_a_link_has_the_content_and_replaces(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"1"
     write_whole(tmp_path / "a", lambda f: f.write(b"3"))  # replaces the name, not the content
     assert (tmp_path / "b").read_bytes() == b"1"
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match="not a regular file"):
+            write_json(tmp_path / name, {})
+        with pytest.raises(UserError, match="not a regular file"):
+            link_whole(tmp_path / "absent", tmp_path / name)
+        with pytest.raises(UserError, match=r"not the name|not a regular file"):
+            check_target("--json", tmp_path / name)
+        with pytest.raises(UserError, match="not a regular file"):  # and the pipe does not block
+            open_regular(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_temporary_file_follows_no_link(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / ".a.json.0.tmp").symlink_to(tmp_path / "precious")
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "0")
+    with pytest.raises(UserError, match="File exists"):
+        write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_json_that_is_nested_too_deeply(tmp_path):
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="damaged"):
+        read_json(tmp_path / "c.json")
 
 
 def test_csv_keeps_floats_exactly(tmp_path):
@@ -101,7 +137,7 @@ def test_json_round_trip_and_damage(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         read_json(path)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "absent.json")
 
 
