@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rundir.resuming import read_settings
-from utils.signals import Stopped, StopSignal
+from utils.signals import Stopped, StopSignal, stop_with_parent
 
 STOP_MESSAGE = "stopped before training began"
 if __name__ == "__main__":
     read_settings()  # --help and a wrong flag are answered here, before torch is imported
     StopSignal(STOP_MESSAGE).install()  # Ctrl-C during the imports is one line, too
+    stop_with_parent()
 
 import math
 import sys

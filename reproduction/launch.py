@@ -18,7 +18,7 @@ from typing import Any
 
 import utils.signals
 from utils.errors import UserError
-from utils.signals import hold_signals
+from utils.signals import PARENT, hold_signals
 
 GRACE = 90  # seconds for a command to save its state after it is asked to stop
 POLL = 0.2  # seconds between two looks at the running commands
@@ -46,7 +46,7 @@ class Command:
 
     def start(self) -> None:
         """Start the process."""
-        environment = dict(os.environ)
+        environment = {**os.environ, PARENT: str(os.getpid())}
         if self._threads:
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))
         with hold_signals():  # a process that is not noted here could not be asked to stop

@@ -1,13 +1,17 @@
 """Stopping on request: finish the step, save, leave."""
 
 import contextlib
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
 
 
 class StopSignal:
@@ -90,3 +94,20 @@ def hold_signals() -> Iterator[None]:
             signal.signal(number, handler)
         for signum in held:
             signal.raise_signal(signum)
+
+
+def stop_with_parent() -> None:
+    """Stop this process, as SIGTERM does, when the parent that asks for it has ended.
+
+    A parent that is killed cannot stop its children itself. It asks by its number in the
+    environment variable `PARENT`.
+    """
+    parent = os.environ.get(PARENT, "")
+    if parent.isdecimal():
+        threading.Thread(target=_watch_parent, args=(int(parent),), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from reproduction.launch import Command, Outcome, run_here, run_submitted
+from tests.helpers import ROOT
 from utils.signals import StopSignal
 
 
@@ -34,6 +35,46 @@ def test_a_stop_at_the_start_of_a_command_reaches_it(monkeypatch):
         list(run_here({"long": words}, 1))
     assert stopped.value.code == 143
     assert started[0].poll() == -signal.SIGTERM
+
+
+def test_a_command_ends_with_a_parent_that_is_killed(tmp_path):
+    child = (
+        "import pathlib, sys, time; from utils.signals import stop_with_parent, StopSignal\n"
+        "StopSignal('stopped').install(); stop_with_parent(); path = pathlib.Path(sys.argv[1])\n"
+        "path.touch()\n"
+        "try: time.sleep(60)\n"
+        "finally: path.unlink()\n"
+    )
+    parent = (
+        "import sys; from reproduction.launch import Command\n"
+        "Command([sys.executable, '-c', sys.argv[1], sys.argv[2]])()\n"
+    )
+    mark = tmp_path / "running"
+    process = subprocess.Popen([sys.executable, "-c", parent, child, str(mark)], cwd=ROOT)
+    wait_until(mark.exists)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not mark.exists())
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_a_program_unless_it_was_told_to_go_on(ignored):
+    """nohup starts a program with SIGHUP ignored."""
+    code = (
+        "import signal, time; from utils.signals import StopSignal\n"
+        f"signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
+        "StopSignal('stopped').install(); signal.raise_signal(signal.SIGHUP); print('went on')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    expected = (0, "went on\n", "") if ignored else (129, "", "stopped\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == expected
 
 
 # Counts its starts; the first one waits for the stop.
