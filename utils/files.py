@@ -5,9 +5,10 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from utils.errors import UserError
 
@@ -79,22 +80,45 @@ def remove_temporaries(directory: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole or not at all. Raises UserError."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(encode(text)))
+
+
+def encode(text: str) -> bytes:
+    r"""Return text as UTF-8. A byte that is no UTF-8 in a file's name becomes the text "\udcNN".
+
+    In JSON this is the escape that `read_json` undoes.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _open_text(path: Path) -> TextIO:
+    """Open a regular file as UTF-8 whatever the locale, also one with a byte order mark.
+
+    A FIFO or a device could keep the reader waiting without end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"cannot read {path}: it is not a regular file")
+    return open(path, encoding="utf-8-sig", newline="")
 
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises UserError if `path` is missing or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        with _open_text(path) as file:
+            return json.load(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: its JSON is nested too deeply") from error
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """Write `rows` whole or not at all, as `format_csv` does. Raises UserError."""
-    content = format_csv(columns, rows).encode()
+    content = encode(format_csv(columns, rows))
     write_whole(path, lambda file: file.write(content))
 
 
@@ -110,7 +134,7 @@ def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read the rows of `path` as text. Raises UserError if it cannot be read."""
     try:
-        with open(path, newline="") as file:
+        with _open_text(path) as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
