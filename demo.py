@@ -14,7 +14,16 @@ from pathlib import Path
 from metrics import EVALUATED, MEASURES, SPLIT_NAMES
 from models import NETWORKS
 from rundir.names import METRICS
-from utils.cli import Count, Natural, Parser, add_device_flag, check_value, name_of, run_command
+from utils.cli import (
+    Count,
+    Natural,
+    Parser,
+    PathText,
+    add_device_flag,
+    check_value,
+    name_of,
+    run_command,
+)
 from utils.console import format_table
 from utils.errors import UserError
 from utils.files import read_csv
@@ -58,6 +67,7 @@ def build_parser() -> Parser:
     add_device_flag(parser)
     add(
         "--save_dir",
+        type=check_value(PathText),
         default="./model_weights",
         metavar="DIR",
         help="where demo_CE and demo_BCE are made (default: ./model_weights)",
