@@ -58,7 +58,7 @@ def _check_path(text: str) -> str:
     """Return a path with its leading "~" expanded, which a shell leaves in "--flag=~/x"."""
     path = os.path.expanduser(text)
     if not path:
-        raise UserError("'' is not a path")
+        raise UserError("'' is not the name of a file or directory")
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise UserError(f"{shorten(path)} is too long: a path has at most {LONGEST_PATH} bytes")
     longest = max(path.split(os.sep), key=lambda name: len(os.fsencode(name)))
