@@ -30,6 +30,7 @@ from utils.cli import (
     Positive,
     Real,
     known,
+    shorten,
 )
 from utils.errors import UserError
 from utils.settings import Table, setting
@@ -83,7 +84,7 @@ def _explain_fixed_weight(settings: Settings) -> str | None:
 def _check_plain_name(text: str) -> str:
     plain = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= 200
     if not plain or text in ("", ".", "..") or text.startswith("-"):
-        raise UserError(f"{text!r} is not a plain directory name of at most 200 bytes")
+        raise UserError(f"{shorten(text)} is not a plain directory name of at most 200 bytes")
     return text
 
 

@@ -240,14 +240,14 @@ def _explain_memory(error: BaseException, batch_size: int | None) -> str | None:
     overflow = "Storage size calculation overflowed" in str(error)  # more than 2^63 bytes
     if not (overflow or is_out_of_memory(error)):
         return None
-    smaller = "smaller --img_size, --sample_size or network"
+    advice = "train with a smaller --img_size, --sample_size or network"
     if batch_size is None:
         return "out of memory"
     if overflow or batch_size <= SMALLEST_BATCH:
-        return f"out of memory: data set or network are too large, train with a {smaller}"
+        return f"out of memory: the data set or the network is too large; {advice}"
     return (
-        f"out of memory with --batch_size {batch_size}: a smaller one may fit, or else data set or "
-        f"network are too large: train with a {smaller}"
+        f"out of memory with --batch_size {batch_size}: a smaller one may fit; if it does not, "
+        f"the data set or the network is too large: {advice}"
     )
 
 

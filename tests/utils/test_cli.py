@@ -160,13 +160,16 @@ def test_a_command_returns_the_status_of_its_body(capsys):
     ("error", "words"),
     [
         (UserError("--x 3 is wrong"), "--x 3 is wrong"),
-        (MemoryError(), "out of memory with --batch_size 64: a smaller one may fit, or else data"),
+        (MemoryError(), "out of memory with --batch_size 64: a smaller one may fit; if"),
         (torch.OutOfMemoryError("CUDA"), "out of memory with --batch_size 64"),
         (RuntimeError("[enforce fail] can't allocate memory: 5 bytes"), "out of memory with"),
         (OSError(28, "No space left on device", "events.out"), "events.out: No space left on"),
         (OSError(36, "File name too long", b"caf\xe9\n"), r"caf\xe9\n: File name too long"),
         (OSError(5, "Input/output error", 7), "writing: Input/output error"),
-        (RuntimeError("Storage size calculation overflowed"), "out of memory: data set or network"),
+        (
+            RuntimeError("Storage size calculation overflowed"),
+            "out of memory: the data set or the network",
+        ),
         (UserError("a\nb\x1b[2J"), r"a\nb\x1b[2J"),
         (RuntimeError("known"), "--compile: explained"),
     ],
