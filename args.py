@@ -19,20 +19,24 @@ from models import BIAS_MODES, NETWORKS
 from objective import LOSSES, OPTIMIZERS, SCHEDULES
 from utils.cli import (
     LARGEST_INTEGER,
+    SMALLEST_BATCH,
     Count,
     DeviceNumber,
     Factor,
     Natural,
     NonNegative,
     Parser,
+    PathText,
     Positive,
     Real,
     known,
+    shorten,
 )
 from utils.errors import UserError
 from utils.settings import Table, setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+LARGEST_SIDE = 16_384  # pixels of an image's side: 3 GiB in float32
 REFERENCE_BATCH = 128  # --lr is for this batch size, and scales in proportion for others
 
 
@@ -80,7 +84,7 @@ def _explain_fixed_weight(settings: Settings) -> str | None:
 def _check_plain_name(text: str) -> str:
     plain = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= 200
     if not plain or text in ("", ".", "..") or text.startswith("-"):
-        raise UserError(f"{text!r} is not a plain directory name of at most 200 bytes")
+        raise UserError(f"{shorten(text)} is not a plain directory name of at most 200 bytes")
     return text
 
 
@@ -104,12 +108,14 @@ class Settings(Table):
     loss: Annotated[str, known(LOSSES, "loss")] = main("BCE", ", ".join(LOSSES))
     optimizer: Annotated[str, known(OPTIMIZERS, "optimizer")] = main("SGD", ", ".join(OPTIMIZERS))
     lr: Positive = main(0.01, "learning rate for batches of 128, scaled by batch_size/128")
-    batch_size: Annotated[int, Field(ge=2, le=LARGEST_INTEGER)] = main(128, "images per step")
+    batch_size: Annotated[int, Field(ge=SMALLEST_BATCH, le=LARGEST_INTEGER)] = main(
+        128, "images per step"
+    )
     epochs: Count = main(100, "epochs to train")
 
     gpu_id: DeviceNumber = run(0, "CUDA device number; -1, or no CUDA: the CPU", shapes=False)
     seed: Natural = run(0, "seed of initial weights, sample order, augmentation and dropout")
-    save_dir: str = run(
+    save_dir: PathText = run(
         "./model_weights", "where run directories are made", shapes=False, metavar="DIR"
     )
     run_name: Annotated[str, AfterValidator(_check_plain_name)] | None = run(
@@ -142,7 +148,7 @@ class Settings(Table):
     )
     deterministic: bool = speed(False, "only bit-reproducible kernels", before=False)
 
-    data_dir: str = data(
+    data_dir: PathText = data(
         "./data",
         "where data sets are, or are downloaded to; folder: the parent of train/ and test/",
         why_idle=_explain_bundled,
@@ -150,7 +156,7 @@ class Settings(Table):
         builds="data",
         metavar="DIR",
     )
-    img_size: Annotated[int, Field(ge=4, le=LARGEST_INTEGER)] | None = data(
+    img_size: Annotated[int, Field(ge=4, le=LARGEST_SIDE)] | None = data(
         None,
         "side in pixels to which images are resized",
         default_text="the data set's; folder: as they are",

@@ -6,6 +6,7 @@ make demo
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,17 @@ from pathlib import Path
 from metrics import EVALUATED, MEASURES, SPLIT_NAMES
 from models import NETWORKS
 from rundir.names import METRICS
-from utils.cli import Count, Natural, Parser, add_device_flag, check_value, name_of, run_command
-from utils.console import format_table
+from utils.cli import (
+    Count,
+    Natural,
+    Parser,
+    PathText,
+    add_device_flag,
+    check_value,
+    name_of,
+    run_command,
+)
+from utils.console import Console, escape, format_table
 from utils.errors import UserError
 from utils.files import read_csv
 
@@ -58,6 +68,7 @@ def build_parser() -> Parser:
     add_device_flag(parser)
     add(
         "--save_dir",
+        type=check_value(PathText),
         default="./model_weights",
         metavar="DIR",
         help="where demo_CE and demo_BCE are made (default: ./model_weights)",
@@ -78,12 +89,13 @@ def run_demo(args: argparse.Namespace) -> int:
         status = run_script(command)
         if status:
             return status
-    print("\n" + compare(runs))
+    console = Console()
+    console.say("\n" + compare(runs))
     picture = Path(args.save_dir) / "demo.png"
     draw(runs, args, picture)
-    print(f"\nLogits and the best single threshold: {picture}")
-    for title, path in list_pictures(args, runs).items():
-        print(f"{title}: {path}")
+    pictures = {"\nLogits and the best single threshold": picture, **list_pictures(args, runs)}
+    for title, path in pictures.items():
+        console.say(f"{title}: {escape(str(path))}")
     return 0
 
 
@@ -133,7 +145,7 @@ def list_pictures(args: argparse.Namespace, runs: Mapping[str, Path]) -> dict[st
 def run_script(command: Sequence[object]) -> int:
     """Run a script with its flags, as a user would, and return its exit status."""
     script, *flags = [str(word) for word in command]
-    print("\n$ " + " ".join(["python", script, *flags]), flush=True)
+    Console().say("\n$ " + escape(shlex.join(["python", script, *flags])))
     return subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode
 
 

@@ -19,6 +19,7 @@ from utils.cli import (
     MISTAKE,
     Natural,
     Parser,
+    PathText,
     add_evaluation_flags,
     check_value,
     make_directory,
@@ -53,6 +54,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("what to evaluate").add_argument
     add(
         "--load_path",
+        type=check_value(PathText),
         nargs="+",
         required=True,
         metavar="RUN",
@@ -74,6 +76,7 @@ def build_parser() -> Parser:
     add("--force", action="store_true", help="compute again what has not changed (default: off)")
     add(
         "--out",
+        type=check_value(PathText),
         metavar="DIR",
         help="where the picture of several runs goes (default: the first run's directory)",
     )
@@ -92,6 +95,11 @@ def build_parser() -> Parser:
         metavar="N",
         help="processes that decode a folder's images (default: as in the run's config.json)",
     )
+    _add_bare_flags(parser)
+    return parser
+
+
+def _add_bare_flags(parser: Parser) -> None:
     bare = parser.add_argument_group(
         "directories of bare epoch_NNN.pth without a config.json (--model and --dataset required)"
     )
@@ -103,7 +111,6 @@ def build_parser() -> Parser:
         action="store_true",
         help="the weights' classifier adds its bias, as torch.nn.Linear does (default: off)",
     )
-    return parser
 
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, add_evaluation_flags, check_value, name_of, run_command
+from utils.cli import Parser, PathText, add_evaluation_flags, check_value, name_of, run_command
 from utils.signals import StopSignal
 
 PROGRAM = "eval_scores.py"
@@ -33,7 +33,7 @@ def build_parser() -> Parser:
         "More: docs/figures.md",
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run directories")
+    add("runs", nargs="+", type=check_value(PathText), metavar="RUN", help="run directories")
     add(
         "--by",
         type=check_value(name_of(X_LABELS, "x axis")),
@@ -55,6 +55,7 @@ def build_parser() -> Parser:
     )
     add(
         "--out",
+        type=check_value(PathText),
         required=True,
         metavar="FILE",
         help="the picture: .png, .pdf or .svg; beside it the numbers as .csv and, as "

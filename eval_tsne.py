@@ -17,7 +17,7 @@ from utils.cli import (
     Count,
     Natural,
     Parser,
-    Positive,
+    PathText,
     Real,
     add_evaluation_flags,
     check_value,
@@ -63,7 +63,13 @@ def build_parser() -> Parser:
 def _add_choice(group: Any) -> None:
     """Add the flags that choose the content and the format of the pictures."""
     add = group.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run directories of one data set, a panel for each")
+    add(
+        "runs",
+        nargs="+",
+        type=check_value(PathText),
+        metavar="RUN",
+        help="run directories of one data set, a panel for each",
+    )
     add(
         "--checkpoints",
         default="last",
@@ -90,7 +96,12 @@ def _add_choice(group: Any) -> None:
         metavar="NAMES",
         help="names or numbers (from 0) of the classes to draw, such as cat,dog,7 (default: all)",
     )
-    add("--out", metavar="DIR", help="for the files (default: tsne in the first run's directory)")
+    add(
+        "--out",
+        type=check_value(PathText),
+        metavar="DIR",
+        help="for the files (default: tsne in the first run's directory)",
+    )
     add(
         "--format",
         type=check_value(name_of(FORMATS, "format")),
@@ -100,10 +111,10 @@ def _add_choice(group: Any) -> None:
     )
     add(
         "--fps",
-        type=check_value(Annotated[Positive, Field(lt=50.5)]),
+        type=check_value(Annotated[Real, Field(ge=0.01, lt=50.5)]),
         default=2.0,
         metavar="X",
-        help="epochs per second of the GIF, at most 50; the last is held longer (default: 2)",
+        help="epochs per second of the GIF, 0.01 to 50; the last is held longer (default: 2)",
     )
 
 

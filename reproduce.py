@@ -35,6 +35,7 @@ from utils.cli import (
     NOT_FINITE,
     Count,
     Parser,
+    PathText,
     Positive,
     add_device_flag,
     check_value,
@@ -107,6 +108,7 @@ def add_place_flags(group: Any) -> None:
     add_device_flag(group)
     group.add_argument(
         "--data_dir",
+        type=check_value(PathText),
         default=DATA_DIR,
         metavar="DIR",
         help=f"as in train.py (default: {DATA_DIR})",
@@ -125,11 +127,13 @@ def add_place_flags(group: Any) -> None:
     )
     group.add_argument(
         "--save_dir",
+        type=check_value(PathText),
         metavar="DIR",
         help="where run directories are made (default: model_weights/reproduce-SCALE)",
     )
     group.add_argument(
         "--out",
+        type=check_value(PathText),
         metavar="DIR",
         help="where report.md, CSV and pictures go (default: results/EXPERIMENT)",
     )

@@ -25,6 +25,7 @@ from utils.cli import (
     Natural,
     NonNegative,
     Parser,
+    PathText,
     Positive,
     Real,
     check_value,
@@ -176,11 +177,13 @@ def add_search_flags(parser: Parser) -> None:
     )
     add(
         "--json",
+        type=check_value(PathText),
         metavar="FILE",
         help="write settings, predicted and found values (default: none)",
     )
     add(
         "--plot",
+        type=check_value(PathText),
         metavar="FILE",
         help="draw the setting or the sweep: .png, .pdf or .svg (default: none; "
         "theory_LOSS_SWEEP.png for a sweep)",

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from args import PRECISIONS
-from utils.cli import Count, Parser, add_device_flag, check_value, name_of, run_command
+from utils.cli import Count, Parser, PathText, add_device_flag, check_value, name_of, run_command
 
 PROGRAM = "eval_speed.py"
 STOP_MESSAGE = "stopped; no results"
@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
-        "--load_path", required=True, metavar="RUN", help="a run directory of train.py (required)"
+        "--load_path",
+        type=check_value(PathText),
+        required=True,
+        metavar="RUN",
+        help="a run directory of train.py (required)",
     )
     parser.add_argument(
         "--precision",

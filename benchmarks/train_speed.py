@@ -36,6 +36,7 @@ from utils.cli import (
     Count,
     Natural,
     Parser,
+    PathText,
     add_device_flag,
     check_value,
     name_of,
@@ -93,6 +94,7 @@ def add_image_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--data_dir",
+        type=check_value(PathText),
         default=None,
         metavar="DIR",
         help="image tree as of train.py --dataset folder (default: random images)",
@@ -124,7 +126,11 @@ def add_timing_flags(parser: Parser) -> None:
         "(default: off)",
     )
     parser.add_argument(
-        "--json", default=None, metavar="FILE", help="also write the results (default: none)"
+        "--json",
+        type=check_value(PathText),
+        default=None,
+        metavar="FILE",
+        help="also write the results (default: none)",
     )
 
 

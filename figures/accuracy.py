@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
-from figures.style import STYLE, choose_colour
+from figures.style import STYLE, choose_colour, escape_name
 from objective import LOSSES
 
 APART = 0.14  # distance from the middle of a row to its first and last loss, in rows
@@ -55,10 +55,10 @@ def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt
             for accuracy in (each for each in accuracies if each.panel == panel):
                 place = rows.index(accuracy.setting) + _shift(losses, accuracy.loss)
                 _draw_accuracy(axis, accuracy, place)
-        axes[0][0].set_yticks(range(len(rows)), rows, fontsize=8)
+        axes[0][0].set_yticks(range(len(rows)), list(map(escape_name, rows)), fontsize=8)
         axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
         published = any(accuracy.published is not None for accuracy in accuracies)
-        _list_marks(axes[0][0], losses, f"paper ({paper}), " if published else None)
+        _list_marks(axes[0][0], losses, f"paper ({escape_name(paper)}), " if published else None)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 

@@ -16,15 +16,17 @@ from figures.style import (
     RUN_MARKS,
     SCORE_LOOKS,
     STYLE,
+    add_legend,
     choose_colour,
     choose_line,
-    escape_name,
+    shorten_name,
 )
 from metrics import MEASURES, PANELS, SPLIT_NAMES, Measure, Panel
 
 LONG = 12  # from this many epochs on, a "late" panel leaves out the first quarter
 MARKED = 25  # a line of at most this many points marks all; a longer one marks ten
 LEGEND_CHARACTERS = 105  # about this many characters of the legend fit the figure's width
+ENTRY_CHARACTERS = 84  # and this many of one entry, if its letters are wide
 # Opacity, and whether marks are filled, of the measures that share a panel.
 STRENGTHS = ((1.0, True), (0.45, False), (0.7, False), (0.25, True))
 
@@ -65,21 +67,21 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
     with plt.rc_context(STYLE):
         size = (7.2, 2.5 * len(layout))
         figure, axes = plt.subplot_mosaic(layout, figsize=size, sharex=True)
-        handles: list[Any] = []
+        entries: list[tuple[Any, str]] = []  # of the legend: lines and their names
         for name, (panel, columns) in panels.items():
             draw = _draw_measures if panel.alone else _draw_runs
             lines = draw(axes[name], columns, curves, panel.scale)
-            if panel.alone or not handles:
-                handles += lines
+            if panel.alone or not entries:
+                entries += lines
             _set_title(axes[name], panel, columns, curves)
             _scale(axes[name], panel.scale)
         _label_epochs(layout, axes)
-        widest = max(len(handle.get_label()) for handle in handles)
-        fitting = max(1, min(3, LEGEND_CHARACTERS // (widest + 8)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=fitting)
+        handles, names = zip(*entries, strict=True)
+        fitting = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, names)) + 8)))
+        add_legend(figure, handles, names, loc="outside lower center", ncols=fitting)
         for name, (panel, columns) in panels.items():
             if len(columns) > 1 and not panel.alone:
-                _add_legend(axes[name], columns)
+                _name_measures(axes[name], columns)
     return figure
 
 
@@ -111,8 +113,8 @@ def arrange_panels(panels: dict[str, tuple[Panel, list[str]]]) -> list[list[str]
 
 def _draw_runs(
     axis: plt.Axes, columns: Sequence[str], curves: Sequence[Curve], scale: str
-) -> list[Any]:
-    """Draw measures of several runs; return the first measure's line of each, with its label."""
+) -> list[tuple[Any, str]]:
+    """Draw measures of several runs; return the first measure's line of each, and its name."""
     lines = []
     for curve, mark in zip(curves, itertools.cycle(RUN_MARKS), strict=False):
         style = {"color": choose_colour(curve.loss), "linestyle": choose_line(curve.optimizer)}
@@ -123,15 +125,18 @@ def _draw_runs(
             line = _plot(axis, epochs, values, marker=mark, **style, **strength)
             if column == columns[0]:
                 setting = f" ({curve.loss}, {curve.optimizer})" if curve.loss else ""
-                line.set_label(escape_name(curve.name) + setting)
-                lines.append(line)
+                length = ENTRY_CHARACTERS - len(setting)
+                lines.append((line, shorten_name(curve.name, length) + setting))
     return lines
 
 
 def _draw_measures(
     axis: plt.Axes, columns: Sequence[str], curves: Sequence[Curve], scale: str
-) -> list[Any]:
-    """Draw measures of one run, each in a colour of its own, and the exact prediction dashed."""
+) -> list[tuple[Any, str]]:
+    """Draw measures of one run, each in a colour of its own, and the exact prediction dashed.
+
+    Returns the lines and their names.
+    """
     (curve,) = curves
     lines, predicted = [], False
     for i, column in enumerate(columns):
@@ -141,7 +146,7 @@ def _draw_measures(
         mark = look.mark if look else RUN_MARKS[i % len(RUN_MARKS)]
         split = curve.choose_split(measure)
         epochs, values = curve.list_points(column, split)
-        lines.append(_plot(axis, epochs, values, color=colour, marker=mark, label=measure.name))
+        lines.append((_plot(axis, epochs, values, color=colour, marker=mark), measure.name))
         if measure.predicted:
             level = curve.list_points(measure.predicted, split)[1][-1]
             if not math.isnan(level):
@@ -149,7 +154,7 @@ def _draw_measures(
                 predicted = True
     if predicted:
         style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-        lines.append(plt.Line2D([], [], label="exact prediction", **style))
+        lines.append((plt.Line2D([], [], **style), "exact prediction"))
     return lines
 
 
@@ -169,7 +174,7 @@ def _pair_strengths(columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any
         yield column, style if filled else {**style, "markerfacecolor": "white"}
 
 
-def _add_legend(axis: plt.Axes, columns: Sequence[str]) -> None:
+def _name_measures(axis: plt.Axes, columns: Sequence[str]) -> None:
     """Name the measures that share a panel."""
     handles = [
         plt.Line2D(

@@ -9,10 +9,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.style import SCORE_LOOKS, STYLE, escape_name
+from figures.style import SCORE_LOOKS, STYLE, escape_name, shorten_name
 from metrics.distributions import Distribution
 
 WIDTH = 0.42  # half of a violin's greatest width, in steps of the x axis
+PLACE_CHARACTERS = 20  # of a name on the x axis
 PANEL_SIZE = 2.7, 2.2  # width and height in inches
 
 
@@ -80,11 +81,11 @@ def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
                 ends = [place - 0.5, place + 0.5]
                 colour = SCORE_LOOKS[kind].colour
                 axis.plot(ends, [exact, exact], color=colour, linestyle="--", linewidth=1.1)
-    names = [escape_name(run.place) for run in runs]
+    names = [shorten_name(run.place, PLACE_CHARACTERS) for run in runs]
     long = len(names) > 1 and max(map(len, names)) * len(names) > 28
     axis.set_xticks(
         range(len(runs)),
-        names,
+        list(map(escape_name, names)),
         rotation=35 if long else 0,
         ha="right" if long else "center",
         rotation_mode="anchor",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import textwrap
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 
 from objective import LOSSES, OPTIMIZERS
+from utils.console import escape
 from utils.files import write_whole
-
-matplotlib.use("Agg")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
+    "text.usetex": False,  # a matplotlibrc's; names are no LaTeX
 }
 
 
@@ -55,12 +58,51 @@ def choose_line(optimizer: str | None) -> str:
 
 
 def escape_name(name: str) -> str:
-    """Return a name that users chose in a form that matplotlib shows unchanged.
+    """Return a name that users chose in a form that matplotlib shows as plain text.
 
-    "$" would begin a formula, and a legend leaves out names that begin with "_".
+    "$" would begin a formula, and control characters would break the line or have no glyph. For a
+    legend, which leaves out names that begin with "_", there is `add_legend`.
     """
-    name = name.replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
+    return escape(name).replace("$", r"\$")
+
+
+def wrap_name(name: str, width: int) -> str:
+    """Return `escape_name` in lines of at most `width` characters."""
+    lines = textwrap.wrap(escape(name), width) or [""]
+    return "\n".join(map(escape_name, lines))
+
+
+def shorten_name(name: str, length: int) -> str:
+    """Return a name of at most `length` characters; an ellipsis stands for a longer one's middle.
+
+    Names of runs and of classes differ at the end as often as at the beginning.
+    """
+    name = escape(name)
+    if len(name) <= length:
+        return name
+    end = (length - 1) // 2
+    return f"{name[: length - 1 - end]}…{name[len(name) - end :]}"
+
+
+def add_legend(place: Any, handles: Sequence[Any], names: Sequence[str], **options: Any) -> Any:
+    """Add a legend to a figure or to axes that shows each name, and return it.
+
+    The names are set after the legend is made: some versions of matplotlib leave out those that
+    begin with "_", whoever gives them.
+    """
+    legend = place.legend(handles, ["name"] * len(handles), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(escape_name(name))
+    return legend
+
+
+def render(figure: plt.Figure, kind: str) -> io.BytesIO:
+    """Return the file of a figure as png, pdf or svg. A missing glyph is a box without a word."""
+    content = io.BytesIO()
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(content, format=kind)
+    return content
 
 
 def save_figure(figure: plt.Figure, path: Path) -> None:
@@ -68,8 +110,6 @@ def save_figure(figure: plt.Figure, path: Path) -> None:
 
     Raises UserError if the file cannot be written.
     """
-    content = io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(content, format=path.suffix.lstrip("."))
+    content = render(figure, path.suffix.lstrip("."))
     plt.close(figure)
     write_whole(path, lambda file: file.write(content.getvalue()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import torch
 
-from figures.style import SCORE_LOOKS, STYLE
+from figures.style import SCORE_LOOKS, STYLE, escape_name
 from metrics.accuracy import find_best_threshold
 from metrics.extraction import Extracted
 
@@ -58,5 +58,5 @@ def _draw_histograms(axis: plt.Axes, title: str, extracted: Extracted) -> None:
     style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     axis.axvline(threshold, label="best single threshold", **style)
     shares = f"top-1 {100 * extracted.top1:.1f} %, uniform {100 * accuracy:.1f} %"
-    axis.set_title(f"{title}: {shares}")
+    axis.set_title(f"{escape_name(title)}: {shares}")
     axis.set_xlabel("logit of a test image")

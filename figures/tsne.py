@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from figures.style import STYLE, escape_name
+from figures.style import STYLE, add_legend, render, shorten_name, wrap_name
 from metrics import SPLIT_NAMES
 from utils.files import write_whole
 
@@ -34,7 +33,9 @@ COLOURS = (
 )
 MARKS = "os^DvPX<p>"
 LEGEND_CLASSES = 20  # the legend names at most this many classes
+LEGEND_CHARACTERS = 20  # and shows at most this many characters of a name
 PANEL_SIDE = 2.4  # inches
+TITLE_LINES = 3  # a panel's title has at most about this many
 TURNS = 5  # each class is drawn in this many parts by turns: no class hides another
 SHOWN_SETTINGS = 3  # a panel's title names at most this many settings beside loss and optimizer
 HOLD = 4  # the GIF's last frame stays this many times as long as the others
@@ -61,18 +62,21 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
         columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
         rows = -(-len(panels) // columns)
         width = max(PANEL_SIDE * columns, 3.4)
-        titles = [textwrap.fill(panel.title, int(14 * width / columns)) for panel in panels]
+        line = int(12 * width / columns)
+        titles = [
+            wrap_name(shorten_name(panel.title, TITLE_LINES * line), line) for panel in panels
+        ]
         names = _shorten_names(classes)
         legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
         legend_columns = min(legend_columns, len(names) or 1)
         legend_rows = -(-len(names) // legend_columns)
-        title = textwrap.fill(title, int(13 * width))
+        title = wrap_name(title, int(13 * width))
         title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
         height = PANEL_SIDE * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
             _scatter(axis, panel, list(classes))
-            axis.set_title(escape_name(text), fontsize=9)
+            axis.set_title(text, fontsize=9)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         figure.suptitle(title, fontsize=9, fontweight="bold")
@@ -101,7 +105,7 @@ def _choose_look(number: int) -> dict[str, Any]:
 def _shorten_names(classes: dict[int, str]) -> list[str]:
     if len(classes) > LEGEND_CLASSES:
         return []
-    return [textwrap.shorten(name, 20, placeholder="…") or name[:20] for name in classes.values()]
+    return [shorten_name(name, LEGEND_CHARACTERS) for name in classes.values()]
 
 
 def _add_legend(
@@ -117,9 +121,10 @@ def _add_legend(
         )
         for number in classes
     ]
-    figure.legend(
+    add_legend(
+        figure,
         handles,
-        [escape_name(name) for name in names],
+        names,
         loc="outside lower center",
         ncols=columns,
         fontsize=8,
@@ -130,10 +135,7 @@ def _add_legend(
 
 def render_image(figure: plt.Figure) -> Image.Image:
     """Return a figure as pixels, RGB."""
-    content = io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(content, format="png")
-    return Image.open(content).convert("RGB")
+    return Image.open(render(figure, "png")).convert("RGB")
 
 
 def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:

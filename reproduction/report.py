@@ -24,9 +24,9 @@ from reproduction.results import (
 from reproduction.work import Work
 from rundir.config import Config, read_config
 from rundir.names import METRICS
-from utils.console import format_table
+from utils.console import escape, format_table
 from utils.environment import describe_environment, name_processor
-from utils.files import read_csv, write_csv, write_whole
+from utils.files import encode, read_csv, write_csv, write_whole
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def write_report(report: Report) -> Path:
     rows = list_rows(report.results, report.work.experiment.measures)
     write_csv(out / "results.csv", list(rows[0]) if rows else ["measure"], rows)
     text = format_report(report)
-    write_whole(out / "report.md", lambda file: file.write(text.encode()))
+    write_whole(out / "report.md", lambda file: file.write(encode(text)))
     return out / "report.md"
 
 
@@ -91,7 +91,7 @@ def format_report(report: Report) -> str:
     parts = [
         f"# {experiment.title}",
         experiment.what,
-        f"```bash\n{report.command}\n```",
+        f"```bash\n{escape(report.command)}\n```",
         "\n".join(f"- {line}" for line in _list_facts(report)),
         _explain(report),
         *_list_tables(report, format_markdown),
@@ -152,7 +152,8 @@ def _format_packages(environment: Mapping[str, Any]) -> str:
 def _describe_data(config: Config) -> str:
     settings, facts = config.settings, config.facts
     streams = SOURCES[settings.dataset].streams
-    name = f"{settings.dataset} {Path(settings.data_dir).name}" if streams else settings.dataset
+    folder = escape(Path(settings.data_dir).name).replace("`", "'")
+    name = f"{settings.dataset} `{folder}`" if streams else settings.dataset
     sides = "×".join(map(str, facts.get("image_shape", [])[1:]))
     return (
         f"{name}: {facts.get('train_size'):,} training and {facts.get('test_size'):,} test images "

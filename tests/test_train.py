@@ -229,7 +229,7 @@ def test_mistakes_end_in_one_line_and_leave_no_directory(tmp_path, capsys):
     ("flags", "words"),
     [
         (["--sample_size", 5000], "--sample_size 5000"),
-        (["--img_size", 100_000], "out of memory"),  # 43 TB
+        (["--img_size", 16_384], "out of memory"),  # 1.5 TB
         (["--model", "ViT", "--patch_size", 3], "patch_size"),
         (["--model", "MLP", "--width", 8, "--fixed_etf"], "at least 9 features"),
     ],

@@ -105,7 +105,7 @@ def test_one_setting_can_be_drawn(capsys, tmp_path):
     [
         (["--sweep", "bias_decay", "--weight_decay_bias", 1], "--weight_decay_bias has no effect"),
         (["--plot", "x.txt"], "must end in .png"),
-        (["--plot", ""], "not the name of a file"),
+        (["--plot", "."], "not the name of a file"),
         (["--samples_per_class", 1, "--imbalance_factor", 3], "all classes have one sample"),
         (["--json", "no/x.json"], "not a directory"),
         (["--weight_decay", 1e-150, "--feature_decay_rate", 1e-150], "between 1e-200 and 1e200"),

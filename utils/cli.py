@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -11,13 +12,16 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from utils.console import escape, prepare_streams
 from utils.errors import UserError
 from utils.registry import find_name, suggest
 from utils.signals import Stopped, StopSignal
 
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
+SMALLEST_BATCH = 2  # batch normalisation needs two images
 LONGEST_VALUE = 60  # characters of a refused value that are shown
+LONGEST_FILE_NAME, LONGEST_PATH = 255, 3500  # bytes; Linux has 4096 for a path with what is added
 LARGEST_REAL = 3e38  # the networks compute in float32, whose largest number is just above
 HELP_WIDTH, HELP_COLUMN = 100, 28
 
@@ -50,6 +54,29 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Factor = Annotated[Real, Field(ge=1)]
 
 
+def _check_path(text: str) -> str:
+    """Return a path with its leading "~" expanded, which a shell leaves in "--flag=~/x"."""
+    path = os.path.expanduser(text)
+    if not path:
+        raise UserError("'' is not the name of a file or directory")
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise UserError(f"{shorten(path)} is too long: a path has at most {LONGEST_PATH} bytes")
+    longest = max(path.split(os.sep), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > LONGEST_FILE_NAME:
+        words = f"is too long: a name has at most {LONGEST_FILE_NAME} bytes"
+        raise UserError(f"{shorten(longest)} {words}")
+    return path
+
+
+def shorten(value: object) -> str:
+    """Return the beginning of a value's repr, for a message."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+PathText = Annotated[str, AfterValidator(_check_path)]
+
+
 def known(names: Iterable[str], kind: str) -> AfterValidator:
     """Return the validator of a name: it accepts any case and returns the spelling of `names`."""
     return AfterValidator(lambda text: find_name(text, names, kind))
@@ -79,9 +106,7 @@ def describe_error(error: ValidationError) -> str:
     context = first.get("ctx", {})
     if first["type"] == "value_error":
         return str(context["error"])
-    value = repr(first["input"])
-    if len(value) > LONGEST_VALUE:
-        value = f"{value[:LONGEST_VALUE]}…"
+    value = shorten(first["input"])
     template = REFUSALS.get(first["type"])
     if template is None:
         words = first["msg"].replace("Input should be", "must be")
@@ -110,6 +135,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; name the nearest known flag for an unknown one."""
+        prepare_streams()
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -119,9 +145,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print a mistake as one line and exit with status 2."""
-        message = " ".join(message.split())
+        message = escape(" ".join(message.split()))
         message = message.replace("ignored explicit argument", "takes no value, but was given")
         self.exit(MISTAKE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse drops "--" among the values; in "--flag=--" it is the value.
+        if arg_strings == ["--"] and action.option_strings:
+            value = self._get_value(action, "--")  # type: ignore[attr-defined]
+            return value if action.nargs is None else [value]
+        return super()._get_values(action, arg_strings)  # type: ignore[misc]
 
 
 def add_device_flag(group: Any) -> None:
@@ -147,6 +180,7 @@ def add_evaluation_flags(group: Any) -> None:
     )
     group.add_argument(
         "--data_dir",
+        type=check_value(PathText),
         default=None,
         metavar="DIR",
         help="where the data set is, if it has moved (default: as in the run's config.json)",
@@ -164,7 +198,8 @@ def run_command(
     """Run the body of a command and return its exit status.
 
     A mistake of the user's, too little memory and a full disk end in one line on stderr and
-    status 2; a stop ends in 128 + the signal's number.
+    status 2; a stop ends in 128 + the signal's number. Output that cannot be written ends nothing,
+    as `prepare_streams` describes.
 
     Args:
         program: the script's name, which begins the line.
@@ -173,6 +208,7 @@ def run_command(
         batch_size: the value that the line about too little memory names; None: no value.
         explain: describes in one line a RuntimeError that a setting causes, else returns None.
     """
+    prepare_streams()
     try:
         with StopSignal(stopped) as stop:
             try:
@@ -187,23 +223,37 @@ def run_command(
             raise
         message = explanation
     except OSError as error:  # a log or an event file on a full disk
-        message = f"{error.filename or 'writing'}: {error.strerror or error}"
+        message = f"{_name_file(error)}: {error.strerror or error}"
     print_error(program, message)
     return MISTAKE
+
+
+def _name_file(error: OSError) -> str:
+    """Return the name of the file that an error is about; "writing" if the system names none."""
+    name = error.filename
+    return "writing" if name is None or isinstance(name, int) else os.fsdecode(name)
 
 
 def _explain_memory(error: BaseException, batch_size: int | None) -> str | None:
     from utils.device import is_out_of_memory  # imports torch, which is there when it has failed
 
-    if not is_out_of_memory(error):
+    overflow = "Storage size calculation overflowed" in str(error)  # more than 2^63 bytes
+    if not (overflow or is_out_of_memory(error)):
         return None
-    hint = f" with --batch_size {batch_size}: a smaller one may fit" if batch_size else ""
-    return f"out of memory{hint}"
+    advice = "train with a smaller --img_size, --sample_size or network"
+    if batch_size is None:
+        return "out of memory"
+    if overflow or batch_size <= SMALLEST_BATCH:
+        return f"out of memory: the data set or the network is too large; {advice}"
+    return (
+        f"out of memory with --batch_size {batch_size}: a smaller one may fit; if it does not, "
+        f"the data set or the network is too large: {advice}"
+    )
 
 
 def print_error(program: str, message: object) -> None:
     """Print a user's mistake as one line on stderr."""
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(escape(f"{program}: error: {message}"), file=sys.stderr)
 
 
 def make_directory(flag: str, directory: Path) -> Path:

@@ -26,7 +26,7 @@ def describe_environment() -> dict[str, Any]:
 def name_processor() -> str:
     """Return the CPU's name, if the system shows it, and the number of cores."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     found = re.search(r"model name\s*:\s*(.+)", text)
@@ -46,7 +46,7 @@ def _find_commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     root = Path(__file__).resolve().parent.parent
     try:
-        answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(command, cwd=root, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    return answer.stdout.decode("utf-8", "replace").strip() or None

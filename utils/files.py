@@ -9,10 +9,11 @@ import secrets
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from utils.errors import UserError
 
+LONGEST_NAME = 200  # bytes: endings are added to the names that users give
 PICTURES = (".png", ".pdf", ".svg")  # endings of the files that matplotlib writes here
 
 
@@ -106,6 +107,8 @@ def check_target(flag: str, path: Path) -> None:
     """Raise UserError, naming the flag, if no file can be put at `path`."""
     if not path.name or path.is_dir():
         raise UserError(f"{flag} {str(path)!r} is not the name of a file")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise UserError(f"{flag}: the name of the file is longer than {LONGEST_NAME} bytes")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{flag}: {path.absolute().parent} is not a directory")
     try:
@@ -123,7 +126,7 @@ def check_picture(flag: str, path: Path) -> None:
 
 def name_temporary(path: Path) -> Path:
     """Return a new name, which nobody can guess, for a temporary file beside `path`."""
-    return path.with_name(f".{path.name[:180]}.{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def remove_temporaries(directory: Path, *names: str) -> None:
@@ -140,24 +143,39 @@ def remove_temporaries(directory: Path, *names: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole or not at all. Raises UserError."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(encode(text)))
+
+
+def encode(text: str) -> bytes:
+    r"""Return text as UTF-8. A byte that is no UTF-8 in a file's name becomes the text "\udcNN".
+
+    In JSON this is the escape that `read_json` undoes.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _open_text(path: Path) -> TextIO:
+    """Open UTF-8 text, with or without a byte order mark. Raises UserError as `open_regular`."""
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="")
 
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises UserError if `path` is missing or is not JSON."""
-    with open_regular(path) as file:
-        content = file.read()
+    file = _open_text(path)
     try:
-        return json.loads(content.decode("utf-8"))
+        with file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_find_reason(error)}") from error
     except RecursionError as error:
-        raise UserError(f"{path} is damaged: it is nested too deeply") from error
+        raise UserError(f"{path} is damaged: its JSON is nested too deeply") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """Write `rows` whole or not at all, as `format_csv` does. Raises UserError."""
-    content = format_csv(columns, rows).encode()
+    content = encode(format_csv(columns, rows))
     write_whole(path, lambda file: file.write(content))
 
 
@@ -172,8 +190,9 @@ def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read the rows of `path` as text. Raises UserError if it cannot be read."""
+    file = _open_text(path)
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
+        with file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {_find_reason(error)}") from error

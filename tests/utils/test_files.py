@@ -141,6 +141,47 @@ def test_json_round_trip_and_damage(tmp_path):
         read_json(tmp_path / "absent.json")
 
 
+def test_text_is_utf8_in_any_locale_also_names_that_are_not(tmp_path):
+    """In a locale without UTF-8, and back in this one."""
+    names = ["émile", "汉字", "caf\udce9", "a\u2028b"]
+    code = (
+        "import sys; from pathlib import Path; from utils.files import *\n"
+        "rows = read_json(Path('j.json')); write_json(Path('k.json'), rows)\n"
+        "write_csv(Path('c.csv'), ['name'], [{'name': name} for name in rows]); print(rows)\n"
+        "write_json(Path('d.json'), [row['name'] for row in read_csv(Path('c.csv'))])"
+    )
+    write_json(tmp_path / "j.json", names)
+    bare = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **bare, "PYTHONIOENCODING": "ascii:backslashreplace"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert read_json(tmp_path / "k.json") == names
+    # A CSV has no escapes: the byte stays readable as text.
+    assert read_json(tmp_path / "d.json") == [*names[:2], r"caf\udce9", names[3]]
+    for path in tmp_path.iterdir():
+        path.read_bytes().decode("utf-8")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for name, text in (("a.json", '{"a": 1}'), ("a.csv", "a,b\n1,2\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert read_csv(tmp_path / "a.csv") == [{"a": "1", "b": "2"}]
+
+
+def test_json_that_is_nested_deeply_is_damage(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UserError, match=r"a\.json is damaged: its JSON is nested too deeply"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("read", [read_json, read_csv])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match=r"cannot read .*fifo: it is not a regular file"):
+        read(tmp_path / "fifo")
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
 def test_damaged_checkpoints_are_named(tmp_path, content):
     path = tmp_path / "epoch_001.pth"

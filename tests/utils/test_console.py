@@ -1,0 +1,181 @@
+"""What reaches a terminal: names are made visible, and no stream that fails ends a command."""
+
+import io
+import os
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+
+from tests.helpers import ROOT, SMALL, run, start
+from utils.console import Console, Progress, escape, format_table, prepare_streams
+from utils.files import read_csv
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("émile 汉字 ± …", "émile 汉字 ± …"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x1b[31mred\x7f", r"\x1b[31mred\x7f"),
+        ("\x9b31m", r"\u009b31m"),  # C1's one-character form of ESC [
+        ("\u202etxt.exe\u2066\u200f", r"\u202etxt.exe\u2066\u200f"),
+        (b"caf\xe9".decode("utf-8", "surrogateescape"), r"caf\xe9"),
+        ("\ud800", r"\ud800"),
+        (r"\n", r"\n"),
+        ("", ""),
+    ],
+)
+def test_characters_that_act_on_a_terminal_become_visible(text, shown):
+    assert escape(text) == shown
+    assert escape(shown) == shown
+
+
+def test_the_escaped_characters_are_those_of_unicodes_tables():
+    """Controls, surrogates, separators of lines, and what turns the direction of text."""
+    turning = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    marks = {"LEFT-TO-RIGHT MARK", "RIGHT-TO-LEFT MARK", "ARABIC LETTER MARK"}
+    for character in map(chr, range(0x10000)):
+        acts = (
+            unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+            or unicodedata.bidirectional(character) in turning
+            or unicodedata.name(character, "") in marks
+        )
+        assert (escape(character) != character) == acts, hex(ord(character))
+
+
+def test_lines_stay_and_everything_else_is_escaped(capsys):
+    log = io.StringIO()
+    Console(log).say("\nrun \x1b[2J\nnext \udce9")
+    assert capsys.readouterr().out == log.getvalue() == "\nrun \\x1b[2J\nnext \\xe9\n"
+
+
+def test_progress_is_escaped(capsys):
+    Progress(Console(), "run \x1b[2J", total=2).show(1, "note \u202e")
+    said = capsys.readouterr().out
+    assert said.startswith(r"run \x1b[2J: 1/2 images")
+    assert said.endswith("note \\u202e\n")
+
+
+def test_a_cell_stays_in_its_line_and_the_columns_aligned():
+    lines = format_table(["name", "x"], [["a\nb", "1"], ["long name", "10"]]).splitlines()
+    assert lines == ["name        x", "---------  --", "a\\nb        1", "long name  10"]
+
+
+def test_streams_that_are_not_the_interpreters_stay_as_they_are(capsys):
+    streams = sys.stdout, sys.stderr
+    prepare_streams()
+    assert (sys.stdout, sys.stderr) == streams
+
+
+# A command that prints more than a pipe holds, starts another one, and leaves a file at the end.
+COMMAND = """
+import subprocess, sys
+from pathlib import Path
+from utils.cli import print_error, run_command
+from utils.console import Console
+
+def work(stop):
+    print("\\udce9 \\xe9 \\u6c49")
+    for number in range(3):
+        Console().say("x" * 99_999)
+        print_error("script.py", f"complaint {number}")
+    subprocess.run([sys.executable, "-c", "print(1)"], check=True)
+    Path(sys.argv[1]).write_text("done", encoding="utf-8")
+    print("last words")
+    return 3
+
+sys.exit(run_command("script.py", work, stopped="stopped"))
+"""
+
+
+def run_in_shell(tmp_path, redirection, **environment):
+    """Run COMMAND with its streams redirected; returns its status, stdout and stderr."""
+    done = tmp_path / "done"
+    line = f'"$@" {redirection}'
+    words = ["bash", "-c", line, "bash", sys.executable, "-c", COMMAND, str(done)]
+    options = {"env": {**os.environ, "PYTHONUTF8": "0", **environment}, "cwd": ROOT}
+    ended = subprocess.run(words, capture_output=True, timeout=60, **options)
+    assert done.read_text(encoding="utf-8") == "done", ended.stderr
+    return ended.returncode, ended.stdout, ended.stderr.decode()
+
+
+COMPLAINTS = "".join(f"script.py: error: complaint {number}\n" for number in range(3))
+FULL = "warning: cannot write to stdout: No space left on device; going on without\n"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said", "complaints"),
+    [
+        (">&-", b"", COMPLAINTS),
+        ("2>&-", b"last words\n", ""),
+        (">&- 2>&- <&-", b"", ""),
+        ("> /dev/full", b"", FULL + COMPLAINTS),
+        ("2> /dev/full", b"last words\n", ""),
+        ("> /dev/full 2> /dev/full", b"", ""),
+        ("| head -c 3 > /dev/null; exit ${PIPESTATUS[0]}", b"", COMPLAINTS),
+    ],
+)
+def test_work_goes_on_without_a_stream(tmp_path, redirection, said, complaints):
+    status, out, err = run_in_shell(tmp_path, redirection)
+    assert (status, out[-len(b"last words\n") :], err) == (3, said, complaints)
+
+
+def test_a_closed_stream_is_not_written_into_the_next_file(tmp_path):
+    """The number of a closed stream would go to the next file that is opened."""
+    code = (
+        "import os, sys; from utils.console import prepare_streams; prepare_streams()\n"
+        "file = open(sys.argv[1], 'w'); os.write(1, b'a library prints'); os.system('echo a child')"
+    )
+    words = ["sh", "-c", '"$@" >&- <&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
+    subprocess.run(words, cwd=ROOT, check=True)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, rb"\udce9 \xe9 \u6c49"),
+        ({"PYTHONIOENCODING": "ascii"}, rb"\udce9 \xe9 \u6c49"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"\\udce9 \xe9 \\u6c49"),
+        ({"PYTHONIOENCODING": "utf-8"}, rb"\udce9 " + "é 汉".encode()),
+    ],
+)
+def test_what_a_stream_cannot_encode_is_replaced(tmp_path, environment, first):
+    status, out, err = run_in_shell(tmp_path, "", **environment)
+    assert (status, err) == (3, COMPLAINTS)
+    assert out.splitlines()[0] == first
+    assert out.endswith(b"1\nlast words\n")
+
+
+def test_a_full_terminal_that_does_not_block_is_waited_for(tmp_path):
+    """Another program may make a shared pipe non-blocking: nothing is lost."""
+    code = "import os; os.set_blocking(1, False)\n" + COMMAND
+    words = [sys.executable, "-c", code, str(tmp_path / "done")]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, timeout=60)
+    assert ended.returncode == 3, ended.stderr
+    assert len(ended.stdout) > 300_000
+    assert ended.stdout.endswith(b"last words\n")
+
+
+def test_help_is_shown_in_any_encoding(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    shown = run("benchmarks/train_speed.py", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert r"JPEGs of 500\xd7375" in shown.stdout
+
+
+def test_training_ends_well_with_nobody_to_read_and_a_name_that_is_no_utf8(tmp_path):
+    save_dir = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    here = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    flags = [*SMALL, "--epochs", 2, "--gpu_id", -1, "--run_name", "r", "--save_dir"]
+    with open("/dev/full", "w") as full, pytest.MonkeyPatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        process = start("train.py", *flags, os.fsdecode(save_dir), stdout=full)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, FULL)
+    directory = tmp_path / os.fsdecode(b"caf\xe9") / "r"
+    assert len(read_csv(directory / "metrics.csv")) == 2
+    assert r"caf\xe9" in (directory / "train_log.txt").read_text(encoding="utf-8")
