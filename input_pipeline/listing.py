@@ -89,11 +89,15 @@ def scan(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def is_directory(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a directory or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
+    """Whether an entry is a directory or a link to one.
+
+    Raises UserError for a link that leads nowhere: a folder of images may be missing there.
+    """
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise UserError(
+            f"{entry.path} is a link to what is not there or can't be read: mend or remove it"
+        )
+    return entry.is_dir()
 
 
 def identify(path: str | Path) -> Identity:
@@ -128,8 +132,8 @@ class Walk:
         """List the image files at any depth below a class folder, sorted.
 
         Raises:
-            UserError: a link leads into another class or split, a file is none, there is no image,
-                or a folder can't be read.
+            UserError: a link leads nowhere or into another class or split, a file is none, there
+                is no image, or a folder can't be read.
         """
         found: list[str] = []
         # Links come last and in order, so that what they repeat has its own name.
@@ -173,14 +177,10 @@ class Walk:
         """Raise UserError unless an entry is a file or a link to one. Nothing is opened."""
         if entry.is_symlink():
             self.links.append(entry.path)
-        try:
-            is_file = entry.is_file()
-        except OSError:
-            is_file = False
-        if not is_file:
-            broken = entry.is_symlink() and not os.path.exists(entry.path)
-            kind = "a link that leads nowhere" if broken else "a pipe, a socket or a device"
-            raise UserError(f"{entry.path} is {kind}, not an image file: remove it")
+        if not entry.is_file():
+            raise UserError(
+                f"{entry.path} is a pipe, a socket or a device, not an image file: remove it"
+            )
 
 
 def refuse_shared(train: Listing, test: Listing) -> None:
