@@ -9,29 +9,59 @@ import torch
 from torch import Tensor
 
 from input_pipeline.image_files import read_size
+from input_pipeline.listing import (
+    Identity,
+    Listing,
+    Walk,
+    count_nested,
+    decode_name,
+    identify,
+    is_directory,
+    scan,
+)
 from utils.errors import UserError
 
-_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-)
+_SPLITS = ("train", "test", "val")
+_NAMED = 5  # at most so many names stand in a message
+_COUNTED = 20  # and at most so many classes, one by one, in a note
 
 
-def list_folder(data_dir: Path, train: bool) -> tuple[list[str], Tensor, list[str]]:
+def list_folder(data_dir: Path, train: bool) -> tuple[Listing, Tensor, list[str]]:
     """List the image files under `train/<class>`, or those under `test/<class>` or `val/<class>`.
 
+    test/ is the test set if its classes are those of train/, otherwise val/ is. Links to
+    directories are followed. Each real directory counts once.
+
     Returns:
-        N paths, class by class in sorted order, labels int64 [N], and the sorted class names.
+        N paths, class by class in sorted order, labels int64 [N], and the sorted class names, as
+        `decode_name` gives them.
 
     Raises:
-        UserError: a folder is missing or holds no images, or the splits have other classes.
+        UserError: a folder is missing, can't be read or holds no images, the splits have other
+            classes, or a link leads to images of another class or split.
     """
-    folders = _find_split_folders(data_dir)
-    classes = _find_classes(folders)
+    folders, classes, notes = _find_splits(data_dir)
     folder = folders["train" if train else "test"]
-    by_class = [_list_class(folder / name) for name in classes]
-    counts = torch.tensor([len(paths) for paths in by_class])
-    labels = torch.arange(len(classes)).repeat_interleave(counts)
-    return [path for paths in by_class for path in paths], labels, classes
+    walk = Walk(_find_enclosing(data_dir))
+    by_class = [walk.list_class(folder / name) for name in classes]
+    sizes = [len(paths) for paths in by_class]
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(sizes))
+    names = [decode_name(name) for name in classes]
+    paths = [path for paths in by_class for path in paths]
+    found = (
+        _describe_sizes(folder.name, names, sizes),
+        *_describe_nested(folder, paths),
+        *_describe_repeated(folder, walk.repeated),
+    )
+    listing = Listing(
+        paths,
+        folder,
+        walk.directories,
+        walk.links,
+        notes=found if train else (*found, *notes),
+        split=None if train else folder.name,
+    )
+    return listing, labels, names
 
 
 def find_side(data_dir: Path) -> int:
@@ -40,59 +70,108 @@ def find_side(data_dir: Path) -> int:
     Raises:
         UserError: as `list_folder`, or the image can't be decoded.
     """
-    folders = _find_split_folders(data_dir)
-    first_class = _find_classes(folders)[0]
-    return min(read_size(_list_class(folders["train"] / first_class)[0]))
+    folders, classes, _ = _find_splits(data_dir)
+    walk = Walk(_find_enclosing(data_dir))
+    return min(read_size(walk.list_class(folders["train"] / classes[0])[0]))
 
 
-def _find_split_folders(root: Path) -> dict[str, Path]:
-    """Find the folders of the two splits, by the split's name."""
+def _find_splits(root: Path) -> tuple[dict[str, Path], list[str], tuple[str, ...]]:
+    """Find the folders of the two splits, the class folders of both, and notes on the choice."""
     train = root / "train"
     if not train.is_dir():
         raise UserError(f"{train} is missing: a folder data set lies in train/<class>/* below it")
-    for name in ("test", "val"):
-        if (root / name).is_dir():
-            return {"train": train, "test": root / name}
-    raise UserError(f"{root} holds neither test/<class>/* nor val/<class>/*: add one of them")
-
-
-def _find_classes(folders: dict[str, Path]) -> list[str]:
-    """Find the sorted class names, which must be the same in both splits."""
-    train, test = (_list_subfolders(folders[split]) for split in ("train", "test"))
-    if len(train) < 2:
+    classes = _list_subfolders(train)
+    if len(classes) < 2:
         raise UserError(
-            f"{folders['train']} holds {len(train)} class folders: put the images of each class, "
+            f"{train} holds {len(classes)} class folders: put the images of each class, "
             "at least 2 classes, into a folder of its own there"
         )
-    if train == test:
-        return train
-    differing = sorted(set(train) ^ set(test))
-    named = ", ".join(repr(name) for name in differing[:5])
-    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-    raise UserError(
-        f"{folders['train']} and {folders['test']} must hold the same classes, but only one of "
-        f"them has {named}{more}: add or remove these folders"
+    candidates = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    fitting = [folder for folder in candidates if _list_subfolders(folder) == classes]
+    if not fitting:
+        raise UserError(_explain_no_test_set(root, classes, candidates))
+    notes = tuple(
+        f"{fitting[0].name}/ is the test set; {folder.name}/ is not used"
+        + ("" if folder in fitting else f", since its class folders are not those of {train.name}/")
+        for folder in candidates
+        if folder != fitting[0]
     )
+    return {"train": train, "test": fitting[0]}, classes, notes
+
+
+def _explain_no_test_set(root: Path, classes: list[str], candidates: list[Path]) -> str:
+    if not candidates:
+        return f"{root} holds neither test/<class>/* nor val/<class>/*: add one of them"
+    differing = "; ".join(_explain_difference(folder, classes) for folder in candidates)
+    return f"{differing}: the test set needs the same class folders as {root / 'train'}"
+
+
+def _explain_difference(folder: Path, classes: list[str]) -> str:
+    found = _list_subfolders(folder)
+    if not found:
+        return f"{folder} holds no class folders"
+    missing = [repr(name) for name in classes if name not in found]
+    added = [repr(name) for name in found if name not in classes]
+    reasons = []
+    if missing:
+        reasons.append(f"lacks {_name_some(missing)}")
+    if added:
+        reasons.append(f"has {_name_some(added)} besides")
+    return f"{folder} {' and '.join(reasons)}"
 
 
 def _list_subfolders(folder: Path) -> list[str]:
-    """List the names of the subfolders, sorted; hidden ones are ignored."""
-    try:
-        entries = list(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"{folder} can't be read: {error.strerror}") from error
-    return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    """List the names of the subfolders, sorted."""
+    return [entry.name for entry in scan(folder) if is_directory(entry)]
 
 
-def _list_class(folder: Path) -> list[str]:
-    """List the image files at any depth below `folder`, sorted; hidden ones are ignored."""
-    found: list[str] = []
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        visible = (name for name in names if not name.startswith("."))
-        images = (name for name in visible if os.path.splitext(name)[1].lower() in _EXTENSIONS)
-        found += [os.path.join(parent, name) for name in images]
-    if not found:
-        extensions = ", ".join(sorted(_EXTENSIONS))
-        raise UserError(f"{folder} holds no images ({extensions}): add some or remove it")
-    return sorted(found)
+def _find_enclosing(root: Path) -> dict[Identity, str]:
+    """Find the splits' folders and all directories around them, by their identity."""
+    splits = [root / name for name in _SPLITS if (root / name).is_dir()]
+    around = [parent for folder in splits for parent in Path(os.path.realpath(folder)).parents]
+    return {identify(folder): str(folder) for folder in (*around, root, *splits)}
+
+
+# --- Notes for the log ---
+
+
+def _describe_sizes(split: str, names: list[str], sizes: list[int]) -> str:
+    """Describe the images per class: of each class, or of the smallest and the largest."""
+    if len(names) <= _COUNTED:
+        each = (f"{_show(name)} {size:,}" for name, size in zip(names, sizes, strict=True))
+        return f"{split}/: images per class: {', '.join(each)}"
+    fewest, most = min(sizes), max(sizes)
+    if fewest == most:
+        return f"{split}/: {most:,} images in each of {len(names):,} classes"
+    few, many = names[sizes.index(fewest)], names[sizes.index(most)]
+    return (
+        f"{split}/: {fewest:,} ({_show(few)}) to {most:,} ({_show(many)}) images in each of "
+        f"{len(names):,} classes"
+    )
+
+
+def _describe_nested(folder: Path, paths: list[str]) -> list[str]:
+    """Describe the subfolders of class folders whose images count as the class's."""
+    nested = count_nested(folder, paths)
+    if not nested:
+        return []
+    each = [f"<class>/{_show(name)} {count:,}" for name, count in nested.most_common()]
+    return [f"{folder.name}/: images in nested folders count, too: {_name_some(each)}"]
+
+
+def _describe_repeated(folder: Path, repeated: list[str]) -> list[str]:
+    """Describe the links to directories that their class has already."""
+    if not repeated:
+        return []
+    links = [_show(link[len(str(folder)) + 1 :]) for link in repeated]
+    return [f"{folder.name}/: links to what their class has already: {_name_some(links)}"]
+
+
+def _show(name: str) -> str:
+    """Return a name as it may be printed."""
+    return name if name.isprintable() else repr(name)
+
+
+def _name_some(names: list[str]) -> str:
+    named = ", ".join(names[:_NAMED])
+    return f"{named} and {len(names) - _NAMED} more" if len(names) > _NAMED else named

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from torch import Tensor
 
 from input_pipeline import SOURCES, Channels, Source
 from input_pipeline.decoding import decode_evenly, decode_whole
+from input_pipeline.fingerprint import (
+    Fingerprint,
+    describe_identity,
+    hash_files,
+    hash_tensors,
+)
 from input_pipeline.image_files import read_size
+from input_pipeline.listing import Listing, refuse_shared
 from input_pipeline.pixels import measure_channels, resize
 from input_pipeline.selection import Selection
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
@@ -58,29 +66,52 @@ def load_dataset(
     """
     name = find_name(name, SOURCES, "data set")
     _check_number("img_size", img_size)
-    _check_number("sample_size", sample_size)
-    _check_number("imbalance_factor", imbalance_factor)
-    _check_number("test_sample_size", test_sample_size)
     source = SOURCES[name]
     root = _check_root(source, data_dir)
     side = img_size or source.side
-    selections = {
-        "train": Selection("train", sample_size, imbalance_factor),
-        "test": Selection("test", test_sample_size),
-    }
+    selections = _build_selections(sample_size, imbalance_factor, test_sample_size)
     # Mean and std are measured on the training images even if only the test split is asked for.
     measures = source.mean is None or source.std is None
     needed = list(dict.fromkeys(("train", *splits)) if measures else splits)
+    chosen = _choose_samples(source, root, selections, needed)
     samples: dict[str, Split]
     if source.streams:
-        files, classes = _list_files(source, root, side, selections)
-        samples = _decode_small(files, needed, in_memory_bytes, num_workers)
+        samples = _decode_small(_build_files(chosen, side), needed, in_memory_bytes, num_workers)
     else:
-        samples, classes = _read_images(source, root, side, selections, needed)
+        samples = {split: _build_tensors(part, side) for split, part in chosen.items()}
     mean, std = _find_mean_and_std(source, samples, num_workers)
-    shape = (3, *samples[needed[0]].image_size)
+    classes, shape = chosen[needed[0]].classes, (3, *samples[needed[0]].image_size)
     train, test = (samples[s] if s in splits else None for s in ("train", "test"))
-    return DataSet(name, classes, shape, mean, std, train, test)
+    data = DataSet(name, classes, shape, mean, std, train, test, image_files=source.streams)
+    return _identify(data, chosen, splits)
+
+
+def identify_dataset(
+    name: str,
+    data_dir: str | Path,
+    *,
+    sample_size: int | None = None,
+    imbalance_factor: float = 1.0,
+    test_sample_size: int | None = None,
+    splits: Sequence[str] = ("train", "test"),
+) -> dict[str, Any]:
+    """Find the facts that identify a data set, without decoding an image.
+
+    They are those of `DataSet.facts`, less the ones that follow from pixels: image_shape, mean and
+    std. Arguments and errors are those of `load_dataset`.
+    """
+    name = find_name(name, SOURCES, "data set")
+    source = SOURCES[name]
+    selections = _build_selections(sample_size, imbalance_factor, test_sample_size)
+    chosen = _choose_samples(source, _check_root(source, data_dir), selections, splits)
+    classes = chosen[splits[0]].classes
+    facts: dict[str, Any] = {"num_classes": len(classes), "classes": list(classes)}
+    for split in splits:
+        facts[f"{split}_size"] = len(chosen[split].labels)
+    if "train" in splits:
+        facts["class_sizes"] = chosen["train"].labels.bincount(minlength=len(classes)).tolist()
+    fingerprints = {split: chosen[split].hash() for split in splits}
+    return facts | describe_identity(fingerprints, _find_test_split(chosen), source.streams)
 
 
 def find_image_side(name: str, data_dir: str | Path, img_size: int | None) -> int:
@@ -101,6 +132,61 @@ def find_image_side(name: str, data_dir: str | Path, img_size: int | None) -> in
         return found
     images, _, _ = _read_samples(source, root, "train")
     return min(read_size(images[0]) if source.streams else images.shape[-2:])
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The samples that were chosen of a split, as the source returns them.
+
+    Attributes:
+        images: uint8 [N, C, H, W], or the paths of N files.
+        labels: int64 [N].
+        classes: K names.
+        listing: all files of the split; None for images in memory.
+    """
+
+    images: Any
+    labels: Tensor
+    classes: list[str]
+    listing: Listing | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.listing.notes if self.listing else ()
+
+    def hash(self) -> Fingerprint:
+        if self.listing is None:
+            return hash_tensors(self.images, self.labels)
+        return hash_files(self.images, self.labels, self.listing.folder)
+
+
+def _identify(data: DataSet, chosen: Mapping[str, _Chosen], splits: Iterable[str]) -> DataSet:
+    """Give a data set the fingerprints of `splits`, and what is known of its folders."""
+    return replace(
+        data,
+        fingerprints={split: chosen[split].hash() for split in splits},
+        test_split=_find_test_split(chosen),
+        notes=tuple(note for part in chosen.values() for note in part.notes),
+    )
+
+
+def _find_test_split(chosen: Mapping[str, _Chosen]) -> str | None:
+    """Find the name of the folder that is the test set, if the source has a choice."""
+    listing = chosen["test"].listing if "test" in chosen else None
+    return listing.split if listing is not None else None
+
+
+def _build_selections(
+    sample_size: int | None, imbalance_factor: float, test_sample_size: int | None
+) -> dict[str, Selection]:
+    """Build the rules that pick the samples of both splits. Raises UserError."""
+    _check_number("sample_size", sample_size)
+    _check_number("imbalance_factor", imbalance_factor)
+    _check_number("test_sample_size", test_sample_size)
+    return {
+        "train": Selection("train", sample_size, imbalance_factor),
+        "test": Selection("test", test_sample_size),
+    }
 
 
 def _check_number(flag: str, value: float | None) -> None:
@@ -140,38 +226,40 @@ def _read_samples(source: Source, root: Path, split: str) -> tuple[Any, Tensor, 
     return images, labels, classes
 
 
-def _read_images(
-    source: Source,
-    root: Path,
-    side: int | None,
-    selections: dict[str, Selection],
-    needed: Iterable[str],
-) -> tuple[dict[str, Split], list[str]]:
-    """Read the splits `needed` of an in-memory source; return them and the class names."""
-    samples: dict[str, Split] = {}
-    classes: list[str] = []
-    for split in needed:
+def _choose_samples(
+    source: Source, root: Path, selections: Mapping[str, Selection], needed: Iterable[str]
+) -> dict[str, _Chosen]:
+    """Read the splits `needed`, or list both splits of image files, and select their samples."""
+    chosen: dict[str, _Chosen] = {}
+    for split in selections if source.streams else needed:
         images, labels, classes = _read_samples(source, root, split)
         kept = selections[split].choose(labels, classes)
-        resized = resize(images[kept], side)
-        samples[split] = TensorSplit(resized.expand(-1, 3, -1, -1).contiguous(), labels[kept])
-    return samples, classes
+        if not source.streams:
+            chosen[split] = _Chosen(images[kept], labels[kept], classes)
+            continue
+        listing = images if isinstance(images, Listing) else Listing(images, root)
+        paths = [listing.paths[i] for i in kept.tolist()]
+        chosen[split] = _Chosen(paths, labels[kept], classes, listing)
+    listings = [part.listing for part in chosen.values() if part.listing is not None]
+    if len(listings) == 2:
+        refuse_shared(*listings)
+    return chosen
 
 
-def _list_files(
-    source: Source, root: Path, side: int | None, selections: dict[str, Selection]
-) -> tuple[dict[str, FileSplit], list[str]]:
-    """List both splits of a source of image files; return them and the class names."""
-    listed: dict[str, tuple[list[str], Tensor]] = {}
-    classes: list[str] = []
-    for split, selection in selections.items():
-        paths, labels, classes = _read_samples(source, root, split)
-        kept = selection.choose(labels, classes)
-        listed[split] = [paths[i] for i in kept.tolist()], labels[kept]
-    first = listed["train"][0][0]
+def _build_tensors(chosen: _Chosen, side: int | None) -> TensorSplit:
+    """Resize the chosen images in memory and give them three channels."""
+    resized = resize(chosen.images, side)
+    return TensorSplit(resized.expand(-1, 3, -1, -1).contiguous(), chosen.labels)
+
+
+def _build_files(chosen: Mapping[str, _Chosen], side: int | None) -> dict[str, FileSplit]:
+    """Build the splits of the chosen image files; their size is the first's or `side`."""
+    first = chosen["train"].images[0]
     size, size_from = ((side, side), None) if side else (read_size(first), first)
-    files = {s: FileSplit(paths, labels, size, size_from) for s, (paths, labels) in listed.items()}
-    return files, classes
+    return {
+        split: FileSplit(part.images, part.labels, size, size_from)
+        for split, part in chosen.items()
+    }
 
 
 def _decode_small(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from input_pipeline import Channels
+from input_pipeline.fingerprint import Fingerprint, describe_identity
 from input_pipeline.image_files import fit_square, open_rgb
 from utils.errors import UserError
 
@@ -125,6 +126,10 @@ class DataSet:
         image_shape: (3, H, W).
         mean, std: three numbers each, per channel, in units of the full range 0…1.
         train, test: the samples; None where the split was not asked for.
+        fingerprints: of these splits as they were loaded, by name.
+        image_files: whether the source consists of image files.
+        test_split: the name of the folder that is the test set, if the source has a choice.
+        notes: lines for a run's log: what was found where.
     """
 
     name: str
@@ -134,6 +139,10 @@ class DataSet:
     std: Channels
     train: Split | None
     test: Split | None
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
+    image_files: bool = False
+    test_split: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -168,4 +177,16 @@ class DataSet:
             facts["test_size"] = len(self.test)
         if self.train is not None:
             facts["class_sizes"] = self.class_sizes
+        if self.fingerprints:
+            facts |= describe_identity(self.fingerprints, self.test_split, self.image_files)
         return facts
+
+    def normalised_as(self, facts: Mapping[str, Any]) -> DataSet:
+        """Return the data set with the mean and std of a run's facts, if it has any.
+
+        A run's images are normalised as in its training, even where the same files now give other
+        pixels in the last digit. `rundir.config.check_data` comes first.
+        """
+        if "mean" not in facts or "std" not in facts:
+            return self
+        return replace(self, mean=tuple(facts["mean"]), std=tuple(facts["std"]))

@@ -5,6 +5,7 @@ Imports no torch, so that a refused command answers at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ from args import Settings
 from rundir.names import CONFIG
 from utils.errors import UserError
 from utils.files import read_json
+
+_CHANNELS = ("mean", "std")
+# Facts that need not be equal one by one.
+_APART = (*_CHANNELS, "fingerprints", "listings", "test_split", "image_files")
+_TITLES = {"train": "training", "test": "test"}
+# Mean and std that other sums of the same pixels give, relative to them; and those that another
+# decoder of the same files gives, in units of the full range 0…1.
+_ROUNDING, _DECODING = 1e-6, 1e-3
+_LONGEST = 200  # characters of a value that are shown
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,93 @@ def format_config(
 def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -> None:
     """Refuse a data set that is not the one the run of `directory` was trained on.
 
-    `stored` are the facts in its config.json, `found` those of the data set at hand. Raises a
-    UserError that names the first fact that differs.
+    Facts that only one of the two has are not compared: earlier versions stored fewer. Mean and
+    std may differ by rounding. Those of image files may differ by more if the files are the same,
+    because decoders differ. `DataSet.normalised_as` then gives the run its own.
+
+    Args:
+        directory: of the run.
+        stored: the facts in its config.json.
+        found: those of the data set at hand.
+
+    Raises:
+        UserError: a fact differs, and which; or config.json is damaged.
     """
-    changed = [key for key, value in found.items() if key in stored and stored[key] != value]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"the data set has changed since {directory} was trained: "
-            f"{key} was {stored[key]}, is {found[key]}"
-        )
+    _check_channels(directory, stored)
+    difference = _find_changed_fact(stored, found) or _find_changed_files(stored, found)
+    if difference is None:
+        tolerance = _find_tolerance(stored, found)
+        difference = _find_changed_channels(stored, found, tolerance)
+    if difference is None:
+        return
+    before, now = stored.get("test_split"), found.get("test_split")
+    moved = f" (the test set was in {before}/, is in {now}/)" if before and before != now else ""
+    raise UserError(f"the data set has changed since {directory} was trained: {difference}{moved}")
+
+
+def _check_channels(directory: Path, stored: dict[str, Any]) -> None:
+    """Raise UserError if the stored mean or std is not one that images can be normalised by."""
+    for key in _CHANNELS:
+        values = stored.get(key, [1.0, 1.0, 1.0])
+        fits = isinstance(values, list) and len(values) == 3 and all(map(_is_finite, values))
+        if not fits or (key == "std" and min(values) <= 0):
+            raise UserError(f"{directory / CONFIG} is damaged: {key} is {_shorten(values)}")
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def _find_changed_fact(stored: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Describe the first fact that differs, of those that must be equal."""
+    for key in found:
+        if key not in _APART and key in stored and stored[key] != found[key]:
+            before, now = (_shorten(facts[key]) for facts in (stored, found))
+            return f"{key} was {before}, is {now}"
+    return None
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
+
+
+def _find_changed_files(stored: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Describe the first split whose fingerprint differs."""
+    for split, fingerprint in found.get("fingerprints", {}).items():
+        if _get_hash(stored, "fingerprints", split) in (None, fingerprint):
+            continue
+        same_list = _get_hash(stored, "listings", split) == found["listings"][split]
+        of_files = found.get("image_files", False)
+        if same_list:
+            part = "contents of the files" if of_files else "pixels of the images"
+        else:
+            part = "names, sizes or labels of the files" if of_files else "labels"
+        return f"the {part} of the {_TITLES[split]} set are not the same"
+    return None
+
+
+def _get_hash(facts: dict[str, Any], kind: str, split: str) -> Any:
+    """Return a hash of a split; None where an earlier version stored none."""
+    hashes = facts.get(kind)
+    return hashes.get(split) if isinstance(hashes, dict) else None
+
+
+def _find_tolerance(stored: dict[str, Any], found: dict[str, Any]) -> float:
+    """Return by how much mean and std may differ, besides rounding, where no fingerprint does."""
+    agreeing = any(
+        _get_hash(stored, "fingerprints", split) == fingerprint
+        for split, fingerprint in found.get("fingerprints", {}).items()
+    )
+    return _DECODING if agreeing and found.get("image_files") else 0.0
+
+
+def _find_changed_channels(
+    stored: dict[str, Any], found: dict[str, Any], tolerance: float
+) -> str | None:
+    """Describe the mean or std that differs by more than rounding and `tolerance`."""
+    for key in _CHANNELS:
+        pairs = zip(stored.get(key, ()), found.get(key, ()), strict=False)
+        if not all(math.isclose(*pair, rel_tol=_ROUNDING, abs_tol=tolerance) for pair in pairs):
+            return f"{key} was {stored[key]}, is {found[key]}"
+    return None

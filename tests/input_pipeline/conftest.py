@@ -9,6 +9,14 @@ import pytest
 from tests.input_pipeline.helpers import picture
 
 
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory, monkeypatch) -> Path:
+    """A cache directory of the test's own."""
+    home = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Two classes of 3 training and 2 test PNGs of 12×10 pixels."""

@@ -1,5 +1,7 @@
 """Folders of image files, and real CIFAR-10 as JPEG where it is at hand."""
 
+import json
+import os
 import tarfile
 
 import numpy as np
@@ -22,15 +24,6 @@ def test_folder_decodes_in_sorted_order_and_keeps_the_size(folder):
     values = data.train.images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(data.mean, values.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(data.std, values.std((0, 2, 3)), rtol=1e-12)
-
-
-def test_val_stands_in_for_test_but_test_comes_first(folder):
-    (folder / "test").rename(folder / "val")
-    assert len(load_dataset("folder", folder).test) == 4
-    for name in ("cat", "dog"):
-        (folder / "test" / name).mkdir(parents=True)
-        picture(0).save(folder / "test" / name / "0.png")
-    assert len(load_dataset("folder", folder).test) == 2
 
 
 def test_nested_files_count_hidden_and_other_files_do_not(folder):
@@ -100,11 +93,69 @@ def test_too_few_and_empty_classes_are_reported(folder):
 def test_differing_classes_are_named_at_most_five(folder):
     (folder / "test" / "dog").rename(folder / "test" / "fox")
     message = refusal("folder", folder)
-    assert "'dog', 'fox'" in message and "'cat'" not in message
+    assert f"{folder / 'test'} lacks 'dog' and has 'fox' besides" in message
+    assert "'cat'" not in message
     for k in range(7):
         (folder / "train" / f"new{k}").mkdir()
     message = refusal("folder", folder)
-    assert "'new2' and 4 more" in message and "'new3'" not in message
+    assert "'new3' and 3 more" in message and "'new4'" not in message
+
+
+def test_the_split_with_the_class_folders_is_the_test_set(folder):
+    (folder / "test").rename(folder / "val")
+    assert load_dataset("folder", folder).facts()["test_split"] == "val"
+    (folder / "test" / "unknown").mkdir(parents=True)
+    picture(0).save(folder / "test" / "unknown" / "0.png")
+    data = load_dataset("folder", folder)
+    assert (len(data.test), data.facts()["test_split"]) == (4, "val")
+    assert any("test/ is not used, since its class folders" in note for note in data.notes)
+    for name in ("cat", "dog"):
+        (folder / "test" / name).mkdir(parents=True)
+        picture(0).save(folder / "test" / name / "0.png")
+    (folder / "val" / "fox").mkdir()
+    message = refusal("folder", folder)
+    assert "test has 'unknown' besides" in message and "val has 'fox' besides" in message
+    (folder / "val" / "fox").rmdir()
+    (folder / "test" / "unknown" / "0.png").unlink()
+    (folder / "test" / "unknown").rmdir()
+    data = load_dataset("folder", folder)
+    assert (len(data.test), data.facts()["test_split"]) == (2, "test")
+    assert "test/ is the test set; val/ is not used" in data.notes
+
+
+def test_notes_count_classes_and_nested_folders(folder):
+    for name in ("cat", "dog"):
+        for inner in ("masks", "@eaDir", "__MACOSX"):
+            (folder / "train" / name / inner).mkdir()
+            picture(0).save(folder / "train" / name / inner / "0.png")
+    (folder / "train" / "@eaDir").mkdir()
+    data = load_dataset("folder", folder)
+    assert (data.classes, len(data.train)) == (["cat", "dog"], 8)
+    assert data.notes == (
+        "train/: images per class: cat 4, dog 4",
+        "train/: images in nested folders count, too: <class>/masks 2",
+        "test/: images per class: cat 2, dog 2",
+    )
+    for k in range(19):
+        for split in ("train", "test"):
+            (folder / split / f"k{k}").mkdir()
+            picture(0).save(folder / split / f"k{k}" / "0.png")
+    notes = load_dataset("folder", folder).notes
+    assert notes[0] == "train/: 1 (k0) to 4 (cat) images in each of 21 classes"
+
+
+def test_names_that_are_not_utf8_are_data(folder):
+    names = [b"caf\xe9", b"caf\\xe9", b"caf\\\\xe9", "café".encode()]
+    for split in (b"train", b"test"):
+        for name in names:
+            directory = os.path.join(os.fsencode(folder), split, name)
+            os.mkdir(directory)
+            picture(0).save(os.path.join(os.fsdecode(directory), "0.png"))
+    data = load_dataset("folder", folder)
+    assert len(data.train) == 10 and len(set(data.classes)) == 6
+    assert {"cat", "dog", "café", "caf\\xe9"} < set(data.classes)
+    json.dumps(data.facts(), ensure_ascii=False).encode()
+    "".join(data.notes).encode()
 
 
 @pytest.mark.slow
