@@ -68,11 +68,14 @@ def open_rgb(path: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB; what is transparent becomes white."""
-    # The raw mode, known only until the image is loaded. In BMP, 16 is the sum of the channels.
-    has_16_bits = image.format in ("PNG", "TIFF") and ";16" in str(getattr(image, "tile", ""))
+    # The raw mode, known only until the image is loaded. In BMP, 16 is the sum of the channels. A
+    # PPM of less than 16 bits has none such, and Pillow scales it.
+    has_16_bits = image.format in ("PNG", "PPM", "TIFF") and ";16" in str(
+        getattr(image, "tile", "")
+    )
     image.load()
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_grey(image)).convert("RGB")
+        return Image.fromarray(_scale_grey(image, has_16_bits)).convert("RGB")
     if has_16_bits:
         _check_16_bit_colours(image)
     alpha = "A" in image.getbands() or "a" in image.getbands()
@@ -83,8 +86,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
 
 
-def _scale_grey(image: Image.Image) -> np.ndarray:
-    """Scale grey values of more than 8 bits to uint8 [H, W]. Raises _RangeError."""
+def _scale_grey(image: Image.Image, has_16_bits: bool) -> np.ndarray:
+    """Scale grey values of more than 8 bits to uint8 [H, W]. Raises _RangeError.
+
+    Args:
+        image: of a mode I, I;16 or F.
+        has_16_bits: the file has 16 bits for a value and states no smaller range.
+    """
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:
         # Pillow turns such values of 8 bits round, but not these.
@@ -97,7 +105,7 @@ def _scale_grey(image: Image.Image) -> np.ndarray:
         raise _RangeError("its integers are signed or of 32 bits: save them as 8 or unsigned 16")
     (bits,) = tags.get(BITSPERSAMPLE, (16,))
     full = 2**bits - 1
-    if bits == 16:
+    if has_16_bits:
         _check_brightness(int(values.max()))
     transparent = image.info.get("transparency")
     if transparent is not None:

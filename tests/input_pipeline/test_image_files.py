@@ -87,6 +87,10 @@ def test_grey_whose_file_states_12_bits_keeps_its_range(tmp_path):
     assert read(tmp_path / "0.tif")[..., 0].tolist() == [[0, 0], [128, 255]]
     (tmp_path / "0.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([2048, 4095], ">u2").tobytes())
     assert read(tmp_path / "0.pgm")[..., 0].tolist() == [[128, 255]]
+    (tmp_path / "1.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([16, 48], ">u2").tobytes())
+    assert read(tmp_path / "1.pgm")[..., 0].tolist() == [[1, 3]]  # dark, but of a known range
+    (tmp_path / "2.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([16, 4095], ">u2").tobytes())
+    assert "4095 of 65535" in refuse(tmp_path / "2.pgm")
 
 
 def test_floats_from_0_to_1_are_scaled(tmp_path):
