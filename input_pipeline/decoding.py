@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
+import resource
 import signal
-from collections.abc import Iterable, Iterator
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from input_pipeline.splits import FileSplit, TensorSplit
+from input_pipeline.transfer import SharedImages, share
 from utils.errors import UserError
 
+# Shared images arrive as a tensor.
+Batch = Tensor | SharedImages | UserError
+_KILLED = (
+    "a process that decodes images was killed, most often because memory ran out: "
+    "free some memory or lower --num_workers"
+)
 _DECODE_CHUNK = 64  # files a worker decodes at a time
 
 
@@ -60,7 +72,7 @@ def build_decoding_loader(
     num_workers: int,
     pin_memory: bool = False,
     persistent: bool = False,
-) -> DataLoader[Tensor | UserError]:
+) -> DataLoader[Batch]:
     """Build a DataLoader that decodes batches of a FileSplit; read it through `iterate_decoded`.
 
     Args:
@@ -84,29 +96,114 @@ def build_decoding_loader(
     )
 
 
-def iterate_decoded(loader: DataLoader[Tensor | UserError]) -> Iterator[Tensor]:
+def iterate_decoded(loader: DataLoader[Batch]) -> Iterator[Tensor]:
     """Iterate over the uint8 [B, 3, H, W] batches on the CPU, in order.
 
     Raises:
-        UserError: a file can't be decoded, here or in a worker, or a worker process died.
+        UserError: a file can't be decoded, here or in a worker, a worker process died, or memory,
+            file descriptors or /dev/shm are too small for workers.
     """
-    batches = iter(loader)
-    if loader.num_workers > 0:
-        # Registered again each time: at exit, the function registered last is called first.
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)
+    workers: list[BaseProcess] = []
     try:
+        batches = _start(loader)
+        workers = multiprocessing.active_children()
         for batch in batches:
             if isinstance(batch, UserError):
                 # A new exception: `raise batch` would put this frame and its own variable into a
                 # reference cycle. The garbage collector takes 10 s to end each worker in one.
                 raise UserError(*batch.args)
+            assert isinstance(batch, Tensor)
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (EOFError, OSError, RuntimeError) as error:
+        line = _explain_death(workers) or _explain_failure(error, loader.num_workers)
+        if line is None or loader.num_workers == 0:
             raise
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise UserError(f"{reason}: free some memory or lower --num_workers") from error
+        raise UserError(line) from error
+
+
+def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Start an epoch of the loader, and its workers if they don't run yet."""
+    if loader.num_workers == 0:
+        return iter(loader)
+    # Registered again each time: at exit, the function registered last is called first.
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)
+    handler = signal.getsignal(signal.SIGCHLD)
+    others = multiprocessing.active_children()
+    try:
+        return iter(loader)
+    except (OSError, RuntimeError) as error:
+        _end_halfway(error, others)
+        raise
+    finally:
+        # DataLoader's handler raises wherever the main thread is when a worker dies, as in the
+        # middle of writing a checkpoint. Without it, whoever waits for a batch finds out in 5 s.
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and handler is not None:  # None: set by other means than Python's
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _end_halfway(error: BaseException, others: Sequence[BaseProcess]) -> None:
+    """End the workers that a failed start leaves, which are those that are not in `others`."""
+    for process in set(multiprocessing.active_children()).difference(others):
+        process.kill()
+    # The half-built iterator in the traceback would complain of itself on stderr when freed.
+    hook = sys.unraisablehook
+    sys.unraisablehook = _ignore
+    try:
+        error.__traceback__ = None
+    finally:
+        sys.unraisablehook = hook
+
+
+def _ignore(_: object) -> None:
+    """Let an error in a destructor pass."""
+
+
+def _explain_death(workers: Iterable[BaseProcess]) -> str | None:
+    """Say in one line how the first of the dead workers died; None if all live or ended well."""
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if not codes:
+        return None
+    if codes[0] == -signal.SIGKILL:
+        return _KILLED
+    how = f"with status {codes[0]}" if codes[0] > 0 else f"by {signal.Signals(-codes[0]).name}"
+    return (
+        f"a process that decodes images ended {how}: free some memory, or use --num_workers 0 "
+        "to decode without such processes"
+    )
+
+
+def _explain_failure(error: BaseException, num_workers: int) -> str | None:
+    """Say in one line which resource the workers lack; None if the error is of another kind."""
+    code = getattr(error, "errno", None)
+    text = " ".join(str(error).split())
+    if "exited unexpectedly" in text and "worker" in text:  # between two epochs
+        return _KILLED
+    if isinstance(error, MemoryError):
+        return (
+            f"memory is too small for --num_workers {num_workers} that decode images: "
+            "free some or lower --num_workers"
+        )
+    few_files = ("Too many open files", "ancdata", "Pin memory thread exited")
+    if code in (errno.EMFILE, errno.ENFILE) or any(words in text for words in few_files):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f"{limit} open files are too few for --num_workers {num_workers}: "
+            "raise the limit (ulimit -n) or lower --num_workers"
+        )
+    if code == errno.ENOSPC:
+        return (
+            "no space left in /dev/shm or in the folder of temporary files, which processes that "
+            "decode images need: enlarge it (docker run --shm-size) or use --num_workers 0"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" not in text:
+        return None
+    reason = getattr(error, "strerror", None) or text or type(error).__name__
+    return (
+        f"--num_workers {num_workers} can't be served by this system ({reason}): "
+        "lower it, or use 0 to decode without such processes"
+    )
 
 
 def init_worker(worker: int) -> None:
@@ -124,13 +221,12 @@ def _end_workers() -> None:
 
     DataLoader would send them SIGTERM and wait for ever: they ignore it.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would complain
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
-class _Decoder(Dataset[Tensor | UserError]):
+class _Decoder(Dataset[Batch]):
     """Map-style data set behind `build_decoding_loader`: a list of numbers -> a batch.
 
     It returns errors and does not raise them: DataLoader would wrap them in a traceback.
@@ -140,8 +236,14 @@ class _Decoder(Dataset[Tensor | UserError]):
         # Labels may be on a GPU, which a worker must not touch.
         self.split = split.to("cpu")
 
-    def __getitem__(self, numbers: list[int]) -> Tensor | UserError:
+    def __getitem__(self, numbers: list[int]) -> Batch:
+        worker = get_worker_info()
         try:
-            return self.split.fetch(numbers)
+            images = self.split.fetch(numbers)
+            return share(images) if worker else images
         except UserError as error:
             return error
+        except (MemoryError, OSError) as error:
+            if worker is None:
+                raise
+            return UserError(_explain_failure(error, worker.num_workers))

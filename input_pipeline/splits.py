@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,11 +81,8 @@ class FileSplit:
         """
         numbers = list(indices)
         images = np.empty((len(numbers), 3, *self.image_size), dtype=np.uint8)
-        with warnings.catch_warnings():
-            # Pillow warns about odd metadata, which does not affect the pixels.
-            warnings.simplefilter("ignore")
-            for image, number in zip(images, numbers, strict=True):
-                image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
+        for image, number in zip(images, numbers, strict=True):
+            image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
         return torch.from_numpy(images)
 
     def select(self, indices: Tensor) -> FileSplit:

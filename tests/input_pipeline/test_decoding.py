@@ -1,5 +1,10 @@
 """Files decoded by this process or by workers, into memory or streamed."""
 
+import multiprocessing
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,6 +12,8 @@ from input_pipeline import decoding
 from input_pipeline.load import load_dataset
 from input_pipeline.pixels import measure_channels
 from input_pipeline.splits import FileSplit
+from input_pipeline.transfer import share
+from tests.helpers import ROOT
 from tests.input_pipeline.helpers import break_file, picture, refusal
 
 
@@ -53,3 +60,103 @@ def test_a_file_that_is_no_whole_image_is_named(folder, how, num_workers):
     break_file(path, how)
     message = refusal("folder", folder, num_workers=num_workers)
     assert f"{path} can't be decoded" in message and "Traceback" not in message
+
+
+DECODE = """
+import resource, sys, torch
+from input_pipeline.decoding import decode_whole
+from input_pipeline.splits import FileSplit
+from utils.errors import UserError
+side, workers, files, *paths = sys.argv[1:]
+if int(files):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(files),) * 2)
+split = FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), (int(side), int(side)))
+try:
+    images = decode_whole(split, int(workers)).images
+    assert torch.equal(images, decode_whole(split, 0).images)
+    print("right")
+except UserError as error:
+    print(error)
+"""
+
+
+def decode(paths, *, side: int = 8, workers: int = 1, files: int = 0, shm: str = "") -> str:
+    """What a process prints that decodes, with /dev/shm of another size where one is given."""
+    command = [sys.executable, "-W", "ignore", "-c", DECODE, *map(str, (side, workers, files))]
+    command += map(str, paths)
+    if shm:
+        mount = f"mount -t tmpfs -o size={shm} tmpfs /dev/shm"
+        isolate = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+        try:
+            allowed = subprocess.run([*isolate, mount], capture_output=True).returncode == 0
+        except FileNotFoundError:
+            allowed = False
+        if not allowed:
+            pytest.skip("this system does not let /dev/shm be mounted")
+        command = [*isolate, f'{mount} && exec "$@"', "sh", *command]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout.strip()
+
+
+@pytest.fixture
+def files(folder):
+    return sorted(folder.rglob("*.png"))
+
+
+def test_batches_need_no_room_in_dev_shm(files):
+    # 10 images of 3 MB in one batch.
+    assert decode(files, side=1024, shm="64k") == "right"
+
+
+def test_a_full_dev_shm_is_reported(files):
+    line = decode(files, shm="4k")
+    assert "/dev/shm" in line and "--shm-size" in line and "--num_workers 0" in line
+
+
+def test_few_file_descriptors_are_reported(files):
+    line = decode(files, workers=8, files=30)  # enough to start some of them
+    assert "30 open files are too few for --num_workers 8" in line and "ulimit -n" in line
+
+
+def die_of_memory(self, indices):
+    raise MemoryError
+
+
+def test_a_worker_without_memory_is_reported(folder, monkeypatch):
+    if torch.multiprocessing.get_start_method() != "fork":
+        pytest.skip("the workers don't share this process's patched class")
+    monkeypatch.setattr(FileSplit, "fetch", die_of_memory)
+    assert "--num_workers" in refusal("folder", folder, num_workers=1)
+
+
+def test_descriptors_that_run_out_in_a_worker_are_reported(folder, monkeypatch):
+    if torch.multiprocessing.get_start_method() != "fork":
+        pytest.skip("the workers don't share this process's patched function")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def share_without_descriptors(images):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            return share(images)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    monkeypatch.setattr(decoding, "share", share_without_descriptors)
+    assert "open files" in refusal("folder", folder, num_workers=1)
+
+
+def receive(queue, answers):
+    images = queue.get()
+    answers.put((type(images), images.dtype, tuple(images.shape), int(images.sum())))
+
+
+def test_shared_images_arrive_as_a_tensor():
+    images = torch.randint(0, 256, (5, 3, 7, 9), dtype=torch.uint8)
+    queue, answers = multiprocessing.Queue(), multiprocessing.Queue()
+    receiver = multiprocessing.Process(target=receive, args=(queue, answers))
+    receiver.start()
+    queue.put(share(images))
+    expected = (torch.Tensor, torch.uint8, (5, 3, 7, 9), int(images.sum()))
+    assert answers.get(timeout=60) == expected
+    receiver.join()

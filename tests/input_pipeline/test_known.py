@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 from torchvision.transforms import v2
 
@@ -40,8 +41,9 @@ def test_mnist_is_resized_and_its_channel_repeated(mnist):
     assert (data.image_shape, data.classes) == ((3, 32, 32), [str(k) for k in range(10)])
     assert (data.mean, data.std) == ((0.1307,) * 3, (0.3081,) * 3)
     raw = MNIST(mnist, train=True)
-    expected = v2.functional.resize(raw.data[:, None].float(), [32, 32], antialias=True)
-    expected = expected.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
+    # The authors' transform: torchvision's Resize of a Pillow image.
+    resized = [np.array(v2.Resize(32)(Image.fromarray(image.numpy()))) for image in raw.data]
+    expected = torch.from_numpy(np.stack(resized))[:, None].expand(-1, 3, -1, -1)
     assert torch.equal(data.train.images, expected)
     assert torch.equal(data.test.labels, torch.arange(20) % 10)
 
