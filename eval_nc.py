@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from args import PRECISIONS, Settings, complete
+from input_pipeline import PIXELS
+from models import NETWORKS
 from rundir.checkpoints import list_checkpoints, select_checkpoints
-from rundir.config import read_config
+from rundir.config import Versions, read_config
 from rundir.names import CONFIG
 from utils.cli import (
     MISTAKE,
@@ -195,12 +197,15 @@ def open_run(directory: Path, args: argparse.Namespace) -> ChosenRun:
     chosen = select_checkpoints(directory, args.checkpoints)
     if (directory / CONFIG).exists():
         config = read_config(directory)
-        return ChosenRun(directory, config.settings, config.facts, config.run_id, chosen)
+        return ChosenRun(
+            directory, config.settings, config.facts, config.run_id, config.versions, chosen
+        )
     for required in ("model", "dataset"):
         if required not in args.bare.model_fields_set:
             raise UserError(f"{directory} holds no {CONFIG}: give --{required}")
     settings = complete(args.bare).replace(bias_mode=find_bias_mode(directory))
-    return ChosenRun(directory, settings, {}, "", chosen)
+    versions = Versions(NETWORKS[settings.model].version, PIXELS)
+    return ChosenRun(directory, settings, {}, "", versions, chosen)
 
 
 def refuse_without_effect(args: argparse.Namespace, runs: Sequence[ChosenRun]) -> None:
@@ -285,7 +290,14 @@ class Evaluator:
         for note in rows.notes:
             print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
         work = Work()
-        self._list_missing(run, rows, work)
+        try:
+            facts = self._rebuilder.identify(run)
+        except UserError as error:  # one line for the run, whose rows may not hold any more
+            print_error(PROGRAM, error)
+            for key in rows.rows:
+                rows.exclude(key)
+            return rows, len(run.chosen)
+        self._list_missing(run, rows, facts, work)
         total = sum(len(splits) for splits in work.missing.values())
         kept = len(work.prints) * len(self._splits) - total
         if total:
@@ -312,9 +324,11 @@ class Evaluator:
         )
         return rows, work.failed
 
-    def _list_missing(self, run: ChosenRun, rows: MetricsTable, work: Work) -> None:
-        """Fill `work` with what must be computed of a run."""
-        dependencies = self._list_dependencies(run)
+    def _list_missing(
+        self, run: ChosenRun, rows: MetricsTable, facts: dict[str, Any], work: Work
+    ) -> None:
+        """Fill `work` with what must be computed of a run on the data set of `facts`."""
+        dependencies = self._list_dependencies(run, facts)
         for epoch, path in run.chosen.items():
             try:
                 check_origin(path, run.id)
@@ -333,17 +347,16 @@ class Evaluator:
                     rows.mark_changed(key, fingerprint)
                     work.missing.setdefault(epoch, []).append(key[1])
 
-    def _list_dependencies(self, run: ChosenRun) -> tuple[Any, ...]:
+    def _list_dependencies(self, run: ChosenRun, facts: dict[str, Any]) -> tuple[Any, ...]:
         """List the values that a row depends on besides the checkpoint."""
         entries = Settings.entries()
         builders = ["model", "dataset", *Settings.names(builds="data")]
         settings = run.settings.values([*builders, *Settings.names(builds="model")])
         # A row from before a setting existed still holds.
         settings = {k: v for k, v in settings.items() if v != entries[k].before}
-        if run.facts:  # the facts show whether the data set has changed
-            del settings["data_dir"]
+        del settings["data_dir"]  # the facts show whether the data set has changed
         decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
-        return self._args.precision, self._args.bias_added, settings, decays, run.facts
+        return self._args.precision, self._args.bias_added, settings, decays, run.facts or facts
 
     def _measure(
         self, run: ChosenRun, epoch: int, splits: Sequence[str]

@@ -195,7 +195,7 @@ def open_chosen_run(directory: Path, selection: str) -> ChosenRun:
     run = open_run(directory)
     if not isinstance(run.facts.get("classes"), list):
         raise UserError(f"{directory / CONFIG} is damaged: it does not name the classes")
-    return ChosenRun(directory, run.settings, run.facts, run.id, chosen)
+    return ChosenRun(directory, run.settings, run.facts, run.id, run.versions, chosen)
 
 
 def check_together(runs: Sequence[ChosenRun]) -> None:

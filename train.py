@@ -29,9 +29,8 @@ from input_pipeline.loader import BatchLoader
 from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
 from objective.objective import Objective
-from rundir.config import check_data
 from rundir.directory import Run, choose_run
-from rundir.rebuild import build_batches, build_data, build_network, build_precision
+from rundir.rebuild import build_batches, build_network, build_precision, build_run_data
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.setup import build_objective, build_optimizer, set_epoch_rate
@@ -203,15 +202,13 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     # config.json keeps the resolved name: a resumed run goes on in the same precision anywhere.
     settings = settings.replace(precision=precision.name)
     run = choose_run(settings)
-    data = build_data(settings)
+    data = build_run_data(settings, run.directory, run.resumed)
     torch.manual_seed(settings.seed)
     model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)
 
     with run:
-        if run.resumed:
-            check_data(run.directory, run.read_config().facts, data.facts())
-        else:
+        if not run.resumed:
             run.write_config(settings, data.facts(), device_name)
         log = RunLog(run, settings)
         log.introduce(data, model, device_name)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from input_pipeline import SOURCES, Channels, Source
+from input_pipeline import PIXELS, SOURCES, Channels, Source
 from input_pipeline.decoding import decode_evenly, decode_whole
 from input_pipeline.fingerprint import (
     Fingerprint,
@@ -20,7 +20,7 @@ from input_pipeline.fingerprint import (
 )
 from input_pipeline.image_files import read_size
 from input_pipeline.listing import Listing, refuse_shared
-from input_pipeline.pixels import measure_channels, resize
+from input_pipeline.pixels import measure_channels, resize, resize_in_float
 from input_pipeline.selection import Selection
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
 from utils.errors import UserError
@@ -41,6 +41,7 @@ def load_dataset(
     num_workers: int = 0,
     splits: Sequence[str] = ("train", "test"),
     in_memory_bytes: int | None = None,
+    pixels: int = PIXELS,
 ) -> DataSet:
     """Load a data set. Download an absent one first if torchvision knows where it is.
 
@@ -59,6 +60,7 @@ def load_dataset(
             measured are those of the training images in any case: the same `sample_size` and
             `imbalance_factor` give the same values.
         in_memory_bytes: image files that take more when decoded are streamed. None: 2 GiB.
+        pixels: the number of the rules for pixels, see `input_pipeline.PIXELS`.
 
     Raises:
         UserError: an unknown name, a number out of range, absent, corrupt or inconsistent files,
@@ -78,7 +80,7 @@ def load_dataset(
     if source.streams:
         samples = _decode_small(_build_files(chosen, side), needed, in_memory_bytes, num_workers)
     else:
-        samples = {split: _build_tensors(part, side) for split, part in chosen.items()}
+        samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
     mean, std = _find_mean_and_std(source, samples, num_workers)
     classes, shape = chosen[needed[0]].classes, (3, *samples[needed[0]].image_size)
     train, test = (samples[s] if s in splits else None for s in ("train", "test"))
@@ -246,9 +248,9 @@ def _choose_samples(
     return chosen
 
 
-def _build_tensors(chosen: _Chosen, side: int | None) -> TensorSplit:
+def _build_tensors(chosen: _Chosen, side: int | None, pixels: int) -> TensorSplit:
     """Resize the chosen images in memory and give them three channels."""
-    resized = resize(chosen.images, side)
+    resized = (resize if pixels > 1 else resize_in_float)(chosen.images, side)
     return TensorSplit(resized.expand(-1, 3, -1, -1).contiguous(), chosen.labels)
 
 

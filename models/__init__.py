@@ -36,6 +36,9 @@ class Network:
             units for it. On smaller images the casts cost more than the layers gain.
         channels_last_side: the same for channels_last on the CPU in float32.
         patch_sizes: (largest side, patch size) in pixels; the first that fits is the default.
+        version: number of the network's definition. A change of what the same weights compute, or
+            of their names, raises it, and models.foreign.upgrade_state then reads older weights or
+            refuses them.
     """
 
     builder: str
@@ -44,6 +47,7 @@ class Network:
     bf16_side: float = math.inf
     channels_last_side: float = math.inf
     patch_sizes: tuple[tuple[float, int], ...] = ()
+    version: int = 1
 
     def default_patch_size(self, side: int) -> int:
         """Return the side of a patch in pixels for images of `side` pixels."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from args import Settings
+from input_pipeline import PIXELS
+from models import NETWORKS
 from rundir.names import CONFIG
 from utils.errors import UserError
 from utils.files import read_json
@@ -22,7 +24,21 @@ _TITLES = {"train": "training", "test": "test"}
 # Mean and std that other sums of the same pixels give, relative to them; and those that another
 # decoder of the same files gives, in units of the full range 0…1.
 _ROUNDING, _DECODING = 1e-6, 1e-3
+OLD_COMMIT = "14c9aae"  # the last one that reads all runs without recorded versions as they were
 _LONGEST = 200  # characters of a value that are shown
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The definitions that a run was trained with; 1 is that of all runs which record none.
+
+    Attributes:
+        network: see `models.Network`.
+        pixels: see `input_pipeline.PIXELS`.
+    """
+
+    network: int = 1
+    pixels: int = 1
 
 
 @dataclass(frozen=True)
@@ -34,12 +50,14 @@ class Config:
         facts: those of the data set, see `input_pipeline.splits.DataSet.facts`.
         environment: library versions, git commit and device.
         run_id: what its checkpoints name as their run; "" in a run of an earlier version.
+        versions: the definitions it was trained with.
     """
 
     settings: Settings
     facts: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    versions: Versions = Versions()
 
 
 def read_config(directory: Path) -> Config:
@@ -57,7 +75,20 @@ def read_config(directory: Path) -> Config:
         raise UserError(f"{path} is damaged: {error}") from error
     environment = content.get("environment")
     environment = environment if isinstance(environment, dict) else {}
-    return Config(settings, content["data"], environment, str(content.get("id", "")))
+    run_id, versions = str(content.get("id", "")), _read_versions(path, content)
+    return Config(settings, content["data"], environment, run_id, versions)
+
+
+def _read_versions(path: Path, content: dict[str, Any]) -> Versions:
+    """Read the definitions of a run. Raises UserError for those of a later program."""
+    stored = content.get("versions", {})
+    if not isinstance(stored, dict) or not all(type(number) is int for number in stored.values()):
+        raise UserError(f"{path} is damaged: its versions are {_shorten(stored)}")
+    versions = Versions(stored.get("network", 1), stored.get("pixels", 1))
+    network = NETWORKS[content["settings"]["model"]].version
+    if versions.network > network or versions.pixels > PIXELS:
+        raise UserError(f"{path} was written by a later version of this program: update it")
+    return versions
 
 
 def format_config(
@@ -74,6 +105,7 @@ def format_config(
         "data": facts,
         "environment": environment,
         "id": run_id,
+        "versions": {"network": NETWORKS[settings.model].version, "pixels": PIXELS},
     }
 
 
@@ -168,5 +200,12 @@ def _find_changed_channels(
     for key in _CHANNELS:
         pairs = zip(stored.get(key, ()), found.get(key, ()), strict=False)
         if not all(math.isclose(*pair, rel_tol=_ROUNDING, abs_tol=tolerance) for pair in pairs):
-            return f"{key} was {stored[key]}, is {found[key]}"
+            # Rule 1 for pixels had no fingerprints, and read some kinds of files differently.
+            older = found.get("image_files") and "fingerprints" not in stored
+            hint = (
+                f" (or read by the rules before commit {OLD_COMMIT}, see docs/data.md)"
+                if older
+                else ""
+            )
+            return f"{key} was {stored[key]}, is {found[key]}{hint}"
     return None

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from args import Settings
-from input_pipeline import SOURCES
-from input_pipeline.load import find_image_side, load_dataset
+from input_pipeline import PIXELS, SOURCES
+from input_pipeline.load import find_image_side, identify_dataset, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
 from rundir.checkpoints import check_origin
-from rundir.config import check_data, read_config
+from rundir.config import OLD_COMMIT, Versions, check_data, read_config
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
 from rundir.weights import load_weights
@@ -37,6 +37,7 @@ def build_data(
     *,
     data_dir: str | None = None,
     num_workers: int | None = None,
+    pixels: int = PIXELS,
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
 
@@ -44,6 +45,7 @@ def build_data(
         settings: complete.
         splits: "train", "test" or both.
         data_dir, num_workers: in place of those of the settings.
+        pixels: the number of the rules for pixels.
 
     Raises:
         UserError: it cannot be loaded.
@@ -52,7 +54,27 @@ def build_data(
     if data_dir is not None:
         options["data_dir"] = data_dir
     workers = settings.num_workers if num_workers is None else num_workers
-    return load_dataset(settings.dataset, num_workers=workers or 0, splits=splits, **options)
+    return load_dataset(
+        settings.dataset, num_workers=workers or 0, splits=splits, pixels=pixels, **options
+    )
+
+
+def build_run_data(settings: Settings, directory: Path, resumed: bool) -> DataSet:
+    """Load the data set of a run; one that goes on keeps the pixels, mean and std of its beginning.
+
+    Raises UserError if it has changed since then, or if the network's definition has.
+    """
+    if not resumed:
+        return build_data(settings)
+    config = read_config(directory)
+    if config.versions.network != NETWORKS[settings.model].version:
+        raise UserError(
+            f"--resume: {directory} was begun with an older definition of {settings.model}; "
+            f"commit {OLD_COMMIT} of this program goes on with it"
+        )
+    data = build_data(settings, pixels=config.versions.pixels)
+    check_data(directory, config.facts, data.facts())
+    return data.normalised_as(config.facts)
 
 
 def build_network(settings: Settings, data: DataSet) -> nn.Module:
@@ -124,12 +146,14 @@ class TrainedRun:
         settings: complete. Those of weights that came without a config.json are in part defaults.
         facts: of the data set; empty for weights that came without a config.json.
         id: what its checkpoints name as their run; "" if they name none.
+        versions: the definitions of network and pixels that it was trained with.
     """
 
     directory: Path
     settings: Settings
     facts: dict[str, Any]
     id: str
+    versions: Versions
 
     @property
     def name(self) -> str:
@@ -159,7 +183,7 @@ def open_run(directory: Path) -> TrainedRun:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     config = read_config(directory)
-    return TrainedRun(directory, config.settings, config.facts, config.run_id)
+    return TrainedRun(directory, config.settings, config.facts, config.run_id, config.versions)
 
 
 def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:
@@ -176,7 +200,7 @@ def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracte
     return rebuilder.extract(open_run(directory), directory / name_checkpoint(epoch), "test")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class LoadedData:
     """A run's data set for evaluation.
 
@@ -224,27 +248,61 @@ class Rebuilder:
         self._built: dict[str, list[tuple[Any, Any]]] = {}
 
     def data(self, run: TrainedRun) -> DataSet:
-        """Load a run's data set.
+        """Load a run's data set, with the mean and std of its training.
 
         Raises UserError if it cannot be loaded or is not what the run was trained on.
         """
-        return self._load_once(run).data
+        loaded = self._load_once(run)
+        data: DataSet = self._build_once(
+            "normalised data",
+            (loaded, run.facts.get("mean"), run.facts.get("std")),
+            lambda: loaded.data.normalised_as(run.facts),
+        )
+        return data
+
+    def identify(self, run: TrainedRun) -> dict[str, Any]:
+        """Return the facts that identify a run's data set, as it is now; no image is decoded.
+
+        Raises UserError if it is not what the run was trained on.
+        """
+        if run.facts and "fingerprints" not in run.facts:  # a run of an earlier version
+            self.data(run)
+            return run.facts
+        options = run.settings.values(Settings.names(builds="data"))
+        del options["img_size"]
+        if self._data_dir is not None:
+            options["data_dir"] = self._data_dir
+        splits = self._choose_splits(run)
+        facts: dict[str, Any] = self._build_once(
+            "facts",
+            (run.settings.dataset, options, splits),
+            lambda: identify_dataset(run.settings.dataset, splits=splits, **options),
+        )
+        check_data(run.directory, run.facts, facts)
+        return facts
+
+    def _choose_splits(self, run: TrainedRun) -> tuple[str, ...]:
+        # The training set of a long tail shows the class sizes even where it is not evaluated.
+        return self._splits if run.settings.imbalance_factor == 1 else BOTH
 
     def samples(self, run: TrainedRun, split: str) -> torch.Tensor:
         """Return the numbers of the samples of a split that were selected, int64 [N]."""
         return self._load_once(run).samples[split]
 
     def _load_once(self, run: TrainedRun) -> LoadedData:
-        identity = run.settings.values(["dataset", *Settings.names(builds="data")])
+        settings = run.settings.values(["dataset", *Settings.names(builds="data")])
+        identity = settings, run.versions.pixels
         loaded: LoadedData = self._build_once("data", identity, lambda: self._load(run))
         check_data(run.directory, run.facts, loaded.facts)
         return loaded
 
     def _load(self, run: TrainedRun) -> LoadedData:
-        # The training set of a long tail shows the class sizes even where it is not evaluated.
-        splits = self._splits if run.settings.imbalance_factor == 1 else BOTH
         data = build_data(
-            run.settings, splits, data_dir=self._data_dir, num_workers=self._num_workers
+            run.settings,
+            self._choose_splits(run),
+            data_dir=self._data_dir,
+            num_workers=self._num_workers,
+            pixels=run.versions.pixels,
         )
         facts = data.facts()
         if self._select is None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import eval_nc
+import train
 from input_pipeline.load import load_dataset
 from metrics import MEASURES, Measure
 from metrics.accuracy import compute_uniform_accuracy
@@ -20,7 +22,14 @@ from models import build_model
 from rundir import rebuild as evaluation
 from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
-from tests.helpers import assert_mistake, read_table, run, train_run
+from tests.helpers import (
+    assert_mistake,
+    read_refusal,
+    read_table,
+    run,
+    train_here,
+    train_run,
+)
 from theory.minimum import predict
 from utils.files import read_csv, write_csv
 
@@ -547,3 +556,81 @@ def test_rows_are_not_lost_where_their_replacement_fails(run_dir, tmp_path, caps
     said = evaluate(capsys, run_dir, "--model", "ResNet18", *flags, status=2)
     assert (run_dir / "nc_metrics.csv").read_bytes() == before
     assert "top-1" not in said.out  # rows of another network are not shown as those asked for
+
+
+@pytest.fixture
+def folder_run(tmp_path):
+    """A run on two classes of flat colours, one dark and one light, which it tells apart."""
+    for split in ("train", "test"):
+        for label, level in (("dark", 20), ("light", 230)):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for shift in range(6):
+                path = tmp_path / "data" / split / label / f"{shift}.png"
+                Image.new("RGB", (8, 8), (level + shift, level, level)).save(path)
+    flags = ["--dataset", "folder", "--data_dir", tmp_path / "data", "--num_workers", 0]
+    flags += ["--model", "MLP", "--width", 16, "--depth", 1, "--batch_size", 4, "--epochs", 3]
+    return train_here(tmp_path / "runs", *flags)
+
+
+def swap_classes(directory):
+    os.rename(directory / "dark", directory / "third")
+    os.rename(directory / "light", directory / "dark")
+    os.rename(directory / "third", directory / "light")
+
+
+def test_a_data_set_that_has_changed_is_noticed_where_every_row_is_kept(folder_run, capsys):
+    """The classes change places: the counts and the names stay, and each label is wrong."""
+    data = folder_run.parent.parent / "data"
+    evaluate(capsys, folder_run)
+    assert float(read_table(folder_run)[3, "test"]["top1"]) == 100
+    shutil.copytree(data, data.with_name("moved"))  # a copy is the same, whatever its times
+    assert "6 unchanged" in evaluate(capsys, folder_run, "--data_dir", data.with_name("moved")).out
+    swap_classes(data / "test")
+    said = evaluate(capsys, folder_run, status=2)
+    assert "names, sizes or labels" in said.err or "contents of the files of the test" in said.err
+    assert "100.00" not in said.out
+    assert "6 unchanged" not in evaluate(capsys, folder_run, "--split", "train").out
+    swap_classes(data / "train")
+    command = ["--resume", "--save_dir", folder_run.parent, "--run_name", folder_run.name]
+    line = read_refusal(capsys, train.main, *command)
+    assert "the data set has changed" in line and "training set" in line
+
+
+def test_rows_of_bare_weights_depend_on_the_contents_of_the_data(folder_run, capsys):
+    (folder_run / "config.json").unlink()
+    flags = ["--model", "MLP", "--width", 16, "--depth", 1, "--dataset", "folder"]
+    data = folder_run.parent.parent / "data"
+    flags += ["--checkpoints", "last", "--split", "test", "--data_dir", data]
+    evaluate(capsys, folder_run, *flags)
+    assert float(read_table(folder_run)[3, "test"]["top1"]) == 100
+    swap_classes(data / "test")
+    assert "1 evaluated" in evaluate(capsys, folder_run, *flags).out
+    assert float(read_table(folder_run)[3, "test"]["top1"]) == 0
+
+
+def test_a_run_keeps_the_pixels_mean_and_std_of_its_training(run_dir, capsys, monkeypatch):
+    """Its mean was computed with other rounding, and its images were resized by rule 1."""
+    evaluate(capsys, run_dir, "--checkpoints", "1")
+    expected = read_table(run_dir)
+    config = json.loads((run_dir / "config.json").read_text())
+    config["data"]["mean"] = [mean * (1 + 1e-9) for mean in config["data"]["mean"]]
+    (run_dir / "config.json").write_text(json.dumps(config))
+    evaluate(capsys, run_dir, "--checkpoints", "1")
+    assert float(read_table(run_dir)[1, "test"]["nc1"]) == pytest.approx(
+        float(expected[1, "test"]["nc1"]), rel=1e-4
+    )
+    asked = []
+
+    def load(*words, pixels, **options):
+        asked.append(pixels)
+        return load_dataset(*words, pixels=pixels, **options)
+
+    monkeypatch.setattr(evaluation, "load_dataset", load)
+    for versions, pixels in (({}, 1), ({"pixels": 2}, 2)):
+        config["versions"] = {**config["versions"], "pixels": 1, **versions}
+        (run_dir / "config.json").write_text(json.dumps(config))
+        evaluate(capsys, run_dir, "--checkpoints", "1", "--force")
+        assert asked.pop() == pixels
+    config["versions"]["pixels"] = 99
+    (run_dir / "config.json").write_text(json.dumps(config))
+    assert "later version" in evaluate(capsys, run_dir, status=2).err

@@ -13,7 +13,7 @@ from input_pipeline.splits import DataSet
 from rundir.directory import Run
 from rundir.names import METRICS_COLUMNS
 from training.state import TrainState
-from utils.console import Console, format_count
+from utils.console import Console, escape, format_count
 from utils.errors import UserError
 
 
@@ -34,7 +34,7 @@ class RunLog:
         self._events: Any = None
 
     def introduce(self, data: DataSet, model: nn.Module, device_name: str) -> None:
-        """Print network, data, run directory and device."""
+        """Print network, data and what is to be known of it, run directory and device."""
         settings = self._settings
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
@@ -48,9 +48,10 @@ class RunLog:
             f"{settings.loss}, {settings.optimizer}, {train_size:,} training and {test_size:,} "
             f"test images{tail}"
         )
-        self.console.say(
-            f"run directory {self._run.directory}, device {device_name}, {settings.precision}"
-        )
+        for note in data.notes:
+            self.console.say(escape(note))
+        place = escape(str(self._run.directory))
+        self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
 
     def begin(self, state: TrainState) -> None:
         """Open the event file, and record how far a resumed run has come."""
