@@ -36,6 +36,9 @@ class Network:
             units for it. On smaller images the casts cost more than the layers gain.
         channels_last_side: the same for channels_last on the CPU in float32.
         patch_sizes: (largest side, patch size) in pixels; the first that fits is the default.
+        version: number of the network's definition. A change of what the same weights compute, or
+            of their names, raises it, and models.foreign.upgrade_state then reads older weights or
+            refuses them.
     """
 
     builder: str
@@ -44,6 +47,7 @@ class Network:
     bf16_side: float = math.inf
     channels_last_side: float = math.inf
     patch_sizes: tuple[tuple[float, int], ...] = ()
+    version: int = 1
 
     def default_patch_size(self, side: int) -> int:
         """Return the side of a patch in pixels for images of `side` pixels."""
@@ -64,6 +68,7 @@ NETWORKS: dict[str, Network] = {
         options=("patch_size", "width", "depth"),
         bf16_side=1,
         patch_sizes=((16, 2), (SMALL_SIDE - 1, 4), (math.inf, 16)),
+        version=2,
     ),
     "Swin": Network(
         "models.swin:build",
@@ -71,9 +76,10 @@ NETWORKS: dict[str, Network] = {
         bf16_side=1,
         # Patches of one pixel let an 8×8 image pass all four stages.
         patch_sizes=((16, 1), (SMALL_SIDE - 1, 2), (math.inf, 4)),
+        version=2,
     ),
     # The MLP gains from bfloat16 in large batches only, and gains only seconds.
-    "MLP": Network("models.mlp:build", options=("width", "depth")),
+    "MLP": Network("models.mlp:build", options=("width", "depth"), version=2),
 }
 
 
