@@ -68,6 +68,7 @@ NETWORKS: dict[str, Network] = {
         options=("patch_size", "width", "depth"),
         bf16_side=1,
         patch_sizes=((16, 2), (SMALL_SIDE - 1, 4), (math.inf, 16)),
+        version=2,
     ),
     "Swin": Network(
         "models.swin:build",
@@ -75,9 +76,10 @@ NETWORKS: dict[str, Network] = {
         bf16_side=1,
         # Patches of one pixel let an 8×8 image pass all four stages.
         patch_sizes=((16, 1), (SMALL_SIDE - 1, 2), (math.inf, 4)),
+        version=2,
     ),
     # The MLP gains from bfloat16 in large batches only, and gains only seconds.
-    "MLP": Network("models.mlp:build", options=("width", "depth")),
+    "MLP": Network("models.mlp:build", options=("width", "depth"), version=2),
 }
 
 

@@ -1,4 +1,4 @@
-"""Dropout, and attention with dropout. Their random draws are cheap on the CPU, too."""
+"""Attention and dropout that are fast on the CPU, too."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ from torch import Tensor, nn
 LEVELS = 2**16  # 16 random bits decide about an element
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Compute softmax(q kᵀ/√e) v, with dropout on the softmax.
-
-    Args:
-        q, k, v: [..., N, e] each.
-        dropout: the probability, in [0, 1).
-
-    Returns:
-        [..., N, e].
-    """
-    if dropout == 0 or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    weights = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
-    return (weights * draw_keep_mask(weights, dropout)) @ v
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute softmax(q kᵀ/√e) v for q, k, v [..., N, e]; returns [..., N, e]."""
+    # Forward and backward of the CPU's fused kernel take 6 times as long in bfloat16 as this.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Dropout(nn.Dropout):

@@ -28,8 +28,8 @@ def draw_initial_bias(num_classes: int, in_features: int, mode: int, mean: float
         2  64k/K                             6  by quarters ln(96K), 0, ln(96K), 0
         3  mode 2 reversed                   7  by quarters 0, ln(96K), 0, ln(96K)
 
-    Class k belongs to quarter ⌊4k/K⌋. If 4 does not divide K, the quarters differ by one class at
-    most. For K < 4 some are empty: K = 2 has classes of quarters 0 and 2 only.
+    The quarters begin at classes 0, ⌊K/4⌋, ⌊K/2⌋ and ⌊3K/4⌋, as in the authors' code. For K < 4
+    some are empty: K = 2 has classes of the second and the last quarter only.
 
     Returns:
         [K] float32.
@@ -56,7 +56,8 @@ def _draw_bias_shape(num_classes: int, in_features: int, mode: int) -> Tensor:
     if mode in (4, 5):
         values = (96 * k + 1).float().log()
         return values if mode == 4 else values.flip(0)
-    odd_quarter = (4 * k // num_classes) % 2
+    cuts = torch.tensor([num_classes * quarter // 4 for quarter in (1, 2, 3)])
+    odd_quarter = (k[:, None] >= cuts).sum(dim=1) % 2
     is_high = odd_quarter == (0 if mode == 6 else 1)
     return is_high.float() * math.log(96 * num_classes)
 

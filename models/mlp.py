@@ -1,4 +1,4 @@
-"""The paper's MLP: hidden layers of Linear, BatchNorm and ReLU on the flattened image."""
+"""The authors' MLP: hidden layers of Linear, BatchNorm and ReLU on the flattened image."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class MLP(nn.Module):
 
 
 def _build_hidden_layer(inputs: int, width: int) -> nn.Sequential:
-    # BatchNorm subtracts the mean, and with it any bias of the linear layer.
-    linear = nn.Linear(inputs, width, bias=False)
+    # In training BatchNorm subtracts the linear layer's bias with the mean. The authors' files hold
+    # it all the same, and it enters the running mean.
+    linear = nn.Linear(inputs, width)
     return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True))
 
 

@@ -1,4 +1,8 @@
-"""Swin Transformer (Liu et al. 2021) in the paper's shape: attention within shifted windows.
+"""The authors' Swin Transformer: attention within shifted windows (Liu et al. 2021).
+
+It differs from the original: one table of relative positions per block, which all heads share; no
+bias of queries, keys and values; no LayerNorm between the stages; windows that cover the whole map
+are shifted, too.
 
 Between the layers a map is channels-last, [B, side, side, channels].
 """
@@ -34,14 +38,15 @@ def join_windows(x: Tensor, side: int) -> Tensor:
 
 
 def index_offsets(window: int) -> Tensor:
-    """Return the row of the bias table for each pair of pixels, int64 [window², window²].
+    """Return the entry of the table for each pair of pixels, int64 [window², window²].
 
-    There is one row for each of the (2·window−1)² offsets between two pixels of a window.
+    The table [2·window−1, 2·window−1] has a row for each offset from the query down to the key,
+    and a column for each offset to the right. Its entries are counted row by row.
     """
     row = torch.arange(window).repeat_interleave(window)
     column = torch.arange(window).repeat(window)
-    down = row[:, None] - row[None, :] + window - 1
-    right = column[:, None] - column[None, :] + window - 1
+    down = row[None, :] - row[:, None] + window - 1
+    right = column[None, :] - column[:, None] + window - 1
     return down * (2 * window - 1) + right
 
 
@@ -80,10 +85,9 @@ class WindowAttention(nn.Module):
         self.side, self.window, self.shift = side, window, shift
         self.windows = (side // window) ** 2
         self.heads = channels // HEAD_WIDTH
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.out = nn.Linear(channels, channels)
-        self.relative_bias = nn.Parameter(torch.empty((2 * window - 1) ** 2, self.heads))
-        nn.init.trunc_normal_(self.relative_bias, std=0.02)
+        self.relative_bias = nn.Parameter(torch.randn(2 * window - 1, 2 * window - 1))
         # Both follow from the shape: checkpoints need not hold them.
         self.register_buffer("index", index_offsets(window), persistent=False)
         blocked = find_wrapped_pairs(side, window, shift) if shift else None
@@ -101,12 +105,15 @@ class WindowAttention(nn.Module):
         return x.roll((self.shift, self.shift), dims=(1, 2)) if self.shift else x
 
     def score_bias(self) -> Tensor:
-        """Return the addend of q kᵀ/√32, [1, windows · heads, window², window²], −∞ if blocked."""
-        bias = self.relative_bias[self.index].permute(2, 0, 1)  # [heads, window², window²]
-        bias = bias.expand(self.windows, *bias.shape)
-        if self.blocked is not None:
-            bias = bias.masked_fill(self.blocked[:, None], float("-inf"))
-        return bias.flatten(0, 1)[None]
+        """Return the addend of q kᵀ/√32, −∞ where blocked.
+
+        [1, windows · heads, window², window²], or [1, 1, …] where all of them have the same.
+        """
+        bias = self.relative_bias.flatten()[self.index]  # [window², window²]
+        if self.blocked is None:
+            return bias[None, None]
+        bias = bias.masked_fill(self.blocked, float("-inf"))
+        return bias[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)[None]
 
 
 class Block(nn.Module):
@@ -129,15 +136,16 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Embedding of images [B, C, H, W] as normalised patches [B, H/factor, W/factor, width]."""
+    """Embedding of images [B, C, H, W] as patches [B, H/factor, W/factor, width]."""
 
     def __init__(self, channels: int, width: int, factor: int) -> None:
         super().__init__()
-        self.project = nn.Conv2d(channels, width, kernel_size=factor, stride=factor)
-        self.norm = nn.LayerNorm(width)
+        self.factor = factor
+        self.project = nn.Linear(channels * factor**2, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.project(images).permute(0, 2, 3, 1))
+        # The numbers of a patch are in the order channel, row, column.
+        return self.project(F.pixel_unshuffle(images, self.factor).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
@@ -146,22 +154,19 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        self.norm = nn.LayerNorm(factor**2 * channels)
-        self.project = nn.Linear(factor**2 * channels, 2 * channels, bias=False)
+        self.project = nn.Linear(factor**2 * channels, 2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         side = x.shape[1] // self.factor
         x = split_windows(x, self.factor).flatten(2).unflatten(1, (side, side))
-        return self.project(self.norm(x))
+        return self.project(x)
 
 
 def build_stage(channels: int, side: int, nominal_window: int, depth: int) -> nn.Sequential:
-    """Build `depth` blocks; every second one shifts its windows unless one covers the map."""
+    """Build `depth` blocks; every second one shifts its windows."""
     window = choose_window(side, nominal_window)
-    shift = window // 2 if window < side else 0
-    return nn.Sequential(
-        *(Block(channels, side, window, shift * (index % 2)) for index in range(depth))
-    )
+    shifts = [(index % 2) * (window // 2) for index in range(depth)]
+    return nn.Sequential(*(Block(channels, side, window, shift) for shift in shifts))
 
 
 class Swin(nn.Module):

@@ -1,4 +1,4 @@
-"""The paper's Vision Transformer: attention of 10 heads of 64 at any width, pre-norm."""
+"""The authors' Vision Transformer: pre-norm, 10 heads of 64 and an MLP of 512 at any width."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from models.layers import Dropout, attention
 from utils.errors import UserError
 
 HEADS, HEAD_WIDTH = 10, 64
+HIDDEN_WIDTH = 512
 DROPOUT, EMBEDDING_DROPOUT = 0.2, 0.1
+
+
+def split_patches(images: Tensor, side: int) -> Tensor:
+    """Split images [B, C, H, W] -> patches [B, (H/side)·(W/side), side²·C], row by row.
+
+    The numbers of a patch are in the order row, column, channel.
+    """
+    x = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over tokens [B, N, width]; the heads' width is independent of it.
 
-    softmax(q kᵀ/√64) v per head, dropout on the attention and after the output projection.
+    softmax(q kᵀ/√64) v per head, dropout after the output projection.
     """
 
     def __init__(self, width: int) -> None:
@@ -27,13 +37,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH))  # [B, N, 3, heads, 64]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, 64]
-        dropout = DROPOUT if self.training else 0.0
-        x = attention(q, k, v, dropout)
-        return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
+        x = attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.dropout(self.out(x))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; the MLP's hidden layer is as wide as the tokens, as published."""
+    """Pre-norm transformer block; the MLP's hidden width does not follow the tokens' width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,10 +50,10 @@ class Block(nn.Module):
         self.attention = Attention(width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, width),
+            nn.Linear(width, HIDDEN_WIDTH),
             nn.GELU(),
             Dropout(DROPOUT),
-            nn.Linear(width, width),
+            nn.Linear(HIDDEN_WIDTH, width),
             Dropout(DROPOUT),
         )
 
@@ -72,11 +81,10 @@ class ViT(nn.Module):
         channels, height, width_px = image_shape
         patches = (height // patch_size) * (width_px // patch_size)
         self.feature_dim = width
-        self.patches = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.position = nn.Parameter(torch.empty(1, 1 + patches, width))
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        nn.init.trunc_normal_(self.position, std=0.02)
+        self.patch_size = patch_size
+        self.patches = nn.Linear(patch_size**2 * channels, width)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width))
+        self.position = nn.Parameter(torch.randn(1, 1 + patches, width))
         self.dropout = Dropout(EMBEDDING_DROPOUT)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
@@ -84,7 +92,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, C, H, W] -> (logits [B, K], features [B, width])."""
-        x = self.patches(images).flatten(2).transpose(1, 2)  # [B, patches, width]
+        x = self.patches(split_patches(images, self.patch_size))  # [B, patches, width]
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.blocks(self.dropout(x + self.position))
         features = self.norm(x[:, 0].float())

@@ -1,8 +1,7 @@
-"""models/dropout.py against torch's own dropout and attention, and the statistics of the draws."""
+"""models/layers.py against torch's dropout and an explicit softmax; statistics of the draws."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.layers import Dropout, attention, draw_keep_mask
@@ -56,22 +55,23 @@ def test_draws_follow_from_the_default_generator():
     assert not torch.equal(results[0][0], results[2][0])
 
 
-def test_attention_is_torchs_with_the_same_draws():
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+def test_attention_is_an_explicit_softmax(dtype, tolerance):
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 7, 5, dtype=torch.float64).unbind(0)
-    plain = F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(attention(q, k, v), plain)
-    torch.manual_seed(1)
-    found = attention(q, k, v, dropout=0.3)
-    torch.manual_seed(1)
-    mask = draw_keep_mask(torch.empty(2, 4, 7, 7, dtype=torch.float64), 0.3)
-    # Dropout of the softmax is a product with the weights, read off with the unit vectors as v.
-    weights = F.scaled_dot_product_attention(
-        q, k, torch.eye(7, dtype=torch.float64).expand(2, 4, 7, 7)
-    )
-    torch.testing.assert_close(found, (weights * mask) @ v)
-    means = torch.stack([attention(q, k, v, dropout=0.3) for _ in range(4000)])
-    assert ((means.mean(0) - plain) / means.std(0) * 4000**0.5).abs().max() < 5
+    inputs = torch.randn(3, 2, 4, 7, 5).to(dtype).requires_grad_()
+    exact = inputs.detach().double().requires_grad_()
+    q, k, v = exact.unbind(0)
+    scores = torch.einsum("bhie,bhje->bhij", q, k) / 5**0.5
+    weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+    expected = torch.einsum("bhij,bhje->bhie", weights, v)
+    found = attention(*inputs.unbind(0))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
+    (expected**2).sum().backward()
+    (found**2).sum().backward()
+    torch.testing.assert_close(inputs.grad.double(), exact.grad, atol=3 * tolerance, rtol=0)
 
 
 def test_the_vit_has_no_other_dropout():

@@ -1,5 +1,6 @@
 """Every network: parameters counted by hand, torchvision as truth, shapes, attention, errors."""
 
+import itertools
 from functools import cache
 
 import pytest
@@ -79,28 +80,27 @@ def densenet_parameters(growth, stem, blocks, classes=10):
 
 def vit_parameters(width, depth, patch, patches, classes=10):
     attention = width * 3 * 640 + linear(640, width)
-    block = 2 * norm(width) + attention + 2 * linear(width, width)
+    block = 2 * norm(width) + attention + linear(width, 512) + linear(512, width)
     embedding = linear(3 * patch**2, width) + width + (patches + 1) * width
     return embedding + depth * block + norm(width) + linear(width, classes)
 
 
 def swin_parameters(width, factors, windows, classes=10):
-    total = linear(3 * factors[0] ** 2, width) + norm(width)
+    total = linear(3 * factors[0] ** 2, width)
     for index, (depth, window) in enumerate(zip((2, 2, 6, 2), windows, strict=True)):
         if index > 0:
-            merged = factors[index] ** 2 * width
-            total += norm(merged) + merged * 2 * width
+            total += linear(factors[index] ** 2 * width, 2 * width)
             width *= 2
-        table = (2 * window - 1) ** 2 * (width // 32)
-        attention = linear(width, 3 * width) + linear(width, width) + table
+        table = (2 * window - 1) ** 2
+        attention = width * 3 * width + linear(width, width) + table
         mlp = linear(width, 4 * width) + linear(4 * width, width)
         total += depth * (2 * norm(width) + attention + mlp)
     return total + norm(width) + linear(width, classes)
 
 
 def mlp_parameters(inputs, width, depth, classes=10):
-    hidden = inputs * width + (depth - 1) * width**2 + depth * norm(width)
-    return hidden + linear(width, classes)
+    hidden = linear(inputs, width) + (depth - 1) * linear(width, width)
+    return hidden + depth * norm(width) + linear(width, classes)
 
 
 BY_HAND_AT_32 = {
@@ -116,8 +116,10 @@ BY_HAND_AT_32 = {
 }
 
 
-def test_published_resnet18_count():
+def test_published_counts():
     assert BY_HAND_AT_32["ResNet18"] == 11_173_962
+    assert BY_HAND_AT_32["Swin"] == 26_598_646
+    assert swin_parameters(96, (2, 2, 2, 1), (4, 4, 4, 4), classes=100) == 26_667_856
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -127,12 +129,11 @@ def test_parameters_at_32_pixels_by_hand(name):
     assert count(model) == BY_HAND_AT_32[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("ViT", "MLP")])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name[:3] in ("Res", "Den")])
 def test_parameters_at_224_pixels_are_torchvisions(name):
-    published = {"Swin": "swin_t"}.get(name, name.lower())
     with torch.device("meta"):
         model = build_model(name, 100, (3, 224, 224))
-        truth = getattr(torchvision.models, published)(num_classes=100)
+        truth = getattr(torchvision.models, name.lower())(num_classes=100)
     assert count(model) == count(truth)
 
 
@@ -176,10 +177,11 @@ def test_window_attention_is_torchvisions(shift):
     torch.manual_seed(0)
     ours = swin.WindowAttention(64, side=8, window=4, shift=shift)
     truth = ShiftedWindowAttention(64, [4, 4], [shift, shift], num_heads=2)
-    torch.nn.init.normal_(ours.relative_bias)
-    truth.qkv.load_state_dict(ours.qkv.state_dict())
+    truth.qkv.load_state_dict(ours.qkv.state_dict() | {"bias": torch.zeros(192)})
     truth.proj.load_state_dict(ours.out.state_dict())
-    truth.relative_position_bias_table.data.copy_(ours.relative_bias)
+    # torchvision counts offsets from the key to the query, and has a table for each head.
+    table = ours.relative_bias.detach().flip(0, 1).flatten()[:, None]
+    truth.relative_position_bias_table.data.copy_(table.expand(-1, 2))
     maps = torch.randn(3, 8, 8, 64)
     torch.testing.assert_close(ours(maps), truth(maps), atol=1e-5, rtol=1e-4)
 
@@ -241,8 +243,10 @@ def test_densenet_pools_odd_maps_as_torchvision_does():
 @pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "DenseNet121", "ViT", "Swin", "MLP"])
 def test_gradient_reaches_every_parameter(name):
     torch.manual_seed(0)
-    model = build_model(name, 10, (3, 8, 8), **SMALL_BUILDS.get(name, {}))
-    logits, _ = model(torch.randn(8, 3, 8, 8))
+    # In a shifted 2×2 window every pixel is alone, and its table without effect.
+    side = 16 if name == "Swin" else 8
+    model = build_model(name, 10, (3, side, side), **SMALL_BUILDS.get(name, {}))
+    logits, _ = model(torch.randn(8, 3, side, side))
     F.cross_entropy(logits, torch.arange(8)).backward()
     idle = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
@@ -308,12 +312,40 @@ def test_vit_attention_is_an_explicit_softmax():
     torch.testing.assert_close(attention(tokens), expected)
 
 
-def test_vit_drops_out_in_training_only():
+def test_vit_drops_out_the_output_of_attention_in_training_only():
     torch.manual_seed(0)
     attention, tokens = vit.Attention(32), torch.randn(2, 5, 32)
-    assert not torch.equal(attention(tokens), attention(tokens))
+    dropped = attention(tokens) == 0
+    assert dropped.any() and not torch.equal(attention(tokens) == 0, dropped)
+    attention.dropout.p = 0
+    assert torch.equal(attention(tokens), attention(tokens))  # no dropout of its weights
+    attention.dropout.p = 0.2
     attention.eval()
     assert torch.equal(attention(tokens), attention(tokens))
+
+
+def test_vit_cuts_patches_row_by_row_with_the_channel_last():
+    images = torch.randn(2, 3, 4, 6)
+    patches = vit.split_patches(images, 2)
+    assert patches.shape == (2, 6, 12)
+    for row, column, y, x, channel in itertools.product(*map(range, (2, 3, 2, 2, 3))):
+        found = patches[:, 3 * row + column, 6 * y + 3 * x + channel]
+        assert torch.equal(found, images[:, channel, 2 * row + y, 2 * column + x])
+
+
+def test_positions_start_from_a_standard_normal():
+    torch.manual_seed(0)
+    model = build_model("ViT", 10, depth=1)
+    tables = [
+        block.attention.relative_bias
+        for stage in network("Swin", 32).layers[1::2]
+        for block in stage
+    ]
+    assert [table.shape for table in tables] == 12 * [(7, 7)]
+    for values in (model.position, model.class_token, torch.stack(tables)):
+        count = values.numel()
+        assert abs(values.std() - 1) < 4 / (2 * count) ** 0.5
+        assert abs(values.mean()) < 4 / count**0.5
 
 
 def test_vit_distinguishes_positions_and_uses_every_patch():
@@ -342,19 +374,22 @@ def rectangle(side, rows, columns):
 
 
 @pytest.mark.parametrize(
-    ("shift", "pixel", "rows", "columns"),
+    ("side", "shift", "pixel", "rows", "columns"),
     [
-        (0, (0, 0), slice(0, 4), slice(0, 4)),
-        (0, (5, 3), slice(4, 8), slice(0, 4)),
-        (2, (0, 0), slice(0, 2), slice(0, 2)),  # shares a wrapped window with all four corners
-        (2, (7, 0), slice(6, 8), slice(0, 2)),
-        (2, (0, 4), slice(0, 2), slice(2, 6)),
-        (2, (7, 7), slice(6, 8), slice(6, 8)),
-        (2, (3, 3), slice(2, 6), slice(2, 6)),
+        (8, 0, (0, 0), slice(0, 4), slice(0, 4)),
+        (8, 0, (5, 3), slice(4, 8), slice(0, 4)),
+        (8, 2, (0, 0), slice(0, 2), slice(0, 2)),  # shares a wrapped window with all four corners
+        (8, 2, (7, 0), slice(6, 8), slice(0, 2)),
+        (8, 2, (0, 4), slice(0, 2), slice(2, 6)),
+        (8, 2, (7, 7), slice(6, 8), slice(6, 8)),
+        (8, 2, (3, 3), slice(2, 6), slice(2, 6)),
+        (4, 2, (0, 0), slice(0, 2), slice(0, 2)),  # the window covers the map
+        (4, 2, (1, 3), slice(0, 2), slice(2, 4)),
+        (4, 2, (3, 3), slice(2, 4), slice(2, 4)),
     ],
 )
-def test_windows_reach_no_further_than_the_image_allows(shift, pixel, rows, columns):
-    assert torch.equal(reach(8, 4, shift, *pixel), rectangle(8, rows, columns))
+def test_windows_reach_no_further_than_the_image_allows(side, shift, pixel, rows, columns):
+    assert torch.equal(reach(side, 4, shift, *pixel), rectangle(side, rows, columns))
 
 
 def test_windows_survive_splitting_and_joining():
@@ -367,10 +402,10 @@ def test_windows_survive_splitting_and_joining():
 @pytest.mark.parametrize(
     ("side", "windows", "shifts"),
     [
-        (8, [4, 4, 2, 2], [2, 0, 0, 0]),  # maps of 8, 4, 2, 2 pixels
-        (32, [4, 4, 4, 4], [2, 2, 0, 0]),  # 16, 8, 4, 4
-        (64, [4, 4, 4, 2], [2, 2, 0, 0]),  # 16, 8, 4, 2
-        (224, [7, 7, 7, 7], [3, 3, 3, 0]),  # 56, 28, 14, 7
+        (8, [4, 4, 2, 2], [2, 2, 1, 1]),  # maps of 8, 4, 2, 2 pixels
+        (32, [4, 4, 4, 4], [2, 2, 2, 2]),  # 16, 8, 4, 4
+        (64, [4, 4, 4, 2], [2, 2, 2, 1]),  # 16, 8, 4, 2
+        (224, [7, 7, 7, 7], [3, 3, 3, 3]),  # 56, 28, 14, 7
     ],
 )
 def test_swin_windows_fit_every_stage(side, windows, shifts):
