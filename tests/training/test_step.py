@@ -146,7 +146,7 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         name, options = function.overloadpacket.__name__, options or {}
         source = arguments[0] if arguments else None
-        if name in ("convolution", "mm"):
+        if name in ("convolution", "mm", "addmm"):
             self.multiplied.add(source.dtype)
         if isinstance(source, torch.Tensor) and source.device.type == "cuda":
             target = options.get("device")
