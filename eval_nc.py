@@ -11,12 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from args import PRECISIONS, Settings, complete
-from input_pipeline import PIXELS
-from models import NETWORKS
-from rundir.checkpoints import list_checkpoints, select_checkpoints
-from rundir.config import Versions, read_config
-from rundir.names import CONFIG
+from args import PRECISIONS, Settings
+from rundir.bare import add_bare_flags, read_bare_flags
 from utils.cli import (
     MISTAKE,
     Natural,
@@ -34,17 +30,6 @@ from utils.signals import StopSignal
 
 PROGRAM = "eval_nc.py"
 STOP_MESSAGE = "stopped; the rows computed so far are kept, the same command goes on from there"
-# The settings to give for weights without a config.json. The weights show the kind of bias.
-BARE = [
-    name
-    for name in (
-        "model",
-        "dataset",
-        *Settings.names(builds="data"),
-        *Settings.names(builds="model"),
-    )
-    if name not in ("data_dir", "bias_mode", "fixed_etf")
-]
 
 
 def build_parser() -> Parser:
@@ -60,7 +45,8 @@ def build_parser() -> Parser:
         nargs="+",
         required=True,
         metavar="RUN",
-        help="run directories; several are also drawn into one picture (required)",
+        help="run directories, or files or directories of weights; several also share a picture "
+        "(required)",
     )
     add(
         "--split",
@@ -73,7 +59,7 @@ def build_parser() -> Parser:
         "--checkpoints",
         default="all",
         metavar="WHICH",
-        help="all, last, best, or epochs such as 1,5,10-20 (default: all)",
+        help="all, last, best, epochs such as 1,5,10-20, or names of files (default: all)",
     )
     add("--force", action="store_true", help="compute again what has not changed (default: off)")
     add(
@@ -97,34 +83,15 @@ def build_parser() -> Parser:
         metavar="N",
         help="processes that decode a folder's images (default: as in the run's config.json)",
     )
-    _add_bare_flags(parser)
+    add_bare_flags(parser)
     return parser
-
-
-def _add_bare_flags(parser: Parser) -> None:
-    bare = parser.add_argument_group(
-        "directories of bare epoch_NNN.pth without a config.json (--model and --dataset required)"
-    )
-    for name in BARE:
-        required = name in ("model", "dataset")
-        Settings.add_flag(bare, name, default_text="none" if required else None)
-    bare.add_argument(
-        "--bias_added",
-        action="store_true",
-        help="the weights' classifier adds its bias, as torch.nn.Linear does (default: off)",
-    )
 
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags. Exits with status 2 and one line on a mistake."""
     parser = build_parser()
     args: argparse.Namespace = parser.parse_args(argv)
-    try:
-        args.bare = Settings.from_flags(
-            {name: getattr(args, name) for name in BARE if getattr(args, name) is not None}
-        )
-    except UserError as error:
-        parser.error(str(error))
+    read_bare_flags(parser, args)
     return args
 
 
@@ -139,17 +106,20 @@ import torch
 from figures.nc_curves import Curve, draw_nc_curves
 from figures.style import save_figure
 from metrics import MEASURES, Measure
-from metrics.extraction import extract
+from metrics.accuracy import compare_bias_signs
+from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
 from metrics.table import SPLITS, MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
 from rundir.checkpoints import check_origin
+from rundir.opening import open_chosen_run, refuse_idle_bare_flags
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
-from rundir.weights import load
-from utils.console import Console, Progress, format_count, format_table
+from utils.console import Console, Progress, escape, format_count, format_table
 from utils.device import pick_device
 
+# The other sign of a bias is clearly better by at least these standard errors and this share.
+CLEAR_ERRORS, CLEAR_SHARE = 4.0, 0.01
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
 
 
@@ -167,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate_runs(args: argparse.Namespace) -> int:
     """Evaluate, draw and print; return 2 if a checkpoint could not be evaluated, else 0."""
     # Report all mistakes that can be found now, before the work begins.
-    runs = [open_run(Path(path), args) for path in args.load_path]
+    runs = [open_chosen_run(Path(path), args.checkpoints, args) for path in args.load_path]
     refuse_without_effect(args, runs)
     pictures = make_directory("--out", Path(args.out)) if args.out else runs[0].directory
     device, device_name = pick_device(args.gpu_id)
@@ -192,23 +162,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     return MISTAKE if failures else 0
 
 
-def open_run(directory: Path, args: argparse.Namespace) -> ChosenRun:
-    """Read the record of a run directory, or take it from the flags. Raises UserError."""
-    chosen = select_checkpoints(directory, args.checkpoints)
-    if (directory / CONFIG).exists():
-        config = read_config(directory)
-        return ChosenRun(
-            directory, config.settings, config.facts, config.run_id, config.versions, chosen
-        )
-    for required in ("model", "dataset"):
-        if required not in args.bare.model_fields_set:
-            raise UserError(f"{directory} holds no {CONFIG}: give --{required}")
-    settings = complete(args.bare).replace(bias_mode=find_bias_mode(directory))
-    versions = Versions(NETWORKS[settings.model].version, PIXELS)
-    return ChosenRun(directory, settings, {}, "", versions, chosen)
-
-
-def refuse_without_effect(args: argparse.Namespace, runs: Sequence[ChosenRun]) -> None:
+def refuse_without_effect(args: argparse.Namespace, runs: list[ChosenRun]) -> None:
     """Refuse a flag that does nothing for any of the runs. Raises UserError."""
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("--load_path names a run twice")
@@ -216,28 +170,7 @@ def refuse_without_effect(args: argparse.Namespace, runs: Sequence[ChosenRun]) -
         raise UserError("--out has no effect here: it is for the picture of several runs")
     for flag in ("data_dir", "num_workers"):
         refuse_idle_flag(flag, getattr(args, flag), runs)
-    given = [name for name in BARE if name in args.bare.model_fields_set]
-    for flag in [*given, "bias_added"] if args.bias_added else given:
-        if all(run.facts for run in runs):
-            raise UserError(f"--{flag} has no effect here: it stands in the run's {CONFIG}")
-
-
-def find_bias_mode(directory: Path) -> str:
-    """Return the kind of bias of bare weights, from the first checkpoint that can be read.
-
-    Raises UserError if none can be read.
-    """
-    for path in list_checkpoints(directory).values():
-        try:
-            state = load(path)
-        except UserError:
-            continue
-        if not isinstance(state, dict) or "fc.weight" not in state:
-            continue
-        if "fc.bias" not in state:
-            return "none"
-        return "diverse" if len(state["fc.bias"]) == len(state["fc.weight"]) else "unified"
-    raise UserError(f"{directory}: no checkpoint holds a classifier named fc")
+    refuse_idle_bare_flags(args, runs)
 
 
 @dataclass
@@ -275,6 +208,7 @@ class Evaluator:
         console: Console,
     ) -> None:
         self._args, self._splits, self._console = args, splits, console
+        self._warned: set[str] = set()
         self._rebuilder = Rebuilder(
             device,
             splits,
@@ -286,9 +220,10 @@ class Evaluator:
 
     def evaluate(self, run: ChosenRun) -> tuple[MetricsTable, int]:
         """Return the run's table with the chosen rows, and how many checkpoints failed."""
+        make_directory("--load_path", run.directory)  # a file's results have one of their own
         rows = MetricsTable(run.directory, MEASURES)
         for note in rows.notes:
-            print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
+            print_warning(note)
         work = Work()
         try:
             facts = self._rebuilder.identify(run)
@@ -356,7 +291,9 @@ class Evaluator:
         settings = {k: v for k, v in settings.items() if v != entries[k].before}
         del settings["data_dir"]  # the facts show whether the data set has changed
         decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
-        return self._args.precision, self._args.bias_added, settings, decays, run.facts or facts
+        if run.bare is None:  # False stands where earlier versions had --bias_added
+            return self._args.precision, False, settings, decays, run.facts
+        return self._args.precision, run.bare, settings, decays, facts
 
     def _measure(
         self, run: ChosenRun, epoch: int, splits: Sequence[str]
@@ -364,14 +301,16 @@ class Evaluator:
         """Yield each split and its measures under one checkpoint. Raises CheckpointError."""
         path = run.chosen[epoch]
         try:
-            model = self._rebuilder.load_model(run, path, bias_added=self._args.bias_added)
+            model = self._rebuilder.load_model(run, path)
         except UserError as error:
             raise CheckpointError(str(error)) from error
         classifier: Any = model.fc
         context = self._rebuilder.precision(run).autocast()
         for split in splits:
+            extracted = extract(model, self._rebuilder.batches(run, split), context)
+            self._check_sign(run, split, extracted, classifier)
             evaluation = Evaluation(
-                extract(model, self._rebuilder.batches(run, split), context),
+                extracted,
                 classifier.weight.detach(),
                 classifier.bias_vector().detach(),
                 self._rebuilder.class_sizes(run),
@@ -382,6 +321,32 @@ class Evaluator:
                 yield split, compute_measures(evaluation)
             except ValueError as error:
                 raise CheckpointError(f"{path}, {split} set: {error}") from error
+
+    def _check_sign(
+        self, run: ChosenRun, split: str, extracted: Extracted, classifier: Any
+    ) -> None:
+        """Warn once for a run of bare weights that the bias's other sign fits clearly better."""
+        if run.bare is None or run.bare.documented or run.name in self._warned:
+            return
+        if classifier.bias is None:
+            return
+        read, other, errors = compare_bias_signs(
+            extracted.features, extracted.labels, classifier.weight, classifier.bias_vector()
+        )
+        if errors < CLEAR_ERRORS or other - read < CLEAR_SHARE:
+            return
+        self._warned.add(run.name)
+        advice = "leave --bias_added out" if run.bare.bias_added else "give --bias_added"
+        print_warning(
+            f"{run.directory}: {100 * read:.2f} % of the {split} set is right, but "
+            f"{100 * other:.2f} % with the other sign of the bias: {advice} if it fits the program "
+            "that wrote the weights"
+        )
+
+
+def print_warning(text: str) -> None:
+    """Print a warning as one line on stderr."""
+    print(f"{PROGRAM}: warning: {escape(text)}", file=sys.stderr)
 
 
 def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rundir.bare import add_bare_flags, read_bare_flags
 from utils.cli import Parser, PathText, add_evaluation_flags, check_value, name_of, run_command
 from utils.signals import StopSignal
 
@@ -62,11 +63,20 @@ def build_parser() -> Parser:
         "_outlines.csv, the violins (required)",
     )
     add_evaluation_flags(parser)
+    add_bare_flags(parser)
     return parser
 
 
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags. Exits with status 2 and one line on a mistake."""
+    parser = build_parser()
+    args: argparse.Namespace = parser.parse_args(argv)
+    read_bare_flags(parser, args)
+    return args
+
+
 if __name__ == "__main__":
-    build_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
+    parse_flags()  # --help and a wrong flag are answered before torch is imported
     StopSignal(STOP_MESSAGE).install()
 
 import sys
@@ -81,8 +91,9 @@ from metrics.distributions import (
     compute_score_distributions,
 )
 from objective import LOSSES, OPTIMIZERS
-from rundir.checkpoints import select_checkpoint
-from rundir.rebuild import Rebuilder, TrainedRun, open_run
+from rundir.checkpoints import check_single
+from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
+from rundir.rebuild import Rebuilder, TrainedRun
 from utils.console import Console, Progress, format_table
 from utils.device import pick_device
 from utils.errors import UserError
@@ -94,7 +105,7 @@ CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse_flags(argv)
     return run_command(
         PROGRAM, lambda stop: draw(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
     )
@@ -105,9 +116,12 @@ def draw(args: argparse.Namespace) -> int:
     # Report all mistakes that can be found now, before the work begins.
     picture = Path(args.out)
     check_picture("--out", picture)
-    runs = [open_run(Path(path)) for path in args.runs]
-    checkpoints = [select_checkpoint(run.directory, args.checkpoint) for run in runs]
-    check_together(runs)
+    check_single(args.checkpoint)
+    opened = [open_chosen_run(Path(path), args.checkpoint, args) for path in args.runs]
+    refuse_idle_bare_flags(args, opened)
+    runs: list[TrainedRun] = list(opened)
+    checkpoints = [next(iter(run.chosen.values())) for run in opened]
+    check_together(runs, args.data_dir)
     by = args.by or find_swept(runs)
     runs, checkpoints = sort_runs(runs, checkpoints, by)
     places, panels = name_places(runs, by), name_panels(runs)
@@ -132,13 +146,13 @@ def draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_together(runs: Sequence[TrainedRun]) -> None:
+def check_together(runs: Sequence[TrainedRun], data_dir: str | None) -> None:
     """Refuse runs that one figure cannot hold. Raises UserError."""
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("a run is named twice")
     first = runs[0]
     for run in runs[1:]:
-        ours, theirs = (part.facts.get("num_classes") for part in (first, run))
+        ours, theirs = (len(find_classes(part, data_dir)) for part in (first, run))
         if ours != theirs:
             raise UserError(
                 f"runs of different class counts do not share a figure: {first.directory} has "

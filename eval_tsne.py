@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from rundir.bare import add_bare_flags, read_bare_flags
 from utils.cli import (
     MISTAKE,
     Count,
@@ -57,7 +58,16 @@ def build_parser() -> Parser:
         help="of the embeddings (default: 0)",
     )
     add_evaluation_flags(how)
+    add_bare_flags(parser)
     return parser
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags. Exits with status 2 and one line on a mistake."""
+    parser = build_parser()
+    args: argparse.Namespace = parser.parse_args(argv)
+    read_bare_flags(parser, args)
+    return args
 
 
 def _add_choice(group: Any) -> None:
@@ -119,7 +129,7 @@ def _add_choice(group: Any) -> None:
 
 
 if __name__ == "__main__":
-    build_parser().parse_args()  # --help and a wrong flag are answered before torch is imported
+    parse_flags()  # --help and a wrong flag are answered before torch is imported
     StopSignal(STOP_MESSAGE).install()
 
 import sys
@@ -133,9 +143,8 @@ from figures.style import save_figure
 from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
 from input_pipeline.selection import select_first
 from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
-from rundir.checkpoints import select_checkpoints
-from rundir.names import CONFIG
-from rundir.rebuild import ChosenRun, Rebuilder, open_run, refuse_idle_flag
+from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
+from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
 from utils.console import Console, Progress, format_count
 from utils.device import pick_device
 from utils.errors import UserError
@@ -150,7 +159,7 @@ class EpochError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse_flags(argv)
     return run_command(
         PROGRAM, lambda stop: draw_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
     )
@@ -161,10 +170,13 @@ def draw_runs(args: argparse.Namespace) -> int:
     # Report all mistakes that can be found now, before the work begins.
     load_library()
     console = Console()
-    runs = [open_chosen_run(Path(path), args.checkpoints) for path in args.runs]
-    check_together(runs)
+    # `last` means the last epoch that all runs have: this needs the epochs of every run.
+    selection = "all" if args.checkpoints == "last" else args.checkpoints
+    runs = [open_chosen_run(Path(path), selection, args) for path in args.runs]
+    refuse_idle_bare_flags(args, runs)
+    names = check_together(runs, args.data_dir)
     refuse_idle_flag("data_dir", args.data_dir, runs)
-    classes = choose_classes(args.classes, runs[0].facts["classes"])
+    classes = choose_classes(args.classes, names)
     epochs = choose_epochs(runs, args.checkpoints, console)
     device, device_name = pick_device(args.gpu_id)
     console.say(f"device {device_name} for the features, one CPU core for t-SNE")
@@ -188,23 +200,17 @@ def draw_runs(args: argparse.Namespace) -> int:
     return Drawing(args, runs, rebuilder, classes, out, console).draw(epochs)
 
 
-def open_chosen_run(directory: Path, selection: str) -> ChosenRun:
-    """Read the record of a run directory, and choose its checkpoints. Raises UserError."""
-    # `last` means the last epoch that all runs have: this needs the epochs of every run.
-    chosen = select_checkpoints(directory, "all" if selection == "last" else selection)
-    run = open_run(directory)
-    if not isinstance(run.facts.get("classes"), list):
-        raise UserError(f"{directory / CONFIG} is damaged: it does not name the classes")
-    return ChosenRun(directory, run.settings, run.facts, run.id, run.versions, chosen)
+def check_together(runs: Sequence[ChosenRun], data_dir: str | None) -> list[str]:
+    """Refuse runs of several data sets; return the class names of the one.
 
-
-def check_together(runs: Sequence[ChosenRun]) -> None:
-    """Refuse runs of several data sets. Raises a UserError that names the first other run."""
+    Raises a UserError that names the first other run.
+    """
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("a run is named twice")
     first = runs[0]
+    names = find_classes(first, data_dir)
     for run in runs[1:]:
-        names, others = first.facts["classes"], run.facts["classes"]
+        others = find_classes(run, data_dir)
         data_set, other_set = first.settings.dataset, run.settings.dataset
         if len(names) != len(others):
             raise UserError(
@@ -217,6 +223,7 @@ def check_together(runs: Sequence[ChosenRun]) -> None:
                 f"one figure shows one data set: {first.directory} was trained on {data_set}, "
                 f"{run.directory} on {other_set}{classes}"
             )
+    return names
 
 
 def choose_classes(text: str | None, names: Sequence[str]) -> dict[int, str]:

@@ -16,9 +16,9 @@ from benchmarks.loops import Images, build_conventional_transform
 from benchmarks.ratios import format_ratio
 from metrics.extraction import extract
 from metrics.measures import Evaluation, compute_measures
-from rundir.checkpoints import select_checkpoint
+from rundir.checkpoints import select_checkpoints
 from rundir.rebuild import Rebuilder, TrainedRun, build_network, open_run
-from rundir.weights import load_weights
+from rundir.weights import load
 from utils.console import format_table
 from utils.device import pick_device, synchronise
 
@@ -72,7 +72,7 @@ def prepare_conventional(task: Task) -> Work:
             torch.cat(parts)
 
     def work() -> None:
-        load_weights(model, task.checkpoint, task.device)
+        model.load_state_dict(load(task.checkpoint))
         model.eval()
         for loader in loaders:
             gather(loader)
@@ -132,7 +132,7 @@ def compare_ways(args: argparse.Namespace) -> int:
     device, device_name = pick_device(args.gpu_id)
     directory = Path(args.load_path)
     run = open_run(directory)
-    checkpoint = select_checkpoint(directory, "last")
+    (checkpoint,) = select_checkpoints(directory, "last").values()
     rebuilder = Rebuilder(device, SPLITS, batch_size=args.batch_size, precision=args.precision)
     task = Task(run, checkpoint, rebuilder, device, args.batch_size)
     ways = {name: prepare(task) for name, prepare in WAYS.items()}

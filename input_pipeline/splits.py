@@ -183,6 +183,7 @@ class DataSet:
         A run's images are normalised as in its training, even where the same files now give other
         pixels in the last digit. `rundir.config.check_data` comes first.
         """
-        if "mean" not in facts or "std" not in facts:
+        if "mean" not in facts and "std" not in facts:
             return self
-        return replace(self, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+        mean, std = facts.get("mean", self.mean), facts.get("std", self.std)
+        return replace(self, mean=tuple(mean), std=tuple(std))

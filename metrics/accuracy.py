@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -131,3 +132,29 @@ def split_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
     """Return whether the label is the 1st, 2nd, … largest logit: bool [N, min(largest, K)]."""
     return logits.topk(min(largest, logits.shape[1]), dim=1).indices == labels[:, None]
+
+
+@torch.no_grad()
+def compare_bias_signs(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[float, float, float]:
+    """Compare the classifier W h − b with W h + b.
+
+    Args:
+        features: [N, d]. labels: int64 [N]. weight: [K, d]. bias: [K].
+
+    Returns:
+        The shares of samples that each classifies correctly, and the number of standard errors by
+        which the second share is larger. The errors are those of McNemar's test: only the samples
+        on which the two disagree count.
+    """
+    subtracted = added = only_added = only_subtracted = 0
+    for rows in split_rows(features, len(weight)):
+        scores = features[rows].float() @ weight.float().T
+        first = (scores - bias).argmax(dim=1) == labels[rows]
+        second = (scores + bias).argmax(dim=1) == labels[rows]
+        subtracted, added = subtracted + int(first.sum()), added + int(second.sum())
+        only_subtracted += int((first & ~second).sum())
+        only_added += int((second & ~first).sum())
+    errors = (only_added - only_subtracted) / math.sqrt(max(1, only_added + only_subtracted))
+    return subtracted / len(labels), added / len(labels), errors

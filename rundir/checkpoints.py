@@ -44,7 +44,11 @@ def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
     """
     if selection == "best":
         return {find_best_epoch(directory): directory / BEST}
-    found = list_checkpoints(directory)
+    return pick_epochs(directory, list_checkpoints(directory), selection)
+
+
+def pick_epochs(directory: Path, found: dict[int, Path], selection: str) -> dict[int, Path]:
+    """Pick `last`, `all` or a list such as 1,5,10-20 of checkpoints by epoch. Raises UserError."""
     if selection == "all":
         return found
     if selection == "last":
@@ -61,11 +65,10 @@ def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
     return dict(sorted(chosen.items()))
 
 
-def select_checkpoint(directory: Path, which: str) -> Path:
-    """Return the file of `last`, `best` or an epoch's number. Raises UserError."""
-    if which not in ("last", "best") and not re.fullmatch(r"\d+", which):
-        raise UserError(f"--checkpoint {which!r}: last, best or the number of an epoch")
-    return next(iter(select_checkpoints(directory, which).values()))
+def check_single(which: str) -> None:
+    """Refuse a choice that can mean several checkpoints. Raises UserError."""
+    if which not in ("last", "best") and not re.fullmatch(r"\d+|[^,]*\.[a-z]+", which):
+        raise UserError(f"--checkpoint {which!r}: last, best, the number of an epoch or a file")
 
 
 def parse_epochs(text: str) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
+from rundir.bare import STEMS, Bare
 from rundir.checkpoints import check_origin
 from rundir.config import OLD_COMMIT, Versions, check_data, read_config
+from rundir.foreign import explain_misfit, read_own_state, read_state
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
-from rundir.weights import load_weights
 from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
@@ -77,14 +78,20 @@ def build_run_data(settings: Settings, directory: Path, resumed: bool) -> DataSe
     return data.normalised_as(config.facts)
 
 
-def build_network(settings: Settings, data: DataSet) -> nn.Module:
+def build_network(settings: Settings, data: DataSet, stem: str | None = None) -> nn.Module:
     """Build the network of these settings for the images of `data`, with freshly drawn weights.
 
-    Raises UserError for a value that the network cannot use.
+    `stem` is that of a convolutional network, if not the one for images of this size. Raises
+    UserError for a value that the network cannot use.
     """
     names = Settings.names(builds="model") + Settings.names(builds="initial weights")
     options = settings.values(names)
-    return build_model(settings.model, data.num_classes, data.image_shape, **options)
+    shape = data.image_shape
+    if stem is not None and NETWORKS[settings.model].convolutional:
+        shape = (shape[0], STEMS[stem], STEMS[stem])
+    elif stem is not None:
+        raise UserError(f"--stem has no effect here: {settings.model} is not convolutional")
+    return build_model(settings.model, data.num_classes, shape, **options)
 
 
 def build_precision(settings: Settings, asked: str, device: torch.device) -> Precision:
@@ -147,6 +154,7 @@ class TrainedRun:
         facts: of the data set; empty for weights that came without a config.json.
         id: what its checkpoints name as their run; "" if they name none.
         versions: the definitions of network and pixels that it was trained with.
+        bare: what is known of weights that came without a config.json; None for a run of ours.
     """
 
     directory: Path
@@ -154,6 +162,7 @@ class TrainedRun:
     facts: dict[str, Any]
     id: str
     versions: Versions
+    bare: Bare | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -163,12 +172,17 @@ class TrainedRun:
     @property
     def loss(self) -> str:
         """The loss it was trained with; "" if that is not known."""
-        return self.settings.loss if self.facts else ""
+        return self.settings.loss if self.is_documented else ""
 
     @property
     def optimizer(self) -> str:
         """The optimizer it was trained with; "" if that is not known."""
-        return self.settings.optimizer if self.facts else ""
+        return self.settings.optimizer if self.is_documented else ""
+
+    @property
+    def is_documented(self) -> bool:
+        """Whether a config.json or an args.txt records how it was trained."""
+        return self.bare is None or self.bare.documented
 
 
 @dataclass
@@ -198,6 +212,12 @@ def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracte
     """Pass the test set of a run through its checkpoint of `epoch`. Raises UserError."""
     rebuilder = Rebuilder(device, ("test",))
     return rebuilder.extract(open_run(directory), directory / name_checkpoint(epoch), "test")
+
+
+def _find_channels(run: TrainedRun) -> dict[str, Any]:
+    """Return the mean and std by which a run's images are normalised, if not by the data set's."""
+    source = run.facts if run.bare is None else vars(run.bare)
+    return {name: source[name] for name in ("mean", "std") if source.get(name) is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,10 +273,9 @@ class Rebuilder:
         Raises UserError if it cannot be loaded or is not what the run was trained on.
         """
         loaded = self._load_once(run)
+        channels = _find_channels(run)
         data: DataSet = self._build_once(
-            "normalised data",
-            (loaded, run.facts.get("mean"), run.facts.get("std")),
-            lambda: loaded.data.normalised_as(run.facts),
+            "normalised data", (loaded, channels), lambda: loaded.data.normalised_as(channels)
         )
         return data
 
@@ -344,24 +363,31 @@ class Rebuilder:
     def model(self, run: TrainedRun) -> nn.Module:
         """Build a run's network on the device; its weights are those that were loaded last."""
         data, precision = self.data(run), self.precision(run)
+        stem = run.bare.stem if run.bare else None
         options = run.settings.values(["model", *Settings.names(builds="model")])
         model: nn.Module = self._build_once(
             "model",
-            (options, data.num_classes, data.image_shape, precision),
-            lambda: precision.place(build_network(run.settings, data)),
+            (options, data.num_classes, data.image_shape, precision, stem),
+            lambda: precision.place(build_network(run.settings, data, stem)),
         )
         return model
 
-    def load_model(
-        self, run: TrainedRun, checkpoint: Path, *, bias_added: bool = False
-    ) -> nn.Module:
+    def load_model(self, run: TrainedRun, checkpoint: Path) -> nn.Module:
         """Return `model` with the weights of a checkpoint.
 
-        Raises UserError as `load_weights`, or for a checkpoint of another run.
+        Raises a UserError that names the file if it is damaged, of another run, or does not fit.
         """
         check_origin(checkpoint, run.id)
-        model = self.model(run)
-        load_weights(model, checkpoint, self._device, bias_added=bias_added)
+        model, name = self.model(run), run.settings.model
+        if run.bare is not None:
+            state = read_state(checkpoint, run.bare, name, self.data(run).num_classes)
+        else:
+            state = read_own_state(checkpoint, name, run.versions.network)
+        try:
+            model.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+            reason = explain_misfit(model, state)
+            raise UserError(f"{checkpoint} does not fit the model: {reason}") from error
         return model
 
     def extract(
@@ -389,7 +415,8 @@ class Rebuilder:
 
     def prediction(self, run: TrainedRun) -> Prediction | None:
         """Predict the exact minimum that the run approaches; None without a prediction."""
-        if not run.facts:
+        # The authors' MSE has another scale than the one whose minimum is known.
+        if not run.is_documented or (run.bare is not None and run.loss == "MSE"):
             return None
         feature_dim: Any = self.model(run).feature_dim
         return predict_run(run.settings, self.class_sizes(run), feature_dim)

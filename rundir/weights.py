@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
 
 from rundir.archives import Origin, add_origin, verify
 from utils.errors import UserError
@@ -40,29 +40,20 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
         try:
             return torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # torch raises a different type for every kind of damage
-            reason = textwrap.shorten(str(error) or type(error).__name__, 90, placeholder=" …")
-            if not zipfile.is_zipfile(path):
+            reason = explain_refusal(str(error) or type(error).__name__)
+            if not reason and not zipfile.is_zipfile(path):
                 reason = "it is cut off or was not written by torch.save"
             raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
 
 
-def load_weights(
-    model: nn.Module, path: Path, device: torch.device, *, bias_added: bool = False
-) -> None:
-    """Load a state_dict into `model`. Its classifier subtracts the bias.
-
-    `bias_added` means that the file's classifier adds the bias, as torch.nn.Linear does. The
-    function then changes its sign. Raises a UserError that names the file if it is damaged or does
-    not fit.
-    """
-    state = load(path, device)
-    try:
-        if bias_added and "fc.bias" in state:
-            state["fc.bias"] = -state["fc.bias"]
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-        reason = textwrap.shorten(str(error), 160, placeholder=" …")
-        raise UserError(f"{path} does not fit the model ({reason})") from error
+def explain_refusal(message: str) -> str:
+    """Explain in few words why torch.load refused a file; "" if it is no file of torch's."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed global", message)
+    if found:
+        return f"it holds a {found[1]}, which could run code: save the state_dict alone"
+    if "Weights only load failed" in message:
+        return textwrap.shorten(message.rpartition("WeightsUnpickler error:")[2], 90)
+    return textwrap.shorten(message, 90, placeholder=" …") if "PytorchStream" in message else ""
 
 
 def read_rng_state() -> dict[str, Any]:

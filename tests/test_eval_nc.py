@@ -421,8 +421,8 @@ def test_mistakes(run_dir, tmp_path, capsys):
         ([run_dir, run_dir], "names a run twice"),
         ([run_dir, "--out", tmp_path], "--out has no effect"),
         ([run_dir, "--data_dir", tmp_path], "--data_dir has no effect"),
-        ([tmp_path / "absent"], "is not a directory"),
-        ([tmp_path / "empty"], "holds no checkpoints"),
+        ([tmp_path / "absent"], "does not exist"),
+        ([tmp_path / "empty"], "neither a config.json nor weights"),
         ([run_dir, "--checkpoints", "7"], "no checkpoint of epoch 7"),
         ([run_dir, "--checkpoints", "first"], "--checkpoints"),
         ([run_dir, "--model", "ViT"], "--model has no effect here"),
@@ -569,6 +569,7 @@ def folder_run(tmp_path):
                 Image.new("RGB", (8, 8), (level + shift, level, level)).save(path)
     flags = ["--dataset", "folder", "--data_dir", tmp_path / "data", "--num_workers", 0]
     flags += ["--model", "MLP", "--width", 16, "--depth", 1, "--batch_size", 4, "--epochs", 3]
+    flags += ["--lr", 3, "--loss", "CE"]
     return train_here(tmp_path / "runs", *flags)
 
 

@@ -106,7 +106,7 @@ def test_mistakes(runs, tmp_path, capsys):
         assert said.err.count("\n") == 1, said.err
         return said.err
 
-    assert "not a directory" in refused(tmp_path / "none", *picture)
+    assert "does not exist" in refused(tmp_path / "none", *picture)
     assert "config.json" in refused(tmp_path, *picture)
     assert "must end in .png" in refused(runs[0], "--out", tmp_path / "s.txt")
     assert "--checkpoint 'first'" in refused(runs[0], "--checkpoint", "first", *picture)

@@ -187,7 +187,7 @@ def test_mistakes(runs, tmp_path, capsys):
     fewer = train_run(tmp_path, "fewer", "--epochs", 2, "--sample_size", 3)
     (tmp_path / "file").touch()
     mistakes = [
-        ([tmp_path / "absent"], "absent is not a directory"),
+        ([tmp_path / "absent"], "absent does not exist"),
         ([ce, tmp_path / "bare"], "config.json"),
         ([ce, tmp_path / "other_classes"], "10 classes"),
         ([ce, tmp_path / "other_set"], "trained on digits"),

@@ -6,6 +6,7 @@ import torch
 
 from metrics import checks
 from metrics.accuracy import (
+    compare_bias_signs,
     compute_group_accuracies,
     compute_uniform_accuracy,
     count_correct,
@@ -141,3 +142,17 @@ def test_top5_of_three_classes_is_everything():
 def test_mistakes_are_named(logits, labels, words):
     with pytest.raises(ValueError, match=words):
         compute_uniform_accuracy(logits, labels)
+
+
+def test_the_two_signs_of_a_bias_are_compared():
+    torch.manual_seed(0)
+    features, weight, bias = torch.randn(900, 5), torch.randn(4, 5), torch.randn(4)
+    labels = (features @ weight.T + bias).argmax(dim=1)
+    subtracted, added, errors = compare_bias_signs(features, labels, weight, bias)
+    assert added == 1
+    assert subtracted == pytest.approx(
+        ((features @ weight.T - bias).argmax(dim=1) == labels).double().mean().item()
+    )
+    missed = round(900 * (1 - subtracted))
+    assert errors == pytest.approx(missed / missed**0.5)
+    assert compare_bias_signs(features, labels, weight, -bias)[::2] == (1, -errors)

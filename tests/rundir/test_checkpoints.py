@@ -2,7 +2,7 @@
 
 import pytest
 
-from rundir.checkpoints import parse_epochs, select_checkpoint, select_checkpoints
+from rundir.checkpoints import check_single, parse_epochs, select_checkpoints
 from utils.errors import UserError
 
 
@@ -25,7 +25,11 @@ def test_selections(run_dir, selection, epochs):
 
 def test_best_is_the_first_of_the_best_test_accuracy(run_dir):
     assert select_checkpoints(run_dir, "best") == {2: run_dir / "best_model.pth"}
-    assert select_checkpoint(run_dir, "best") == run_dir / "best_model.pth"
+    for single in ("best", "last", "17", "weights.pth.tar"):
+        check_single(single)
+    for several in ("all", "1,2", "1-2", "a.pth,b.pth"):
+        with pytest.raises(UserError, match="--checkpoint "):
+            check_single(several)
 
 
 @pytest.mark.parametrize("text", ["", "x", "3-1", "1,,2", "-3"])

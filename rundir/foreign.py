@@ -1,0 +1,161 @@
+"""State_dicts in files of other programs."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.foreign import find_version, is_foreign, translate_state, upgrade_state
+from rundir.bare import Bare
+from rundir.weights import load
+from utils.errors import UserError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state_dict
+PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, Lightning and torch.compile
+SHOWN = 4  # keys of a list that a message names
+
+
+def read_state(path: Path, bare: Bare, model: str, num_classes: int | None) -> dict[str, Tensor]:
+    """Read a state_dict of another program with the names and the signs of our networks.
+
+    Args:
+        path: written by torch.save or, where it ends in .safetensors, by safetensors.
+        bare: what is known of the weights.
+        model: a key of `models.NETWORKS`.
+        num_classes: K; None if it is not known.
+
+    Returns:
+        Tensors by name, in float32 if they are of a floating type. The classifier is fc.
+
+    Raises:
+        UserError: it cannot be read, holds no state_dict, or no weight that is its classifier.
+    """
+    raw = _read_safetensors(path) if path.suffix == ".safetensors" else load(path)
+    state = _strip_prefixes(_unwrap(path, raw))
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    state = _rename_classifier(path, state, bare.classifier, num_classes)
+    # The translation of the authors' MLP changes the sign of the bias, which is added there.
+    changes_sign = bare.bias_added and not (model == "MLP" and is_foreign(model, state))
+    state = translate_state(model, state)
+    if changes_sign and "fc.bias" in state:
+        state["fc.bias"] = -state["fc.bias"]
+    return upgrade_state(model, state, find_version(model, state))
+
+
+def read_own_state(path: Path, model: str, version: int) -> dict[str, Tensor]:
+    """Read a checkpoint of ours, of a network of that version, for the present one.
+
+    Raises UserError if it is damaged or the present network cannot compute what it did.
+    """
+    state = load(path)
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a state_dict")
+    try:
+        return upgrade_state(model, state, version)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path} holds no state_dict") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
+    try:
+        loaded: dict[str, Tensor] = load_file(path)
+        return loaded
+    except Exception as error:  # its errors have no common class but Exception
+        reason = textwrap.shorten(str(error), 90, placeholder=" …")
+        raise UserError(f"{path} is damaged or no file of safetensors ({reason})") from error
+
+
+def _unwrap(path: Path, raw: Any) -> dict[str, Tensor]:
+    """Return the tensors of a state_dict, which may lie in a dict of other things."""
+    for key in WRAPPERS:
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+            break
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{path} holds a {type(raw).__name__}, not a state_dict")
+    state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not state:
+        raise UserError(f"{path} holds no state_dict: its keys are {list_some(list(raw))}")
+    return state
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off the prefixes that all names share."""
+    while True:
+        shared = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
+        if shared is None:
+            return state
+        state = {key.removeprefix(shared): value for key, value in state.items()}
+
+
+def _rename_classifier(
+    path: Path, state: dict[str, Tensor], name: str, num_classes: int | None
+) -> dict[str, Tensor]:
+    """Give the classifier the name fc, if it has another. Raises UserError."""
+    if not name:
+        name = "fc" if "fc.weight" in state else _find_classifier(state, num_classes)
+    if name == "fc" or not name:
+        return state
+    if f"{name}.weight" not in state:
+        matrices = [key for key, value in state.items() if value.ndim == 2]
+        raise UserError(
+            f"--classifier {name}: {path} has no {name}.weight; its matrices are "
+            f"{list_some(matrices)}"
+        )
+    pattern = re.compile(rf"{re.escape(name)}\.(weight|bias)")
+    return {pattern.sub(r"fc.\1", k) if pattern.fullmatch(k) else k: v for k, v in state.items()}
+
+
+def _find_classifier(state: Mapping[str, Tensor], num_classes: int | None) -> str:
+    """Return the name of the only matrix with a row for each class; "" if there are several."""
+    names = [
+        key.removesuffix(".weight")
+        for key, value in state.items()
+        if key.endswith(".weight") and value.ndim == 2 and len(value) == num_classes
+    ]
+    return names[0] if len(names) == 1 else ""
+
+
+def find_bias_mode(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Return the kind of bias of a state's classifier. Raises UserError if it has none."""
+    weight, bias = state.get("fc.weight"), state.get("fc.bias")
+    if weight is None or weight.ndim != 2:
+        raise UserError(
+            f"{path} holds no classifier named fc: give --classifier; its keys are "
+            f"{list_some(list(state))}"
+        )
+    if bias is None:
+        return "none"
+    return "diverse" if bias.shape == weight.shape[:1] else "unified"
+
+
+def explain_misfit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Explain why a state_dict does not fit a network: names that differ, or else shapes."""
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    other = [key for key in state if key not in wanted]
+    if missing or other:
+        has = f"it has {list_some(other)}" if other else "it lacks names"
+        wants = f", the network wants {list_some(missing)}" if missing else ""
+        return f"{has}{wants}"
+    for key, tensor in wanted.items():
+        if state[key].shape != tensor.shape:
+            found, expected = list(state[key].shape), list(tensor.shape)
+            return f"{key} is {found}, the network wants {expected}"
+    return "its values cannot be copied"
+
+
+def list_some(names: Sequence[Any]) -> str:
+    """List the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(map(str, names[:SHOWN])) or 'none'}{more}"
