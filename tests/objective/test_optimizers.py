@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from models import build_model
 from models.linear import Classifier
 from objective.optimizers import build_optimizer
 from objective.schedules import compute_learning_rate as rate_of
@@ -96,3 +97,39 @@ def test_unknown_names():
         build_optimizer("Lion", Net(), 0.1, 0.0, 0.0)
     with pytest.raises(ValueError, match="sawtooth"):
         rate_of(1, base=0.1, epochs=2, schedule="sawtooth")
+
+
+def test_sgd_begins_with_momentum_of_zeros():
+    """As without it bit for bit; and a first step whose gradients overflow leaves no garbage."""
+    torch.manual_seed(0)
+    models = [build_model("MLP", 10, (3, 8, 8), width=16, depth=1) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = build_optimizer("SGD", models[0], 0.1, 1e-3, 1e-3)
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in ours.param_groups]
+    numbers = {id(p): i for i, p in enumerate(models[0].parameters())}
+    others = list(models[1].parameters())
+    for group, options in zip(ours.param_groups, groups, strict=True):
+        options["params"] = [others[numbers[id(p)]] for p in group["params"]]
+    plain = torch.optim.SGD(groups, lr=0.1, momentum=0.9, fused=True)
+    for _ in range(3):
+        images, labels = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+        for model, optimizer in zip(models, (ours, plain), strict=True):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images)[0], labels).backward()
+            optimizer.step()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+    parameter = torch.nn.Parameter(torch.ones(5))
+    model = torch.nn.Module()
+    model.fc = torch.nn.Linear(1, 1)
+    model.weight = parameter
+    ours = build_optimizer("SGD", model, 0.1, 0.0, 0.0)
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (torch.inf, 1.0):  # the first step is left out
+        ours.zero_grad()
+        scaler.scale((parameter * factor).sum()).backward()
+        scaler.step(ours)
+        scaler.update()
+    assert torch.equal(ours.state[parameter]["momentum_buffer"], torch.ones(5))
+    assert torch.equal(parameter.detach(), torch.full((5,), 0.9))
