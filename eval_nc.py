@@ -254,9 +254,8 @@ class Evaluator:
             if progress.is_due():
                 progress.show(computed, f"epoch {epoch}")
         progress.close()
-        self._console.say(
-            f"{run.directory}: {computed} evaluated, {kept} unchanged rows kept{work.describe()}"
-        )
+        counts = f"{computed} evaluated, {kept} unchanged rows kept{work.describe()}"
+        self._console.say(f"{escape(str(run.directory))}: {counts}")
         return rows, work.failed
 
     def _list_missing(
@@ -356,7 +355,7 @@ def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:
     except UserError as error:
         print_error(PROGRAM, error)
         return 1
-    console.say(f"wrote {path}")
+    console.say(f"wrote {escape(str(path))}")
     return 0
 
 

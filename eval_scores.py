@@ -94,7 +94,7 @@ from objective import LOSSES, OPTIMIZERS
 from rundir.checkpoints import check_single
 from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
 from rundir.rebuild import Rebuilder, TrainedRun
-from utils.console import Console, Progress, format_table
+from utils.console import Console, Progress, escape, format_table
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import check_picture, write_csv
@@ -142,7 +142,7 @@ def draw(args: argparse.Namespace) -> int:
     save_figure(draw_violins(violins, X_LABELS[by], heading), picture)
     numbers = write_numbers(runs, violins, picture)
     console.say("\n" + format_statistics(runs, violins))
-    console.say("\n" + "\n".join(f"wrote {path}" for path in (picture, *numbers)))
+    console.say("\n" + "\n".join(f"wrote {escape(str(path))}" for path in (picture, *numbers)))
     return 0
 
 

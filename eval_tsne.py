@@ -145,7 +145,7 @@ from input_pipeline.selection import select_first
 from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
 from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
 from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
-from utils.console import Console, Progress, format_count
+from utils.console import Console, Progress, escape, format_count
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import write_csv
@@ -326,7 +326,8 @@ class Drawing:
         if self._frames:
             write_gif(self._out / ANIMATION, self._frames, self._args.fps)
             pictures = format_count(len(self._frames), "picture")
-            self._console.say(f"{self._out}: {pictures}, {ANIMATION} and {TABLE} written")
+            place = escape(str(self._out))
+            self._console.say(f"{place}: {pictures}, {ANIMATION} and {TABLE} written")
         return MISTAKE if failed else 0
 
     def _extract(self, run: ChosenRun, epoch: int) -> np.ndarray:

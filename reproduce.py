@@ -43,7 +43,7 @@ from utils.cli import (
     name_of,
     run_command,
 )
-from utils.console import Console, Progress
+from utils.console import Console, Progress, escape
 from utils.errors import UserError
 from utils.files import read_csv, read_json, remove_temporaries, write_json
 from utils.locks import Lock, Occupied
@@ -206,7 +206,7 @@ def reproduce(args: argparse.Namespace) -> int:
     path = write_report(report)
     write_json(work.out / STAMP, build_stamp(args))
     console.say("\n" + format_tables_plainly(report))
-    console.say(f"\nwrote {path} ({time.monotonic() - begun:.0f} s)")
+    console.say(f"\nwrote {escape(str(path))} ({time.monotonic() - begun:.0f} s)")
     lock.release()
     return MISTAKE if work.failed else status
 
@@ -266,12 +266,8 @@ def print_commands(work: Work, args: argparse.Namespace) -> None:
     if not work.runs:
         drawing: Drawing = load_function(work.experiment.draw)(work)
         commands = [(call.script, call.flags) for call in drawing.calls]
-    try:
-        for script, flags in commands:
-            print(shlex.join(["python", f"{script}.py", *flags]))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough (| head)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for script, flags in commands:
+        print(shlex.join(["python", f"{script}.py", *flags]))
 
 
 def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
@@ -309,7 +305,8 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
         if not is_finished(work, run)
     }
     count = len(commands)
-    console.say(f"{len(work.runs)} runs, {count} to train, run directories under {work.save_dir}")
+    place = escape(str(work.save_dir))
+    console.say(f"{len(work.runs)} runs, {count} to train, run directories under {place}")
     progress = Progress(console, "training", count, unit="run")
     failed = {}
     launched = launch(commands, args, work.save_dir / "submitit", console)

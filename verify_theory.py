@@ -32,7 +32,7 @@ from utils.cli import (
     name_of,
     run_command,
 )
-from utils.console import format_table
+from utils.console import escape, format_table
 from utils.errors import UserError
 from utils.files import check_picture, check_target, write_json
 
@@ -328,7 +328,7 @@ def write_picture(
     drawn = [SweepPoint(value, minima.expected, minima.measured) for value, minima in points]
     title = f"{request.setting.loss}: minimum of the unconstrained-feature model"
     save_figure(draw_sweep(title, sweep.axis_label, drawn), request.plot)
-    print(f"wrote {request.plot}")
+    print(f"wrote {escape(str(request.plot))}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from rundir.names import (
 )
 from rundir.resuming import list_changes
 from rundir.weights import save
+from utils.console import escape
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import (
@@ -142,7 +143,8 @@ class Run:
         except Occupied as error:
             if not self.settings.resume:
                 raise UserError(self._explain_occupied()) from error
-        print(f"waiting for another process to stop training in {self.directory}", file=sys.stderr)
+        place = escape(str(self.directory))
+        print(f"waiting for another process to stop training in {place}", file=sys.stderr)
         try:
             self._lock.acquire(PATIENCE)
         except Occupied as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from args import Settings, build_parser, complete, parse_settings
+from args import Settings, complete, parse_settings
 from rundir.config import read_config
 from rundir.names import CONFIG
+from utils.cli import MISTAKE, print_error
 from utils.errors import UserError
 
 
@@ -21,7 +23,11 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
     try:
         return complete(take_over_settings(settings))
     except UserError as error:
-        build_parser().error(str(error))
+        message = str(error)
+    except OSError as error:  # a directory that may not be read
+        message = f"{error.filename}: {error.strerror}"
+    print_error("train.py", message)
+    sys.exit(MISTAKE)
 
 
 def take_over_settings(settings: Settings) -> Settings:
