@@ -37,6 +37,7 @@ from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import (
     link_whole,
+    open_log,
     read_csv,
     read_json,
     remove_temporaries,
@@ -97,10 +98,7 @@ class Run:
             self._check_resumed()
         elif _is_occupied(self.directory):
             self._replace()
-        try:
-            self.log = open(self / LOG, "a", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(f"cannot write {self / LOG}: {error.strerror}") from error
+        self.log = open_log(self / LOG)
         remove_temporaries(self.directory, *WRITTEN)
 
     def __enter__(self) -> Run:

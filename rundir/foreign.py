@@ -45,7 +45,10 @@ def read_state(path: Path, bare: Bare, model: str, num_classes: int | None) -> d
     state = translate_state(model, state)
     if changes_sign and "fc.bias" in state:
         state["fc.bias"] = -state["fc.bias"]
-    return upgrade_state(model, state, find_version(model, state))
+    try:
+        return upgrade_state(model, state, find_version(model, state))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_own_state(path: Path, model: str, version: int) -> dict[str, Tensor]:
@@ -58,6 +61,8 @@ def read_own_state(path: Path, model: str, version: int) -> dict[str, Tensor]:
         raise UserError(f"{path} holds a {type(state).__name__}, not a state_dict")
     try:
         return upgrade_state(model, state, version)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (AttributeError, TypeError) as error:
         raise UserError(f"{path} holds no state_dict") from error
 

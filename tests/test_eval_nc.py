@@ -635,3 +635,23 @@ def test_a_run_keeps_the_pixels_mean_and_std_of_its_training(run_dir, capsys, mo
     config["versions"]["pixels"] = 99
     (run_dir / "config.json").write_text(json.dumps(config))
     assert "later version" in evaluate(capsys, run_dir, status=2).err
+
+
+def test_a_run_of_an_older_definition_is_evaluated_as_it_was_trained(run_dir, capsys):
+    """The MLP of version 1 had no biases in its hidden layers: the same network with zeros."""
+    path = run_dir / "epoch_003.pth"
+    state = load(path)
+    biases = [key for key in state if re.fullmatch(r"layers\.\d\.0\.bias", key)]
+    assert len(biases) == 2
+    torch.save(state | {key: torch.zeros_like(state[key]) for key in biases}, path)
+    evaluate(capsys, run_dir, "--checkpoints", "3")
+    expected = read_table(run_dir)
+    torch.save({key: value for key, value in state.items() if key not in biases}, path)
+    assert "layers.0.0.bias" in evaluate(capsys, run_dir, "--checkpoints", "3", status=2).err
+    config = json.loads((run_dir / "config.json").read_text())
+    del config["versions"]
+    (run_dir / "config.json").write_text(json.dumps(config))
+    evaluate(capsys, run_dir, "--checkpoints", "3", "--force")
+    assert read_table(run_dir) == expected
+    command = ["--resume", "--save_dir", run_dir.parent, "--run_name", run_dir.name]
+    assert "commit 14c9aae of this program goes on" in read_refusal(capsys, train.main, *command)

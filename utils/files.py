@@ -103,6 +103,19 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
+def open_log(path: Path) -> TextIO:
+    """Open a regular file for lines at its end, in UTF-8; no link is followed. Raises UserError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"cannot write {path}: it is not a regular file")
+    return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+
 def check_target(flag: str, path: Path) -> None:
     """Raise UserError, naming the flag, if no file can be put at `path`."""
     if not path.name or path.is_dir():

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.files import (
     check_target,
     link_whole,
+    open_log,
     open_regular,
     read_csv,
     read_json,
@@ -105,6 +106,20 @@ def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
         with pytest.raises(UserError, match="not a regular file"):  # and the pipe does not block
             open_regular(tmp_path / name)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_log_follows_no_link_and_waits_for_no_reader(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(UserError, match=f"cannot write .*{name}"):
+            open_log(tmp_path / name)
+    assert (tmp_path / "precious").read_text() == "x"
+    for line in ("é\n", "\udcff\n"):
+        with open_log(tmp_path / "log") as log:
+            log.write(line)
+    assert (tmp_path / "log").read_bytes() == "é\n\\udcff\n".encode()
 
 
 def test_a_temporary_file_follows_no_link(tmp_path, monkeypatch):
