@@ -34,7 +34,7 @@ class Source:
     returns `(images, labels, classes)`:
 
     - images: uint8 [N, C, H, W] with C = 1 or 3. A source that streams returns the paths of N image
-      files, list[str], in their place.
+      files in their place: list[str], or an input_pipeline.listing.Listing with notes for the log.
     - labels: int64 [N], indices into `classes`.
     - classes: K names, the same for both splits.
 

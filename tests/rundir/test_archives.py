@@ -89,3 +89,12 @@ def test_an_origin_of_nonsense_is_damage(tmp_path):
             archive.writestr("archive/origin.json", text)
         with pytest.raises(UserError, match=r"\.pth is damaged"):
             read_archive(path)
+
+
+def test_a_compressed_entry_is_refused(tmp_path):
+    """A few bytes could unfold to terabytes."""
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(UserError, match="compressed"):
+        load(path)
