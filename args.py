@@ -6,6 +6,7 @@ names of runs all follow from these entries. Imports no torch and never touches 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -82,7 +83,11 @@ def _explain_fixed_weight(settings: Settings) -> str | None:
 
 
 def _check_plain_name(text: str) -> str:
-    plain = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= 200
+    # In a locale without UTF-8 a name comes as surrogates, one for a byte.
+    shown = text
+    with contextlib.suppress(UnicodeEncodeError):
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    plain = Path(text).name == text and shown.isprintable() and len(shown.encode()) <= 200
     if not plain or text in ("", ".", "..") or text.startswith("-"):
         raise UserError(f"{shorten(text)} is not a plain directory name of at most 200 bytes")
     return text

@@ -74,7 +74,8 @@ def build_parser() -> Parser:
         description="Rerun an experiment of the paper and put the result beside the published one."
         "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
         "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
-        f"2 not,\n130 and 143 stopped by SIGINT and SIGTERM.\n\nexperiments:\n{listed}",
+        "2 not,\n129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM.\n\nexperiments:\n"
+        f"{listed}",
     )
     add_grid_flags(parser.add_argument_group("what to run"))
     add_place_flags(parser.add_argument_group("how"))

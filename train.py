@@ -97,7 +97,7 @@ def train(
     meter = Meter(len(train_batches), precision.device)
     state = TrainState(settings, model, optimizer, scaler, meter)
     if run.resumed:
-        state.load(run, precision.device)
+        state.load(run)
         run.extend_config(settings.epochs)
     log.begin(state)
     try:

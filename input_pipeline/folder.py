@@ -44,6 +44,7 @@ def list_folder(data_dir: Path, train: bool) -> tuple[Listing, Tensor, list[str]
     folder = folders["train" if train else "test"]
     walk = Walk(_find_enclosing(data_dir))
     by_class = [walk.list_class(folder / name) for name in classes]
+    walk.refuse_shared_files(by_class)
     sizes = [len(paths) for paths in by_class]
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(sizes))
     names = [decode_name(name) for name in classes]

@@ -51,7 +51,9 @@ def open_rgb(path: str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns about odd metadata, which does not affect the pixels.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
+            # From a file, not a path: Pillow would map a plain TIFF into memory after it has
+            # swapped the sides of an image that is to be turned.
+            with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
                 return _turn_upright(_to_rgb(image), image)
     except (MemoryError, UserError):
         raise

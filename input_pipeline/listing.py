@@ -153,6 +153,13 @@ class Walk:
             raise UserError(f"{folder} holds no images ({extensions}): add some or remove it")
         return sorted(found)
 
+    def refuse_shared_files(self, by_class: Sequence[Sequence[str]]) -> None:
+        """Refuse a link to an image file of another class. Raises UserError."""
+        links = set(self.links)
+        for paths in by_class:
+            own = [path for path in paths if path in links]
+            _refuse_linked(own, [p for other in by_class if other is not paths for p in other])
+
     def _enter(self, directory: str, class_folder: str) -> bool:
         """Note a directory as one of a class; return whether it is new. Raises UserError."""
         try:

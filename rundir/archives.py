@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +17,15 @@ from utils.files import open_regular
 
 ORIGIN = "origin.json"  # the entry that this program adds to an archive
 CHUNK = 1 << 20  # bytes read at a time
-DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError, EOFError)
+# RuntimeError: an entry that is marked as encrypted.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    RuntimeError,
+    ValueError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,13 @@ class Archive:
         verified: whether it holds checksums. They have then been compared with the content.
         content: bytes that differ where the content does: the checksums, or the whole content.
         origin: None in a file of another program, or of an earlier version.
+        checksums: of the entries, if it is verified.
     """
 
     verified: bool
     content: bytes
     origin: Origin | None
+    checksums: frozenset[int] = frozenset()
 
 
 def read_archive(path: Path) -> Archive:
@@ -75,7 +86,8 @@ def _verify(file: BinaryIO) -> Archive:
             return Archive(False, file.read(), None)
         for entry in archive.infolist():
             _read_through(archive, entry)
-        return Archive(True, repr(entries).encode(), _read_origin(archive))
+        checksums = frozenset(crc for _, _, crc in entries)
+        return Archive(True, repr(entries).encode(), _read_origin(archive), checksums)
 
 
 def _read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from args import Settings
 from input_pipeline import SOURCES
 from models import BIAS_MODES, NETWORKS
 from objective import LOSSES, OPTIMIZERS, SCHEDULES
-from utils.cli import Parser, Positive, Real, check_value, name_of
+from utils.cli import Parser, check_value, name_of
 from utils.errors import UserError
 from utils.files import open_regular
 
@@ -30,6 +33,10 @@ BARE_SETTINGS = [
     if name not in ("data_dir", "fixed_etf")
 ]
 BARE_FLAGS = (*BARE_SETTINGS, "bias_added", "classifier", "stem", "mean", "std")
+# One argument in that repr; values that are no string, number or constant are passed over.
+ARGUMENT = re.compile(r"[(\s](\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\w.+-]+)(?=[,)])")
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[Share, Field(gt=0)]
 Channels = tuple[float, float, float]
 
 
@@ -79,7 +86,7 @@ def add_bare_flags(parser: Parser) -> None:
         metavar="NAME",
         help="first layers of a ResNet or DenseNet: small, imagenet (default: by the images' side)",
     )
-    for name, kind in (("mean", Real), ("std", Positive)):
+    for name, kind in (("mean", Share), ("std", PositiveShare)):
         add(
             f"--{name}",
             type=check_value(kind),
@@ -163,18 +170,22 @@ def read_arguments(path: Path) -> dict[str, Any]:
         return {}
     with open_regular(path) as file:
         text = file.read().decode("utf-8", errors="replace").strip()
-    try:
-        tree = ast.parse(text, mode="eval").body
-        if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-            raise ValueError("it is no call")
-        values = {k.arg: ast.literal_eval(k.value) for k in tree.keywords if k.arg}
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise UserError(f"{path} is not what the authors' train.py writes: {error}") from error
+    values = {name: _read_literal(value) for name, value in ARGUMENT.findall(text)}
+    if not text.startswith("Namespace(") or not values.keys() & ARGUMENT_NAMES.keys():
+        raise UserError(f"{path} is not what the authors' train.py writes")
     settings: dict[str, Any] = {}
     for theirs, (ours, convert) in ARGUMENT_NAMES.items():
         if values.get(theirs) is not None:
             settings |= _convert(path, theirs, ours, convert, values[theirs])
     return _drop_idle(settings, values)
+
+
+def _read_literal(text: str) -> Any:
+    """Return the value of a literal; None for anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
 
 
 def _convert(

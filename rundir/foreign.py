@@ -15,6 +15,7 @@ from models.foreign import find_version, is_foreign, translate_state, upgrade_st
 from rundir.bare import Bare
 from rundir.weights import load
 from utils.errors import UserError
+from utils.files import open_regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state_dict
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, Lightning and torch.compile
@@ -69,11 +70,13 @@ def read_own_state(path: Path, model: str, version: int) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors.torch import load_file
+        from safetensors.torch import load as load_bytes
     except ImportError as error:
         raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        loaded: dict[str, Tensor] = load_file(path)
+        loaded: dict[str, Tensor] = load_bytes(content)
         return loaded
     except Exception as error:  # its errors have no common class but Exception
         reason = textwrap.shorten(str(error), 90, placeholder=" …")
@@ -82,10 +85,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _unwrap(path: Path, raw: Any) -> dict[str, Tensor]:
     """Return the tensors of a state_dict, which may lie in a dict of other things."""
-    for key in WRAPPERS:
-        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
-            raw = raw[key]
-            break
+    for _ in WRAPPERS:  # one may lie in another
+        if isinstance(raw, Mapping):
+            raw = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), Mapping)), raw)
     if not isinstance(raw, Mapping):
         raise UserError(f"{path} holds a {type(raw).__name__}, not a state_dict")
     state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -95,12 +97,18 @@ def _unwrap(path: Path, raw: Any) -> dict[str, Tensor]:
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefixes that all names share."""
+    """Take off the prefixes that most names share; the others are not of the network.
+
+    Lightning keeps the network under `model.`, beside the buffers of losses and metrics.
+    """
     while True:
-        shared = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
-        if shared is None:
+        for prefix in PREFIXES:
+            inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if 2 * len(inside) > len(state):
+                state = inside
+                break
+        else:
             return state
-        state = {key.removeprefix(shared): value for key, value in state.items()}
 
 
 def _rename_classifier(

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ import verify_theory
 from rundir.resuming import read_settings
 from rundir.weights import load
 from utils.console import format_table
+from utils.errors import UserError
 from utils.files import read_csv
 
 LONGEST = 120  # seconds after which a command counts as hanging
@@ -322,6 +324,33 @@ def damaged_weights(arena: Arena, draw: random.Random) -> str:
     return how
 
 
+def damaged_headers(arena: Arena, draw: random.Random) -> str:
+    """A flipped bit in the headers of the archive, which hold no content, changes no number."""
+    run = arena.copy()
+    path = draw.choice([run / "epoch_001.pth", run / "last.pth"])
+    with zipfile.ZipFile(path) as archive:
+        first, entries = archive.start_dir, archive.infolist()
+    content = bytearray(path.read_bytes())
+    if draw.random() < 0.7:
+        at = draw.randrange(first, len(content))
+    else:
+        at = draw.choice(entries).header_offset + draw.randrange(30)
+    content[at] ^= 1 << draw.randrange(8)
+    path.unlink()
+    path.write_bytes(content)
+    if path.name == "epoch_001.pth":
+        (run / TABLE).unlink()
+        arena.evaluate(run, "--checkpoints", "1").expect(0, 2)
+        arena.check_rows(run)
+        return path.name
+    expected = load(arena.whole / "last.pth")
+    try:
+        check_equal(load(path), expected, "last.pth")
+    except UserError:
+        arena.resume(run).expect(2)
+    return path.name
+
+
 def damaged_state(arena: Arena, draw: random.Random) -> str:
     """A damaged last.pth is refused, or the run goes on as if nothing had happened."""
     run = arena.make_folder() / NAME
@@ -594,6 +623,7 @@ TRIALS: dict[str, Callable[[Arena, random.Random], str]] = {
         kill_evaluation,
         full_disk,
         damaged_weights,
+        damaged_headers,
         damaged_state,
         damaged_texts,
         strange_config,

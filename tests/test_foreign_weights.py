@@ -1,5 +1,6 @@
 """The eval scripts on weights of other programs: the authors' run directories, and any others."""
 
+import os
 import shutil
 import subprocess
 
@@ -85,6 +86,8 @@ def test_args_txt_gives_what_a_run_was_trained_with(tmp_path):
     assert "sample_size" not in read
     (tmp_path / "args.txt").write_text(ARGUMENTS.format(model="resnet18"))
     assert "width" not in read_arguments(tmp_path / "args.txt")
+    (tmp_path / "args.txt").write_text("Namespace(model='ViT', log=<file 'x'>, lr=0.5, b=[1, 2])")
+    assert read_arguments(tmp_path / "args.txt")["lr"] == 0.5
     for text in ("Namespace(", "__import__('os').system('x')", "3", "Namespace(model=print())"):
         (tmp_path / "args.txt").write_text(text)
         with pytest.raises(UserError, match=r"args\.txt"):
@@ -111,6 +114,12 @@ WRITINGS = {
     "wrapped": ("checkpoint_{}.pth.tar", lambda state: {"state_dict": state, "epoch": 3}),
     "compiled": ("{}.ckpt", lambda state: {"model": add_prefix("_orig_mod.", state)}),
     "parallel": ("w{}.pth", lambda state: add_prefix("module.model.", state)),
+    "lightning": (
+        "l{}.ckpt",
+        lambda state: {
+            "net": {"state_dict": {**add_prefix("model.", state), "loss.weight": torch.ones(3)}}
+        },
+    ),
     "safetensors": ("epoch{}.safetensors", lambda state: state),
 }
 
@@ -177,7 +186,8 @@ def test_mean_std_and_stem_are_what_the_flags_say(tmp_path, capsys):
     assert float(read_table(tmp_path)[1, "test"]["positive_mean"]) == pytest.approx(
         scores.diagonal().mean().item(), rel=1e-4
     )
-    assert "--mean: give one number or three" in refuse_flags(capsys, tmp_path, "--mean", 1, 2)
+    assert "--mean: give one number or three" in refuse_flags(capsys, tmp_path, "--mean", 1, 1)
+    assert "must be at most 1" in refuse_flags(capsys, tmp_path, "--mean", 127)
 
 
 def refuse_flags(capsys, *flags):
@@ -225,8 +235,11 @@ def test_what_does_not_fit_is_explained(tmp_path, trained, capsys):
     torch.save({key.replace("layers", "hidden"): v for key, v in state.items()}, path)
     said = evaluate(capsys, path, *MLP, status=2).err
     assert "it has hidden.0.0.weight" in said and "the network wants layers.0.0.weight" in said
-    (tmp_path / "b1.safetensors").write_bytes(b"nonsense")
     pytest.importorskip("safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    said = evaluate(capsys, tmp_path / "pipe.safetensors", *MLP, status=2).err
+    assert "not a regular file" in said
+    (tmp_path / "b1.safetensors").write_bytes(b"nonsense")
     assert "b1.safetensors" in evaluate(capsys, tmp_path / "b1.safetensors", *MLP, status=2).err
 
 

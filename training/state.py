@@ -88,7 +88,7 @@ class TrainState:
             }
         )
 
-    def load(self, run: Run, device: torch.device) -> None:
+    def load(self, run: Run) -> None:
         """Restore the state from last.pth, if there is one.
 
         Raises UserError if it is damaged, of other settings, or lost.
@@ -100,7 +100,7 @@ class TrainState:
                     f"{run / LAST} is missing: nothing to resume from; --force starts over"
                 )
             return
-        state = load(run / LAST, device)
+        state = load(run / LAST)
         try:
             self._take(state)
         except REFUSED as error:

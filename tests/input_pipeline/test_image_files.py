@@ -202,6 +202,23 @@ def test_exif_orientation_turns_the_image(tmp_path, ending):
         assert difference.max() <= (0 if ending != "jpg" else 12), orientation
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "CMYK", "RGB", "1", "P"])
+@pytest.mark.parametrize("orientation", [1, 5, 6, 8])
+def test_a_plain_tiff_is_turned_in_any_mode(tmp_path, mode, orientation):
+    """Without compression Pillow would map the file into memory, in the shape of the turned one."""
+    pixels = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (8, 1))
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels.astype(np.uint16) * 257)
+    elif mode != "L":
+        image = image.convert(mode)
+    image.save(tmp_path / "0.tif", tiffinfo={0x0112: orientation})
+    image.save(tmp_path / "plain.tif")
+    stored = read(tmp_path / "plain.tif")
+    turns = {1: stored, 5: stored.transpose(1, 0, 2), 6: np.rot90(stored, -1), 8: np.rot90(stored)}
+    assert np.array_equal(read(tmp_path / "0.tif"), turns[orientation])
+
+
 def test_broken_exif_data_turns_nothing(tmp_path):
     picture(1).save(tmp_path / "0.png", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     assert np.array_equal(read(tmp_path / "0.png"), picture(1))

@@ -68,6 +68,16 @@ def test_a_link_to_a_file_of_the_other_split_is_refused(folder, split, other):
     assert str(link) in message and str(folder / other / "cat" / "1.png") in message
 
 
+def test_a_link_to_a_file_of_another_class_is_refused(folder):
+    link = folder / "train" / "cat" / "linked.png"
+    os.symlink("../dog/1.png", link)
+    message = refusal("folder", folder)
+    assert str(link) in message and str(folder / "train" / "dog" / "1.png") in message
+    link.unlink()
+    os.symlink("1.png", link)  # within a class it is only a second name
+    assert load_dataset("folder", folder).class_sizes == [4, 3]
+
+
 def make_pipe(path):
     os.mkfifo(path)
 
