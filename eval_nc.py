@@ -112,6 +112,7 @@ from metrics.measures import Evaluation, compute_measures
 from metrics.table import SPLITS, MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
 from rundir.checkpoints import check_origin
+from rundir.config import ChangedData
 from rundir.opening import open_chosen_run, refuse_idle_bare_flags
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
@@ -224,15 +225,19 @@ class Evaluator:
         rows = MetricsTable(run.directory, MEASURES)
         for note in rows.notes:
             print_warning(note)
-        work = Work()
+        work, absent = Work(), None
         try:
             facts = self._rebuilder.identify(run)
-        except UserError as error:  # one line for the run, whose rows may not hold any more
-            print_error(PROGRAM, error)
-            for key in rows.rows:
-                rows.exclude(key)
-            return rows, len(run.chosen)
+        except UserError as error:
+            if isinstance(error, ChangedData) or not run.facts:  # no row may hold any more
+                print_error(PROGRAM, error)
+                for key in rows.rows:
+                    rows.exclude(key)
+                return rows, len(run.chosen)
+            facts, absent = run.facts, error
         self._list_missing(run, rows, facts, work)
+        if absent is not None and not work.missing:  # rows are shown also where the data is not
+            print_warning(f"{run.directory}: the rows are not compared with the data set: {absent}")
         total = sum(len(splits) for splits in work.missing.values())
         kept = len(work.prints) * len(self._splits) - total
         if total:

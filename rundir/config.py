@@ -28,6 +28,10 @@ OLD_COMMIT = "14c9aae"  # the last one that reads all runs without recorded vers
 _LONGEST = 200  # characters of a value that are shown
 
 
+class ChangedData(UserError):
+    """The data set at hand is not the one that a run was trained on."""
+
+
 @dataclass(frozen=True)
 class Versions:
     """The definitions that a run was trained with; 1 is that of all runs which record none.
@@ -122,7 +126,8 @@ def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -
         found: those of the data set at hand.
 
     Raises:
-        UserError: a fact differs, and which; or config.json is damaged.
+        ChangedData: a fact differs, and which.
+        UserError: config.json is damaged.
     """
     _check_channels(directory, stored)
     difference = _find_changed_fact(stored, found) or _find_changed_files(stored, found)
@@ -133,7 +138,9 @@ def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -
         return
     before, now = stored.get("test_split"), found.get("test_split")
     moved = f" (the test set was in {before}/, is in {now}/)" if before and before != now else ""
-    raise UserError(f"the data set has changed since {directory} was trained: {difference}{moved}")
+    raise ChangedData(
+        f"the data set has changed since {directory} was trained: {difference}{moved}"
+    )
 
 
 def _check_channels(directory: Path, stored: dict[str, Any]) -> None:

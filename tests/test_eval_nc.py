@@ -586,6 +586,10 @@ def test_a_data_set_that_has_changed_is_noticed_where_every_row_is_kept(folder_r
     assert float(read_table(folder_run)[3, "test"]["top1"]) == 100
     shutil.copytree(data, data.with_name("moved"))  # a copy is the same, whatever its times
     assert "6 unchanged" in evaluate(capsys, folder_run, "--data_dir", data.with_name("moved")).out
+    data.rename(data.with_name("away"))
+    said = evaluate(capsys, folder_run)  # kept rows are shown where the data is not at hand
+    assert "6 unchanged" in said.out and "not compared with the data set" in said.err
+    data.with_name("away").rename(data)
     swap_classes(data / "test")
     said = evaluate(capsys, folder_run, status=2)
     assert "names, sizes or labels" in said.err or "contents of the files of the test" in said.err
