@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from args import PRECISIONS, Settings
+from input_pipeline import SPLITS
 from rundir.bare import add_bare_flags, read_bare_flags
 from utils.cli import (
     MISTAKE,
@@ -50,7 +51,7 @@ def build_parser() -> Parser:
     )
     add(
         "--split",
-        type=check_value(name_of(("train", "test", "both"), "split")),
+        type=check_value(name_of((*SPLITS, "both"), "split")),
         default="both",
         metavar="NAME",
         help="train (without augmentation), test or both (default: both)",
@@ -109,7 +110,7 @@ from metrics import MEASURES, Measure
 from metrics.accuracy import compare_bias_signs
 from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
-from metrics.table import SPLITS, MetricsTable, compute_fingerprint
+from metrics.table import MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
 from rundir.checkpoints import check_origin
 from rundir.config import ChangedData
@@ -144,7 +145,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     device, device_name = pick_device(args.gpu_id)
     console = Console()
     console.say(f"device {device_name}")
-    splits = ("train", "test") if args.split == "both" else (args.split,)
+    splits = SPLITS if args.split == "both" else (args.split,)
     evaluator = Evaluator(args, device, splits, console)
     tables, failures = [], 0
     for run in runs:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import SPLITS
 from rundir.bare import add_bare_flags, read_bare_flags
 from utils.cli import Parser, PathText, add_evaluation_flags, check_value, name_of, run_command
 from utils.signals import StopSignal
@@ -43,7 +44,7 @@ def build_parser() -> Parser:
     )
     add(
         "--split",
-        type=check_value(name_of(("train", "test"), "split")),
+        type=check_value(name_of(SPLITS, "split")),
         default="train",
         metavar="NAME",
         help="train or test (default: train)",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from input_pipeline import SPLITS
 from rundir.bare import add_bare_flags, read_bare_flags
 from utils.cli import (
     MISTAKE,
@@ -31,7 +32,7 @@ from utils.signals import StopSignal
 
 PROGRAM = "eval_tsne.py"
 STOP_MESSAGE = "stopped; the pictures drawn so far are whole"
-SPLITS, FORMATS = ("train", "test"), ("png", "pdf", "svg")
+FORMATS = ("png", "pdf", "svg")
 
 
 def build_parser() -> Parser:

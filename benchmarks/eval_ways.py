@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.loops import Images, build_conventional_transform
 from benchmarks.ratios import format_ratio
+from input_pipeline import SPLITS
 from metrics.extraction import extract
 from metrics.measures import Evaluation, compute_measures
 from rundir.checkpoints import select_checkpoints
@@ -21,8 +22,6 @@ from rundir.rebuild import Rebuilder, TrainedRun, build_network, open_run
 from rundir.weights import load
 from utils.console import format_table
 from utils.device import pick_device, synchronise
-
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ MNIST_STD: Channels = (0.3081, 0.3081, 0.3081)
 CIFAR_MEAN: Channels = (0.4914, 0.4822, 0.4465)
 CIFAR_STD: Channels = (0.2023, 0.1994, 0.2010)
 
+SPLITS = ("train", "test")
+
 # The number of the rules by which stored samples become pixels. config.json records it. A change of
 # any pixel raises it. Up to 1, images in memory were resized in floating point.
 PIXELS = 2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from input_pipeline import PIXELS, SOURCES, Channels, Source
+from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source
 from input_pipeline.decoding import decode_evenly, decode_whole
 from input_pipeline.fingerprint import (
     Fingerprint,
@@ -39,7 +39,7 @@ def load_dataset(
     imbalance_factor: float = 1.0,
     test_sample_size: int | None = None,
     num_workers: int = 0,
-    splits: Sequence[str] = ("train", "test"),
+    splits: Sequence[str] = SPLITS,
     in_memory_bytes: int | None = None,
     pixels: int = PIXELS,
 ) -> DataSet:
@@ -83,7 +83,7 @@ def load_dataset(
         samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
     mean, std = _find_mean_and_std(source, samples, num_workers)
     classes, shape = chosen[needed[0]].classes, (3, *samples[needed[0]].image_size)
-    train, test = (samples[s] if s in splits else None for s in ("train", "test"))
+    train, test = (samples[s] if s in splits else None for s in SPLITS)
     data = DataSet(name, classes, shape, mean, std, train, test, image_files=source.streams)
     return _identify(data, chosen, splits)
 
@@ -95,7 +95,7 @@ def identify_dataset(
     sample_size: int | None = None,
     imbalance_factor: float = 1.0,
     test_sample_size: int | None = None,
-    splits: Sequence[str] = ("train", "test"),
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Find the facts that identify a data set, without decoding an image.
 

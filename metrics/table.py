@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import SPLITS
 from metrics import EVALUATED, Measure
 from utils.errors import UserError
 from utils.files import (
@@ -31,7 +32,6 @@ from utils.locks import Lock, Occupied
 FINGERPRINTS = "nc_metrics.json"
 LOCK = ".nc_metrics.lock"
 PATIENCE = 60  # seconds that one evaluation waits for another, which writes for a moment
-SPLITS = ("train", "test")
 DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
 FAULTS_NAMED = 3  # faults of one file that a message names; it counts the others
 KEY_COLUMNS = ("epoch", "split")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from args import Settings
-from input_pipeline import PIXELS, SOURCES
+from input_pipeline import PIXELS, SOURCES, SPLITS
 from input_pipeline.load import find_image_side, identify_dataset, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
@@ -29,12 +29,10 @@ from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
 
-BOTH = ("train", "test")
-
 
 def build_data(
     settings: Settings,
-    splits: Sequence[str] = BOTH,
+    splits: Sequence[str] = SPLITS,
     *,
     data_dir: str | None = None,
     num_workers: int | None = None,
@@ -302,7 +300,7 @@ class Rebuilder:
 
     def _choose_splits(self, run: TrainedRun) -> tuple[str, ...]:
         # The training set of a long tail shows the class sizes even where it is not evaluated.
-        return self._splits if run.settings.imbalance_factor == 1 else BOTH
+        return self._splits if run.settings.imbalance_factor == 1 else SPLITS
 
     def samples(self, run: TrainedRun, split: str) -> torch.Tensor:
         """Return the numbers of the samples of a split that were selected, int64 [N]."""
