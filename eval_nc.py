@@ -13,7 +13,7 @@ from typing import Any
 
 from args import PRECISIONS, Settings
 from input_pipeline import SPLITS
-from rundir.bare import add_bare_flags, read_bare_flags
+from rundir.bare import add_bare_flags, parse_with_bare_flags
 from utils.cli import (
     MISTAKE,
     Natural,
@@ -90,10 +90,7 @@ def build_parser() -> Parser:
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags. Exits with status 2 and one line on a mistake."""
-    parser = build_parser()
-    args: argparse.Namespace = parser.parse_args(argv)
-    read_bare_flags(parser, args)
-    return args
+    return parse_with_bare_flags(build_parser(), argv)
 
 
 if __name__ == "__main__":
@@ -271,8 +268,8 @@ class Evaluator:
         dependencies = self._list_dependencies(run, facts)
         for epoch, path in run.chosen.items():
             try:
-                check_origin(path, run.id)
                 archive = read_archive(path)
+                check_origin(path, archive.origin, run.id)
             except UserError as error:  # the rows of a file that is damaged now are not shown
                 print_error(PROGRAM, error)
                 work.failed += 1

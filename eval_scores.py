@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline import SPLITS
-from rundir.bare import add_bare_flags, read_bare_flags
+from rundir.bare import add_bare_flags, parse_with_bare_flags
 from utils.cli import Parser, PathText, add_evaluation_flags, check_value, name_of, run_command
 from utils.signals import StopSignal
 
@@ -70,10 +70,7 @@ def build_parser() -> Parser:
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags. Exits with status 2 and one line on a mistake."""
-    parser = build_parser()
-    args: argparse.Namespace = parser.parse_args(argv)
-    read_bare_flags(parser, args)
-    return args
+    return parse_with_bare_flags(build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from input_pipeline import SPLITS
-from rundir.bare import add_bare_flags, read_bare_flags
+from rundir.bare import add_bare_flags, parse_with_bare_flags
 from utils.cli import (
     MISTAKE,
     Count,
@@ -65,10 +65,7 @@ def build_parser() -> Parser:
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags. Exits with status 2 and one line on a mistake."""
-    parser = build_parser()
-    args: argparse.Namespace = parser.parse_args(argv)
-    read_bare_flags(parser, args)
-    return args
+    return parse_with_bare_flags(build_parser(), argv)
 
 
 def _add_choice(group: Any) -> None:

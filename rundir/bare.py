@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from args import Settings
-from input_pipeline import SOURCES
 from models import BIAS_MODES, NETWORKS
-from objective import LOSSES, OPTIMIZERS, SCHEDULES
 from utils.cli import Parser, check_value, name_of
 from utils.errors import UserError
 from utils.files import open_regular
@@ -96,14 +94,16 @@ def add_bare_flags(parser: Parser) -> None:
         )
 
 
-def read_bare_flags(parser: Parser, args: argparse.Namespace) -> None:
-    """Check these flags together. Exits with status 2 and one line on a mistake."""
+def parse_with_bare_flags(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse flags, and check these together. Exits with status 2 and one line on a mistake."""
+    args: argparse.Namespace = parser.parse_args(argv)
     try:
         Settings.from_flags(_list_given(args, BARE_SETTINGS))
         for name in ("mean", "std"):
             _read_channels(name, getattr(args, name))
     except UserError as error:
         parser.error(str(error))
+    return args
 
 
 def list_given_flags(args: argparse.Namespace) -> list[str]:
@@ -213,20 +213,16 @@ def _drop_idle(settings: dict[str, Any], values: Mapping[str, Any]) -> dict[str,
     return settings
 
 
-def _find(registry: Mapping[str, Any] | tuple[str, ...]) -> Callable[[Any], str]:
-    """Return a function that finds a name whatever its case, or raises KeyError."""
-    return lambda text: {name.lower(): name for name in registry}[str(text).lower()]
-
-
-# The authors' arguments: our names, and how a value of theirs becomes one of ours.
+# The authors' arguments: our names, and how a value of theirs becomes one of ours. Settings find a
+# name in any case.
 ARGUMENT_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "model": ("model", _find(NETWORKS)),
-    "dataset": ("dataset", _find(SOURCES)),
-    "loss": ("loss", lambda text: {"CrossEntropy": "CE"}.get(text) or _find(LOSSES)(text)),
-    "optimizer": ("optimizer", _find(OPTIMIZERS)),
+    "model": ("model", str),
+    "dataset": ("dataset", str),
+    "loss": ("loss", lambda text: {"CrossEntropy": "CE"}.get(text, text)),
+    "optimizer": ("optimizer", str),
     "bias": ("bias_mode", lambda has_bias: BIAS_MODES[0] if has_bias else "none"),
     "ETF_fc": ("fixed_etf", bool),
-    "decay_type": ("schedule", _find(SCHEDULES)),
+    "decay_type": ("schedule", str),
     "gamma": ("step_gamma", float),
     "width": ("width", int),
     "depth": ("depth", int),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rundir.archives import hold_the_same, read_origin
-from rundir.names import BEST, METRICS, name_checkpoint
+from rundir.archives import Origin, hold_the_same, read_origin
+from rundir.names import BEST, METRICS, name_checkpoint, read_epoch
 from utils.errors import UserError
 from utils.files import read_csv
 
@@ -17,12 +17,12 @@ def list_checkpoints(directory: Path) -> dict[int, Path]:
         raise UserError(f"{directory} is not a directory")
     found: dict[int, Path] = {}
     for path in list_files(directory):
-        match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
-        if not match:
+        epoch = read_epoch(path.name)
+        if epoch is None:
             continue
-        twin = found.setdefault(int(match[1]), path)
+        twin = found.setdefault(epoch, path)
         if twin != path:
-            raise UserError(f"{twin} and {path.name} are both of epoch {match[1]}: remove one")
+            raise UserError(f"{twin} and {path.name} are both of epoch {epoch}: remove one")
     if not found:
         raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth)")
     return dict(sorted(found.items()))
@@ -108,16 +108,14 @@ def find_best_epoch(directory: Path) -> int:
     return epoch
 
 
-def check_origin(path: Path, run_id: str) -> None:
+def check_origin(path: Path, origin: Origin | None, run_id: str) -> None:
     """Refuse a checkpoint of another run, or epoch_NNN.pth of another epoch. Raises UserError.
 
     A file of another program, or of an earlier version, does not show its origin.
     """
-    origin = read_origin(path)
     if origin is None:
         return
     if run_id and origin.run != run_id:
         raise UserError(f"{path} is a checkpoint of another run")
-    match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
-    if match and int(match[1]) != origin.epoch:
+    if read_epoch(path.name) not in (None, origin.epoch):
         raise UserError(f"{path} holds the weights of epoch {origin.epoch}")

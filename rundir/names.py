@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 CONFIG = "config.json"
 METRICS = "metrics.csv"
 LAST = "last.pth"
@@ -30,3 +32,9 @@ METRICS_COLUMNS = (
 def name_checkpoint(epoch: int) -> str:
     """Return the name of the weights of an epoch."""
     return f"epoch_{epoch:03d}.pth"
+
+
+def read_epoch(name: str) -> int | None:
+    """Return the epoch of a name such as epoch_001.pth; None for any other name."""
+    match = re.fullmatch(r"epoch_(\d+)\.pth", name)
+    return int(match[1]) if match else None

@@ -13,10 +13,10 @@ from input_pipeline.load import identify_dataset
 from models import NETWORKS
 from rundir.archives import hold_the_same
 from rundir.bare import Bare, describe_bare, list_given_flags
-from rundir.checkpoints import list_files, pick_epochs, select_checkpoints
+from rundir.checkpoints import find_best_epoch, list_files, pick_epochs, select_checkpoints
 from rundir.config import Versions, read_config
 from rundir.foreign import find_bias_mode, read_state
-from rundir.names import BEST, CONFIG, LAST
+from rundir.names import BEST, CONFIG, LAST, read_epoch
 from rundir.rebuild import ChosenRun, TrainedRun
 from utils.errors import UserError
 
@@ -68,12 +68,12 @@ def refuse_idle_bare_flags(args: argparse.Namespace, runs: list[ChosenRun]) -> N
 
 def read_own_epoch(path: Path) -> int:
     """Return the epoch of a file that a user chose in a run directory. Raises UserError."""
-    match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
     if path.name == BEST:
-        return next(iter(select_checkpoints(path.parent, "best")))
-    if not match:
+        return find_best_epoch(path.parent)
+    epoch = read_epoch(path.name)
+    if epoch is None:
         raise UserError(f"{path} is no checkpoint of {path.parent}: epoch_NNN.pth or {BEST}")
-    return int(match[1])
+    return epoch
 
 
 def select_weights(directory: Path, selection: str) -> dict[int, Path]:

@@ -19,6 +19,7 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
+from rundir.archives import read_origin
 from rundir.bare import STEMS, Bare
 from rundir.checkpoints import check_origin
 from rundir.config import OLD_COMMIT, Versions, check_data, read_config
@@ -375,7 +376,7 @@ class Rebuilder:
 
         Raises a UserError that names the file if it is damaged, of another run, or does not fit.
         """
-        check_origin(checkpoint, run.id)
+        check_origin(checkpoint, read_origin(checkpoint), run.id)
         model, name = self.model(run), run.settings.model
         if run.bare is not None:
             state = read_state(checkpoint, run.bare, name, self.data(run).num_classes)

@@ -35,10 +35,9 @@ class Lock:
             self._lock.acquire(timeout=seconds, poll_interval=POLL)
         except Timeout as error:
             raise Occupied from error
-        except NotImplementedError:
-            return
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
+        # filelock 3 raises NotImplementedError where the file system has no locks.
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def release(self) -> None:
