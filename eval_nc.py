@@ -104,21 +104,20 @@ import torch
 from figures.nc_curves import Curve, draw_nc_curves
 from figures.style import save_figure
 from metrics import MEASURES, Measure
-from metrics.accuracy import compare_bias_signs
 from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
 from metrics.table import MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
 from rundir.checkpoints import check_origin
 from rundir.config import ChangedData
+from rundir.foreign import explain_sign
 from rundir.opening import open_chosen_run, refuse_idle_bare_flags
 from rundir.prediction import PREDICTION_SETTINGS
-from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
+from rundir.rebuild import Rebuilder
+from rundir.trained import ChosenRun, refuse_idle_flag
 from utils.console import Console, Progress, escape, format_count, format_table
 from utils.device import pick_device
 
-# The other sign of a bias is clearly better by at least these standard errors and this share.
-CLEAR_ERRORS, CLEAR_SHARE = 4.0, 0.01
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
 
 
@@ -330,20 +329,10 @@ class Evaluator:
         """Warn once for a run of bare weights that the bias's other sign fits clearly better."""
         if run.bare is None or run.bare.documented or run.name in self._warned:
             return
-        if classifier.bias is None:
-            return
-        read, other, errors = compare_bias_signs(
-            extracted.features, extracted.labels, classifier.weight, classifier.bias_vector()
-        )
-        if errors < CLEAR_ERRORS or other - read < CLEAR_SHARE:
-            return
-        self._warned.add(run.name)
-        advice = "leave --bias_added out" if run.bare.bias_added else "give --bias_added"
-        print_warning(
-            f"{run.directory}: {100 * read:.2f} % of the {split} set is right, but "
-            f"{100 * other:.2f} % with the other sign of the bias: {advice} if it fits the program "
-            "that wrote the weights"
-        )
+        warning = explain_sign(run.bare, split, extracted, classifier)
+        if warning is not None:
+            self._warned.add(run.name)
+            print_warning(f"{run.directory}: {warning}")
 
 
 def print_warning(text: str) -> None:

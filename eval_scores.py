@@ -91,7 +91,8 @@ from metrics.distributions import (
 from objective import LOSSES, OPTIMIZERS
 from rundir.checkpoints import check_single
 from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
-from rundir.rebuild import Rebuilder, TrainedRun
+from rundir.rebuild import Rebuilder
+from rundir.trained import TrainedRun
 from utils.console import Console, Progress, escape, format_table
 from utils.device import pick_device
 from utils.errors import UserError

@@ -142,7 +142,8 @@ from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, w
 from input_pipeline.selection import select_first
 from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
 from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
-from rundir.rebuild import ChosenRun, Rebuilder, refuse_idle_flag
+from rundir.rebuild import Rebuilder
+from rundir.trained import ChosenRun, refuse_idle_flag
 from utils.console import Console, Progress, escape, format_count
 from utils.device import pick_device
 from utils.errors import UserError

@@ -18,7 +18,8 @@ from input_pipeline import SPLITS
 from metrics.extraction import extract
 from metrics.measures import Evaluation, compute_measures
 from rundir.checkpoints import select_checkpoints
-from rundir.rebuild import Rebuilder, TrainedRun, build_network, open_run
+from rundir.rebuild import Rebuilder, build_network
+from rundir.trained import TrainedRun, open_run
 from rundir.weights import load
 from utils.console import format_table
 from utils.device import pick_device, synchronise

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metrics.accuracy import compare_bias_signs
+from metrics.extraction import Extracted
 from models.foreign import find_version, is_foreign, translate_state, upgrade_state
 from rundir.bare import Bare
 from rundir.weights import load
@@ -19,6 +21,8 @@ from utils.files import open_regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state_dict
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, Lightning and torch.compile
+# The other sign of a bias is clearly better by at least these standard errors and this share.
+CLEAR_ERRORS, CLEAR_SHARE = 4.0, 0.01
 SHOWN = 4  # keys of a list that a message names
 
 
@@ -150,6 +154,22 @@ def find_bias_mode(path: Path, state: Mapping[str, Tensor]) -> str:
     if bias is None:
         return "none"
     return "diverse" if bias.shape == weight.shape[:1] else "unified"
+
+
+def explain_sign(bare: Bare, split: str, extracted: Extracted, classifier: Any) -> str | None:
+    """Explain that the other sign of the bias classifies a split clearly better; None otherwise."""
+    if classifier.bias is None:
+        return None
+    read, other, errors = compare_bias_signs(
+        extracted.features, extracted.labels, classifier.weight, classifier.bias_vector()
+    )
+    if errors < CLEAR_ERRORS or other - read < CLEAR_SHARE:
+        return None
+    advice = "leave --bias_added out" if bare.bias_added else "give --bias_added"
+    return (
+        f"{100 * read:.2f} % of the {split} set is right, but {100 * other:.2f} % with the other "
+        f"sign of the bias: {advice} if it fits the program that wrote the weights"
+    )
 
 
 def explain_misfit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,7 @@ from rundir.checkpoints import find_best_epoch, list_files, pick_epochs, select_
 from rundir.config import Versions, read_config
 from rundir.foreign import find_bias_mode, read_state
 from rundir.names import BEST, CONFIG, LAST, read_epoch
-from rundir.rebuild import ChosenRun, TrainedRun
+from rundir.trained import ChosenRun, TrainedRun
 from utils.errors import UserError
 
 ENDINGS = (".pth.tar", ".pth", ".pt", ".ckpt", ".safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, build_model
 from rundir.archives import read_origin
-from rundir.bare import STEMS, Bare
+from rundir.bare import STEMS
 from rundir.checkpoints import check_origin
-from rundir.config import OLD_COMMIT, Versions, check_data, read_config
+from rundir.config import OLD_COMMIT, check_data, read_config
 from rundir.foreign import explain_misfit, read_own_state, read_state
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
+from rundir.trained import TrainedRun, open_run
 from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
@@ -141,70 +142,6 @@ def build_batches(
     if len(train_batches) == 0:
         raise UserError("the training set has a single image: at least two are needed")
     return train_batches, build_split_batches(data, "test", **common)
-
-
-@dataclass
-class TrainedRun:
-    """A run directory and the content of its config.json.
-
-    Attributes:
-        directory: its path.
-        settings: complete. Those of weights that came without a config.json are in part defaults.
-        facts: of the data set; empty for weights that came without a config.json.
-        id: what its checkpoints name as their run; "" if they name none.
-        versions: the definitions of network and pixels that it was trained with.
-        bare: what is known of weights that came without a config.json; None for a run of ours.
-    """
-
-    directory: Path
-    settings: Settings
-    facts: dict[str, Any]
-    id: str
-    versions: Versions
-    bare: Bare | None = field(default=None, kw_only=True)
-
-    @property
-    def name(self) -> str:
-        """The name of the directory."""
-        return self.directory.resolve().name
-
-    @property
-    def loss(self) -> str:
-        """The loss it was trained with; "" if that is not known."""
-        return self.settings.loss if self.is_documented else ""
-
-    @property
-    def optimizer(self) -> str:
-        """The optimizer it was trained with; "" if that is not known."""
-        return self.settings.optimizer if self.is_documented else ""
-
-    @property
-    def is_documented(self) -> bool:
-        """Whether a config.json or an args.txt records how it was trained."""
-        return self.bare is None or self.bare.documented
-
-
-@dataclass
-class ChosenRun(TrainedRun):
-    """A run, and the checkpoints to evaluate, by epoch."""
-
-    chosen: dict[int, Path]
-
-
-def open_run(directory: Path) -> TrainedRun:
-    """Read what a run directory records of its run. Raises UserError."""
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory")
-    config = read_config(directory)
-    return TrainedRun(directory, config.settings, config.facts, config.run_id, config.versions)
-
-
-def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:
-    """Refuse a value for a setting that has no effect in any of the runs. Raises UserError."""
-    why_idle = Settings.entries()[flag].why_idle
-    reasons = [why_idle(run.settings) for run in runs]
-    if value is not None and all(reasons):
-        raise UserError(f"--{flag} has no effect here: {reasons[0]}")
 
 
 def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:

@@ -7,7 +7,8 @@ from PIL import Image
 import eval_scores
 import train
 from metrics.scores import compute_decision_scores
-from rundir.rebuild import Rebuilder, open_run
+from rundir.rebuild import Rebuilder
+from rundir.trained import open_run
 from tests.helpers import assert_mistake, run
 from theory.minimum import predict
 from utils.files import read_csv
