@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SMALL_SIDE = 64
 # The kinds of bias a classifier can have: one per class, one for all classes, none.
 BIAS_MODES = ("diverse", "unified", "none")
+# The last commit of this program with the networks, and the pixels, that runs without recorded
+# versions had.
+OLD_COMMIT = "14c9aae"
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from models import NETWORKS
+from models import NETWORKS, OLD_COMMIT
 from models.vit import HIDDEN_WIDTH
 from utils.errors import UserError
-
-# The last commit whose ViT, Swin and MLP are those of version 1.
-OLD_COMMIT = "14c9aae"
 
 Rename = str | Callable[[re.Match[str]], str]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from args import Settings
 from input_pipeline import PIXELS
-from models import NETWORKS
+from models import NETWORKS, OLD_COMMIT
 from rundir.names import CONFIG
 from utils.errors import UserError
 from utils.files import read_json
@@ -24,7 +24,6 @@ _TITLES = {"train": "training", "test": "test"}
 # Mean and std that other sums of the same pixels give, relative to them; and those that another
 # decoder of the same files gives, in units of the full range 0…1.
 _ROUNDING, _DECODING = 1e-6, 1e-3
-OLD_COMMIT = "14c9aae"  # the last one that reads all runs without recorded versions as they were
 _LONGEST = 200  # characters of a value that are shown
 
 

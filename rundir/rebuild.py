@@ -18,11 +18,11 @@ from input_pipeline.load import find_image_side, identify_dataset, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
-from models import NETWORKS, build_model
+from models import NETWORKS, OLD_COMMIT, build_model
 from rundir.archives import read_origin
 from rundir.bare import STEMS
 from rundir.checkpoints import check_origin
-from rundir.config import OLD_COMMIT, check_data, read_config
+from rundir.config import check_data, read_config
 from rundir.foreign import explain_misfit, read_own_state, read_state
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
@@ -51,13 +51,16 @@ def build_data(
     Raises:
         UserError: it cannot be loaded.
     """
-    options = settings.values(Settings.names(builds="data"))
-    if data_dir is not None:
-        options["data_dir"] = data_dir
+    options = _list_data_options(settings, data_dir)
     workers = settings.num_workers if num_workers is None else num_workers
     return load_dataset(
         settings.dataset, num_workers=workers or 0, splits=splits, pixels=pixels, **options
     )
+
+
+def _list_data_options(settings: Settings, data_dir: str | None) -> dict[str, Any]:
+    options = settings.values(Settings.names(builds="data"))
+    return options if data_dir is None else {**options, "data_dir": data_dir}
 
 
 def build_run_data(settings: Settings, directory: Path, resumed: bool) -> DataSet:
@@ -223,10 +226,8 @@ class Rebuilder:
         if run.facts and "fingerprints" not in run.facts:  # a run of an earlier version
             self.data(run)
             return run.facts
-        options = run.settings.values(Settings.names(builds="data"))
+        options = _list_data_options(run.settings, self._data_dir)
         del options["img_size"]
-        if self._data_dir is not None:
-            options["data_dir"] = self._data_dir
         splits = self._choose_splits(run)
         facts: dict[str, Any] = self._build_once(
             "facts",
