@@ -111,7 +111,7 @@ from rundir.archives import read_archive
 from rundir.checkpoints import check_origin
 from rundir.config import ChangedData
 from rundir.foreign import explain_sign
-from rundir.opening import open_chosen_run, refuse_idle_bare_flags
+from rundir.opening import open_chosen_runs
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate_runs(args: argparse.Namespace) -> int:
     """Evaluate, draw and print; return 2 if a checkpoint could not be evaluated, else 0."""
     # Report all mistakes that can be found now, before the work begins.
-    runs = [open_chosen_run(Path(path), args.checkpoints, args) for path in args.load_path]
+    runs = open_chosen_runs(args.load_path, args.checkpoints, args)
     refuse_without_effect(args, runs)
     pictures = make_directory("--out", Path(args.out)) if args.out else runs[0].directory
     device, device_name = pick_device(args.gpu_id)
@@ -168,7 +168,6 @@ def refuse_without_effect(args: argparse.Namespace, runs: list[ChosenRun]) -> No
         raise UserError("--out has no effect here: it is for the picture of several runs")
     for flag in ("data_dir", "num_workers"):
         refuse_idle_flag(flag, getattr(args, flag), runs)
-    refuse_idle_bare_flags(args, runs)
 
 
 @dataclass

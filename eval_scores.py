@@ -90,7 +90,7 @@ from metrics.distributions import (
 )
 from objective import LOSSES, OPTIMIZERS
 from rundir.checkpoints import check_single
-from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
+from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
 from utils.console import Console, Progress, escape, format_table
@@ -116,8 +116,7 @@ def draw(args: argparse.Namespace) -> int:
     picture = Path(args.out)
     check_picture("--out", picture)
     check_single(args.checkpoint)
-    opened = [open_chosen_run(Path(path), args.checkpoint, args) for path in args.runs]
-    refuse_idle_bare_flags(args, opened)
+    opened = open_chosen_runs(args.runs, args.checkpoint, args)
     runs: list[TrainedRun] = list(opened)
     checkpoints = [next(iter(run.chosen.values())) for run in opened]
     check_together(runs, args.data_dir)

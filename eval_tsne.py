@@ -141,7 +141,7 @@ from figures.style import save_figure
 from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
 from input_pipeline.selection import select_first
 from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
-from rundir.opening import find_classes, open_chosen_run, refuse_idle_bare_flags
+from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
 from utils.console import Console, Progress, escape, format_count
@@ -171,8 +171,7 @@ def draw_runs(args: argparse.Namespace) -> int:
     console = Console()
     # `last` means the last epoch that all runs have: this needs the epochs of every run.
     selection = "all" if args.checkpoints == "last" else args.checkpoints
-    runs = [open_chosen_run(Path(path), selection, args) for path in args.runs]
-    refuse_idle_bare_flags(args, runs)
+    runs = open_chosen_runs(args.runs, selection, args)
     names = check_together(runs, args.data_dir)
     refuse_idle_flag("data_dir", args.data_dir, runs)
     classes = choose_classes(args.classes, names)

@@ -28,7 +28,6 @@ from reproduction.launch import Outcome, run_here, run_submitted
 from reproduction.pictures import Call, Drawing, list_evaluations
 from reproduction.report import build_report, format_tables_plainly, write_report
 from reproduction.work import Work
-from rundir.names import METRICS
 from rundir.resuming import take_over_settings
 from utils.cli import (
     MISTAKE,
@@ -45,7 +44,7 @@ from utils.cli import (
 )
 from utils.console import Console, Progress, escape
 from utils.errors import UserError
-from utils.files import read_csv, read_json, remove_temporaries, write_json
+from utils.files import read_json, remove_temporaries, write_json
 from utils.locks import Lock, Occupied
 from utils.registry import load_function
 from utils.signals import SIGNALS
@@ -303,7 +302,7 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
     commands = {
         run.name: [*train, *format_flags(list_settings(work, run, args))]
         for run in work.runs
-        if not is_finished(work, run)
+        if not work.is_trained(run)
     }
     count = len(commands)
     place = escape(str(work.save_dir))
@@ -314,18 +313,12 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
     for done, (name, outcome) in enumerate(launched, start=1):
         if outcome.status:
             failed[name] = explain_failure(outcome)
-        news = failed.get(name) or describe_last_epoch(work.save_dir / name)
+        news = failed.get(name) or work.describe_training(name)
         console.say(f"[{done}/{count}] {name}: {news}")
         if progress.is_due():
             progress.show(done, "")
     progress.close()
     return failed
-
-
-def is_finished(work: Work, run: GridRun) -> bool:
-    """Return whether a run has trained all its epochs."""
-    path = work.locate(run) / METRICS
-    return path.exists() and len(read_csv(path)) == run.settings.epochs
 
 
 def launch(
@@ -354,14 +347,6 @@ def explain_failure(outcome: Outcome) -> str:
         return "diverged: the loss is not finite"
     complaint = outcome.complaint.removeprefix("train.py: error: ")
     return complaint or f"exit status {outcome.status}"
-
-
-def describe_last_epoch(directory: Path) -> str:
-    """Describe the accuracies after the last epoch, and the seconds of the run."""
-    rows = read_csv(directory / METRICS)
-    seconds = sum(float(row["seconds"]) for row in rows)
-    top1, uniform = (float(rows[-1][name]) for name in ("test_top1", "test_uniform"))
-    return f"test top-1 {top1:.2f} %, uniform {uniform:.2f} %, {seconds:.0f} s"
 
 
 def call_scripts(calls: Sequence[Call]) -> int:

@@ -19,6 +19,7 @@ from input_pipeline.listing import (
     is_directory,
     scan,
 )
+from utils.console import escape, list_some
 from utils.errors import UserError
 
 _SPLITS = ("train", "test", "val")
@@ -115,9 +116,9 @@ def _explain_difference(folder: Path, classes: list[str]) -> str:
     added = [repr(name) for name in found if name not in classes]
     reasons = []
     if missing:
-        reasons.append(f"lacks {_name_some(missing)}")
+        reasons.append(f"lacks {list_some(missing, _NAMED)}")
     if added:
-        reasons.append(f"has {_name_some(added)} besides")
+        reasons.append(f"has {list_some(added, _NAMED)} besides")
     return f"{folder} {' and '.join(reasons)}"
 
 
@@ -139,14 +140,14 @@ def _find_enclosing(root: Path) -> dict[Identity, str]:
 def _describe_sizes(split: str, names: list[str], sizes: list[int]) -> str:
     """Describe the images per class: of each class, or of the smallest and the largest."""
     if len(names) <= _COUNTED:
-        each = (f"{_show(name)} {size:,}" for name, size in zip(names, sizes, strict=True))
+        each = (f"{escape(name)} {size:,}" for name, size in zip(names, sizes, strict=True))
         return f"{split}/: images per class: {', '.join(each)}"
     fewest, most = min(sizes), max(sizes)
     if fewest == most:
         return f"{split}/: {most:,} images in each of {len(names):,} classes"
     few, many = names[sizes.index(fewest)], names[sizes.index(most)]
     return (
-        f"{split}/: {fewest:,} ({_show(few)}) to {most:,} ({_show(many)}) images in each of "
+        f"{split}/: {fewest:,} ({escape(few)}) to {most:,} ({escape(many)}) images in each of "
         f"{len(names):,} classes"
     )
 
@@ -156,23 +157,13 @@ def _describe_nested(folder: Path, paths: list[str]) -> list[str]:
     nested = count_nested(folder, paths)
     if not nested:
         return []
-    each = [f"<class>/{_show(name)} {count:,}" for name, count in nested.most_common()]
-    return [f"{folder.name}/: images in nested folders count, too: {_name_some(each)}"]
+    each = [f"<class>/{escape(name)} {count:,}" for name, count in nested.most_common()]
+    return [f"{folder.name}/: images in nested folders count, too: {list_some(each, _NAMED)}"]
 
 
 def _describe_repeated(folder: Path, repeated: list[str]) -> list[str]:
     """Describe the links to directories that their class has already."""
     if not repeated:
         return []
-    links = [_show(link[len(str(folder)) + 1 :]) for link in repeated]
-    return [f"{folder.name}/: links to what their class has already: {_name_some(links)}"]
-
-
-def _show(name: str) -> str:
-    """Return a name as it may be printed."""
-    return name if name.isprintable() else repr(name)
-
-
-def _name_some(names: list[str]) -> str:
-    named = ", ".join(names[:_NAMED])
-    return f"{named} and {len(names) - _NAMED} more" if len(names) > _NAMED else named
+    links = [escape(link[len(str(folder)) + 1 :]) for link in repeated]
+    return [f"{folder.name}/: links to what their class has already: {list_some(links, _NAMED)}"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from input_pipeline import SPLITS
 from metrics import EVALUATED, Measure
+from utils.console import list_some
 from utils.errors import UserError
 from utils.files import (
     format_csv,
@@ -161,9 +162,8 @@ class MetricsTable:
         path = self._directory / EVALUATED
         aside = find_free_name(path)
         write_whole(aside, lambda file: file.write(content))
-        more = f" and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
         self.notes.append(
-            f"{path} is damaged: {', '.join(faults[:FAULTS_NAMED])}{more}; "
+            f"{path} is damaged: {list_some(faults, FAULTS_NAMED)}; "
             f"the other cells are kept, and the old file as {aside.name}"
         )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
 from reproduction.grid import GridRun
+from rundir.names import METRICS
+from utils.files import read_csv
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,15 @@ class Work:
     def locate(self, run: GridRun) -> Path:
         """Return the directory of a run."""
         return self.save_dir / run.name
+
+    def is_trained(self, run: GridRun) -> bool:
+        """Return whether a run has trained all its epochs."""
+        path = self.locate(run) / METRICS
+        return path.exists() and len(read_csv(path)) == run.settings.epochs
+
+    def describe_training(self, name: str) -> str:
+        """Describe the accuracies after the last epoch, and the seconds, of the run of a name."""
+        rows = read_csv(self.save_dir / name / METRICS)
+        seconds = sum(float(row["seconds"]) for row in rows)
+        top1, uniform = (float(rows[-1][column]) for column in ("test_top1", "test_uniform"))
+        return f"test top-1 {top1:.2f} %, uniform {uniform:.2f} %, {seconds:.0f} s"

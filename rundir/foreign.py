@@ -16,6 +16,7 @@ from metrics.extraction import Extracted
 from models.foreign import find_version, is_foreign, translate_state, upgrade_state
 from rundir.bare import Bare
 from rundir.weights import load
+from utils.console import list_some
 from utils.errors import UserError
 from utils.files import open_regular
 
@@ -96,7 +97,7 @@ def _unwrap(path: Path, raw: Any) -> dict[str, Tensor]:
         raise UserError(f"{path} holds a {type(raw).__name__}, not a state_dict")
     state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
-        raise UserError(f"{path} holds no state_dict: its keys are {list_some(list(raw))}")
+        raise UserError(f"{path} holds no state_dict: its keys are {list_keys(list(raw))}")
     return state
 
 
@@ -127,7 +128,7 @@ def _rename_classifier(
         matrices = [key for key, value in state.items() if value.ndim == 2]
         raise UserError(
             f"--classifier {name}: {path} has no {name}.weight; its matrices are "
-            f"{list_some(matrices)}"
+            f"{list_keys(matrices)}"
         )
     pattern = re.compile(rf"{re.escape(name)}\.(weight|bias)")
     return {pattern.sub(r"fc.\1", k) if pattern.fullmatch(k) else k: v for k, v in state.items()}
@@ -149,7 +150,7 @@ def find_bias_mode(path: Path, state: Mapping[str, Tensor]) -> str:
     if weight is None or weight.ndim != 2:
         raise UserError(
             f"{path} holds no classifier named fc: give --classifier; its keys are "
-            f"{list_some(list(state))}"
+            f"{list_keys(list(state))}"
         )
     if bias is None:
         return "none"
@@ -178,8 +179,8 @@ def explain_misfit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> str:
     missing = [key for key in wanted if key not in state]
     other = [key for key in state if key not in wanted]
     if missing or other:
-        has = f"it has {list_some(other)}" if other else "it lacks names"
-        wants = f", the network wants {list_some(missing)}" if missing else ""
+        has = f"it has {list_keys(other)}" if other else "it lacks names"
+        wants = f", the network wants {list_keys(missing)}" if missing else ""
         return f"{has}{wants}"
     for key, tensor in wanted.items():
         if state[key].shape != tensor.shape:
@@ -188,7 +189,6 @@ def explain_misfit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> str:
     return "its values cannot be copied"
 
 
-def list_some(names: Sequence[Any]) -> str:
-    """List the first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(map(str, names[:SHOWN])) or 'none'}{more}"
+def list_keys(keys: Sequence[Any]) -> str:
+    """List the first keys, and how many more there are."""
+    return list_some(keys, SHOWN) or "none"

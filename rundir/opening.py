@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from args import Settings
@@ -22,6 +22,20 @@ from utils.errors import UserError
 
 ENDINGS = (".pth.tar", ".pth", ".pt", ".ckpt", ".safetensors")
 UNKNOWN_EPOCH = 0  # the epoch of weights whose file does not show it
+
+
+def open_chosen_runs(
+    paths: Sequence[str], selection: str, args: argparse.Namespace
+) -> list[ChosenRun]:
+    """Open several runs as `open_chosen_run` does.
+
+    Raises UserError also if all have a config.json, which makes flags for bare weights idle.
+    """
+    runs = [open_chosen_run(Path(path), selection, args) for path in paths]
+    given = list_given_flags(args)
+    if given and all(run.facts for run in runs):
+        raise UserError(f"--{given[0]} has no effect here: it stands in the run's {CONFIG}")
+    return runs
 
 
 def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> ChosenRun:
@@ -57,13 +71,6 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
         settings = settings.replace(bias_mode=find_mode(chosen, bare, settings))
     versions = Versions(NETWORKS[settings.model].version, PIXELS)
     return ChosenRun(directory, settings, {}, "", versions, chosen, bare=bare)
-
-
-def refuse_idle_bare_flags(args: argparse.Namespace, runs: list[ChosenRun]) -> None:
-    """Refuse flags for weights without a config.json where all have one. Raises UserError."""
-    given = list_given_flags(args)
-    if given and all(run.facts for run in runs):
-        raise UserError(f"--{given[0]} has no effect here: it stands in the run's {CONFIG}")
 
 
 def read_own_epoch(path: Path) -> int:

@@ -191,6 +191,12 @@ def format_count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def list_some(names: Sequence[object], most: int) -> str:
+    """List the first `most` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(map(str, names[:most]))}{more}"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns, the first to the left and the others to the right; cells are escaped."""
     lines = [[escape(cell) for cell in row] for row in (header, *rows)]
