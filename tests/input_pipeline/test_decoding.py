@@ -104,11 +104,13 @@ def files(folder):
     return sorted(folder.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_batches_need_no_room_in_dev_shm(files):
     # 10 images of 3 MB in one batch.
     assert decode(files, side=1024, shm="64k") == "right"
 
 
+@pytest.mark.slow
 def test_a_full_dev_shm_is_reported(files):
     line = decode(files, shm="4k")
     assert "/dev/shm" in line and "--shm-size" in line and "--num_workers 0" in line

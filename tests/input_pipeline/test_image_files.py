@@ -300,6 +300,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_strip_takes_little_memory(tmp_path):
     command = [sys.executable, "-c", STRIP, str(tmp_path / "0.png")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

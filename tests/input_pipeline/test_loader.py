@@ -165,6 +165,7 @@ def kill_a_worker(others) -> None:
     time.sleep(0.05)  # a handler of SIGCHLD would raise here, in the middle of other work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between_epochs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_worker_is_reported_where_a_batch_is_waited_for(splits, between_epochs):
     others = set(multiprocessing.active_children())

@@ -104,6 +104,7 @@ def test_a_compressed_entry_is_refused(tmp_path):
         load(path)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_header_changes_a_weight(path):
     """zipfile and torch read other fields: one flag leaves a tensor of torch's uninitialised."""
     content = path.read_bytes()

@@ -166,6 +166,7 @@ def test_help_is_shown_in_any_encoding(monkeypatch):
     assert r"JPEGs of 500\xd7375" in shown.stdout
 
 
+@pytest.mark.slow
 def test_training_ends_well_with_nobody_to_read_and_a_name_that_is_no_utf8(tmp_path):
     save_dir = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
     here = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
