@@ -141,6 +141,9 @@ class Settings(Table):
     epoch_save_step: Count = run(
         1, "write epoch_NNN.pth every N epochs and after the last", short="every{}"
     )
+    save_interval: Natural = run(
+        30, "least seconds between two writes of last.pth in training", shapes=False, before=30
+    )
     tensorboard: bool = run(False, "also write metrics as TensorBoard events", shapes=False)
 
     precision: Annotated[str, known(PRECISIONS, "precision")] = speed(

@@ -33,12 +33,13 @@ from rundir.directory import Run, choose_run
 from rundir.rebuild import build_batches, build_network, build_precision, build_run_data
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
+from training.saving import Saver
 from training.setup import build_objective, build_optimizer, set_epoch_rate
 from training.state import TrainState
 from training.step import Step, check_compiler, compile_function, explain_compile_error
 from utils.cli import NOT_FINITE, run_command
 from utils.console import Progress
-from utils.device import pick_device, synchronise
+from utils.device import pick_device
 from utils.precision import Precision, explain_determinism_error, set_determinism
 from utils.registry import load_function
 
@@ -100,27 +101,16 @@ def train(
         state.load(run)
         run.extend_config(settings.epochs)
     log.begin(state)
-    try:
+    with Saver(run, state) as saver:  # writes the files, also at a stop
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             rate = set_epoch_rate(settings, optimizer, epoch)
-            begun = time.monotonic()
-            row = {"epoch": epoch, "lr": rate}
-            row |= train_epoch(state, step, train_batches, rate, log, stop)
+            row: dict[str, float] = {"epoch": epoch, "lr": rate}
+            row |= train_epoch(state, step, train_batches, rate, log, stop, saver)
             row |= evaluate(model, test_batches, settings.loss, precision, stop)
             if not math.isfinite(row["test_loss"]):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
-            row["seconds"] = time.monotonic() - begun
-            is_best = state.finish_epoch(row)
-            regular = epoch % settings.epoch_save_step == 0 or epoch == settings.epochs
-            if regular:
-                run.write_weights(model.state_dict(), epoch)
-            state.save(run)
-            log.record_epoch(state)  # its row in metrics.csv commits the epoch
-            if is_best:
-                run.write_best(model.state_dict(), epoch)
-    except Stopped:
-        state.save(run)
-        raise
+            saver.save_epoch(row)
+            log.record_epoch(state)
     log.end(state)
 
 
@@ -131,6 +121,7 @@ def train_epoch(
     rate: float,
     log: RunLog,
     stop: StopSignal,
+    saver: Saver,
 ) -> dict[str, float]:
     """Train one epoch, or the rest of it; return its training columns of metrics.csv.
 
@@ -146,21 +137,20 @@ def train_epoch(
         meter.add(*step(images, targets), targets)
         state.step += 1
         if progress.is_due():
-            meter.check_finite(epoch, rate)
-            progress.show(meter.seen, f"loss {meter.read_mean_loss():.4f}")
+            saver.check()
+            progress.show(meter.seen, f"loss {meter.read_mean_loss(epoch, rate):.4f}")
         if stop.requested:
             break
     progress.close()
-    meter.check_finite(epoch, rate)
+    summary = meter.read_summary(epoch, rate)  # waits for the device
     if stop.requested:
         raise Stopped
-    synchronise(batches.device)
     seconds, images_seen = time.monotonic() - begun, meter.seen - seen
     compile_time = step.take_compile_time()
     if compile_time.seconds:
         log.console.say(compile_time.describe(images_seen))
     speed = compile_time.rate_without(images_seen, seconds)
-    return {**meter.read_summary(), "images_per_second": speed}
+    return {**summary, "images_per_second": speed}
 
 
 @torch.no_grad()

@@ -135,8 +135,7 @@ def run_as_train(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     for number, (images, targets) in iterate_full_batches(bench, data, device):
         meter.add(*step(images, targets), targets)
         if number == last:
-            meter.check_finite(1, RATE)
-            meter.read_summary()
+            meter.read_summary(1, RATE)
             meter.reset()
         yield step.take_compile_time().seconds
 

@@ -28,6 +28,7 @@ from rundir.names import (
     METRICS,
     METRICS_COLUMNS,
     NAMED_FIRST,
+    NEXT_BEST,
     name_checkpoint,
 )
 from rundir.resuming import list_changes
@@ -41,6 +42,7 @@ from utils.files import (
     read_csv,
     read_json,
     remove_temporaries,
+    rename_whole,
     write_csv,
     write_json,
 )
@@ -199,31 +201,47 @@ class Run:
         """Write metrics.csv, a row for each finished epoch."""
         write_csv(self / METRICS, METRICS_COLUMNS, history)
 
+    def read_metrics(self) -> list[dict[str, str]]:
+        """Read the rows of metrics.csv as text; none if it is absent or damaged."""
+        try:
+            return read_csv(self / METRICS)
+        except UserError:
+            return []
+
     def write_weights(self, weights: Mapping[str, Any], epoch: int) -> None:
         """Write a state_dict as epoch_NNN.pth."""
         save(self / name_checkpoint(epoch), weights, Origin(self.id, epoch))
 
-    def write_best(self, weights: Mapping[str, Any], epoch: int) -> None:
-        """Write the state_dict of an epoch as best_model.pth; no copy if epoch_NNN.pth holds it."""
-        checkpoint = self / name_checkpoint(epoch)
-        if read_origin(checkpoint) == Origin(self.id, epoch):
-            link_whole(checkpoint, self / BEST)
-        else:
-            save(self / BEST, weights, Origin(self.id, epoch))
+    def write_next_best(self, weights: Mapping[str, Any], epoch: int) -> None:
+        """Write the state_dict that `replace_best` will use if the epoch has no file of its own."""
+        save(self / NEXT_BEST, weights, Origin(self.id, epoch))
 
-    def complete_best(self, weights: Mapping[str, Any], epoch: int, best_epoch: int) -> None:
-        """Write best_model.pth again if a kill left one of another epoch than `best_epoch`.
+    def replace_best(self, epoch: int, weights: Mapping[str, Any] | None = None) -> None:
+        """Let best_model.pth hold the weights of an epoch; no copy if epoch_NNN.pth holds them.
+
+        It stays as it is if nothing holds them.
 
         Args:
-            weights: the state_dict after `epoch`.
-            epoch: finished epochs.
-            best_epoch: the one that metrics.csv shows as best.
+            epoch: the best one of those that last.pth contains.
+            weights: its state_dict, if it is at hand.
+        """
+        origin, checkpoint = Origin(self.id, epoch), self / name_checkpoint(epoch)
+        if read_origin(checkpoint) == origin:
+            link_whole(checkpoint, self / BEST)
+        elif read_origin(self / NEXT_BEST) == origin:
+            rename_whole(self / NEXT_BEST, self / BEST)
+        elif weights is not None:
+            save(self / BEST, weights, origin)
+
+    def complete_best(self, epoch: int, weights: Mapping[str, Any] | None) -> None:
+        """Write best_model.pth again if a kill left one of another epoch than the best.
+
+        Arguments are those of `replace_best`.
         """
         origin = read_origin(self / BEST)
-        if (self / BEST).exists() and origin in (None, Origin(self.id, best_epoch)):
-            return
-        if epoch == best_epoch or read_origin(self / name_checkpoint(best_epoch)):
-            self.write_best(weights, best_epoch)
+        if not (self / BEST).exists() or origin not in (None, Origin(self.id, epoch)):
+            self.replace_best(epoch, weights)
+        (self / NEXT_BEST).unlink(missing_ok=True)
 
     def has_checkpoints(self) -> bool:
         """Return whether the weights of an epoch after the first were saved."""

@@ -8,6 +8,7 @@ CONFIG = "config.json"
 METRICS = "metrics.csv"
 LAST = "last.pth"
 BEST = "best_model.pth"
+NEXT_BEST = "best_model.pth.next"  # the best weights, until last.pth contains their epoch
 LOG = "train_log.txt"
 LOCK = ".train.lock"  # held by the process that trains
 EVENTS = "tensorboard"

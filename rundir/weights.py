@@ -84,14 +84,20 @@ def explain_refusal(message: str) -> str:
     return textwrap.shorten(message, 90, placeholder=" …") if "PytorchStream" in message else ""
 
 
-def read_rng_state() -> dict[str, Any]:
-    """Return the states of the generators of dropout; the data's draws need none."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def read_rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of the generators of dropout; the data's draws need none.
+
+    They are those of the CPU and of the device, as tensors on the CPU; None without a GPU.
+    """
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def restore_rng_state(state: dict[str, Any]) -> None:
-    """Restore the states that `read_rng_state` returned."""
+def restore_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the states that `read_rng_state` returned, as far as this device has them."""
     torch.set_rng_state(state["cpu"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+    cuda = state["cuda"]
+    if isinstance(cuda, list):  # an earlier version saved those of all GPUs
+        cuda = cuda[device.index] if device.type == "cuda" and device.index < len(cuda) else None
+    if device.type == "cuda" and cuda is not None:
+        torch.cuda.set_rng_state(cuda.cpu(), device)

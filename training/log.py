@@ -13,8 +13,10 @@ from input_pipeline.splits import DataSet
 from rundir.directory import Run
 from rundir.names import METRICS_COLUMNS
 from training.state import TrainState
-from utils.console import Console, escape, format_count
+from utils.console import Console, escape, format_count, list_some
 from utils.errors import UserError
+
+EPOCHS_NAMED = 5  # of those that a resume trains again
 
 
 class RunLog:
@@ -63,13 +65,22 @@ class RunLog:
         steps = f" and {format_count(state.step, 'step')}" if state.step else ""
         finished = format_count(state.epoch, "epoch")
         self.console.say(f"resuming after {finished}{steps} of {self._settings.epochs}")
+        if state.newer:
+            self.console.say(
+                f"trains again what ended after the last saved state: epoch "
+                f"{list_some(state.newer, EPOCHS_NAMED)}; its files are set aside (*.aside)"
+            )
+        if state.moved:
+            self.console.say(
+                f"other hardware ({escape(state.moved)}): no longer bit for bit as a run that was "
+                "never stopped"
+            )
         if state.epoch == self._settings.epochs:
             self.console.say("nothing is left to do")
 
     def record_epoch(self, state: TrainState) -> None:
         """Record the epoch that was finished last."""
         row = state.history[-1]
-        self._run.write_metrics(state.history)
         if self._events is not None:
             for column in METRICS_COLUMNS[1:]:
                 self._events.add_scalar(column, row[column], row["epoch"])

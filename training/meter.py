@@ -28,8 +28,8 @@ class NonFiniteLoss(Exception):
 class Meter:
     """Loss and correct counts of one epoch of `steps` steps.
 
-    `add` only enqueues work on the device. `check_finite`, `read_mean_loss` and `read_summary` wait
-    for the device: call them at the epoch's end or when a display is due.
+    `add` only enqueues work on the device. `read_mean_loss` and `read_summary` wait for the device,
+    once each: call them at the epoch's end or when a display is due.
     """
 
     def __init__(self, steps: int, device: torch.device):
@@ -39,6 +39,11 @@ class Meter:
         self._correct = torch.zeros(2, dtype=torch.int64, device=device)
         self._sizes: list[int] = []  # samples in each step
         self._pending: list[tuple[Tensor, ...]] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the totals are."""
+        return self._objectives.device
 
     @property
     def steps(self) -> int:
@@ -80,24 +85,34 @@ class Meter:
         self._correct += count_correct(torch.cat(logits), labels)
         self._pending = []
 
-    def check_finite(self, epoch: int, learning_rate: float) -> None:
-        """Raise NonFiniteLoss for the first step whose objective is infinite or NaN."""
-        self._count()
-        bad = (~torch.isfinite(self._objectives)).nonzero()
-        if len(bad):
-            raise NonFiniteLoss(epoch, int(bad[0]) + 1, learning_rate)
+    def read_mean_loss(self, epoch: int, learning_rate: float) -> float:
+        """Return the mean loss over the samples so far, without the decay terms.
 
-    def read_mean_loss(self) -> float:
-        """Return the mean loss over the samples so far, without the decay terms."""
-        self._count()
-        losses = self._losses[: len(self._sizes)].tolist()
-        return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen
+        Raises NonFiniteLoss for the first step whose objective is infinite or NaN; `epoch` and
+        `learning_rate` are for its message.
+        """
+        return self._read(epoch, learning_rate)[0]
 
-    def read_summary(self) -> dict[str, float]:
-        """Return the mean loss without the decay terms, accuracies in percent."""
-        mean_loss = self.read_mean_loss()
-        top1, top5 = (100 * count / self.seen for count in self._correct.tolist())
+    def read_summary(self, epoch: int, learning_rate: float) -> dict[str, float]:
+        """Return the mean loss without the decay terms, accuracies in percent.
+
+        Raises NonFiniteLoss as `read_mean_loss`.
+        """
+        mean_loss, correct = self._read(epoch, learning_rate)
+        top1, top5 = (100 * count / self.seen for count in correct)
         return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
+
+    def _read(self, epoch: int, learning_rate: float) -> tuple[float, list[float]]:
+        """Read mean loss and correct counts from the device, all in one transfer."""
+        self._count()
+        steps = len(self._sizes)
+        totals = [self._objectives[:steps], self._losses[:steps], self._correct]
+        values = torch.cat([total.double() for total in totals]).tolist()  # exact in float64
+        objectives, losses, correct = values[:steps], values[steps:-2], values[-2:]
+        for step, objective in enumerate(objectives, start=1):
+            if not math.isfinite(objective):
+                raise NonFiniteLoss(epoch, step, learning_rate)
+        return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen, correct
 
     def state_dict(self) -> dict[str, Any]:
         """Return the totals for last.pth."""

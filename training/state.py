@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from args import Settings
+from rundir.aside import set_newer_aside
 from rundir.directory import Run
 from rundir.names import LAST, METRICS
 from rundir.weights import load, read_rng_state, restore_rng_state
@@ -34,6 +36,9 @@ class TrainState:
         epoch: finished epochs.
         step: finished steps of the epoch after them.
         history: a row of metrics.csv for each finished epoch.
+        seconds: that the epoch after them has taken before a resume.
+        newer: epochs that a kill had left newer than last.pth, which a resume has set aside.
+        moved: what differs in the hardware since the state was saved, in words; "" for nothing.
     """
 
     settings: Settings
@@ -44,6 +49,14 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    newer: list[int] = field(default_factory=list)
+    moved: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that trains."""
+        return self.meter.device
 
     @property
     def best(self) -> float:
@@ -52,7 +65,9 @@ class TrainState:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch of the best test top-1."""
+        """The first epoch of the best test top-1; 0 before the first epoch."""
+        if not self.history:
+            return 0
         return int(max(self.history, key=lambda row: row["test_top1"])["epoch"])
 
     def begin_epoch(self) -> None:
@@ -64,32 +79,32 @@ class TrainState:
     def finish_epoch(self, row: dict[str, Any]) -> bool:
         """Count the epoch; return whether its test top-1 is the best so far."""
         is_best = bool(row["test_top1"] > self.best)
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.history.append(row)
         return is_best
 
-    def save(self, run: Run) -> None:
-        """Write last.pth. Raises UserError if it cannot be written."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the content of last.pth. Its tensors are those in use: copy them before a step."""
         position = {
             "epoch": self.epoch,
             "step": self.step,
+            "seconds": self.seconds,
             "best": self.best,
             "history": self.history,
         }
-        run.write_state(
-            {
-                "settings": identify(self.settings),
-                "position": position,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "meter": self.meter.state_dict() if self.step else None,
-                "rng": read_rng_state(),
-            }
-        )
+        return {
+            "settings": identify(self.settings),
+            "position": position,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state_dict() if self.step else None,
+            "rng": read_rng_state(self.device),
+            "hardware": describe_hardware(self.device),
+        }
 
     def load(self, run: Run) -> None:
-        """Restore the state from last.pth, if there is one.
+        """Restore the state from last.pth, if there is one; set aside what is newer.
 
         Raises UserError if it is damaged, of other settings, or lost.
         """
@@ -106,15 +121,27 @@ class TrainState:
         except REFUSED as error:
             reason = textwrap.shorten(str(error), 90, placeholder=" …")
             raise UserError(f"{run / LAST} does not fit the run's config.json: {reason}") from error
-        if self.history and self.step == 0:
-            run.complete_best(self.model.state_dict(), self.epoch, self.best_epoch)
+        self._take_over_seconds(run)
+        self.newer = set_newer_aside(run.directory, self.epoch)
+        if self.history:
+            is_last = self.step == 0 and self.best_epoch == self.epoch
+            run.complete_best(self.best_epoch, self.model.state_dict() if is_last else None)
+
+    def _take_over_seconds(self, run: Run) -> None:
+        """Take the seconds of metrics.csv: a last epoch's contain the writing of last.pth."""
+        for row, written in zip(self.history, run.read_metrics(), strict=False):
+            with contextlib.suppress(ValueError, KeyError):
+                row["seconds"] = float(written["seconds"])
 
     def _take(self, state: dict[str, Any]) -> None:
         """Check every part of a stored state, then use it. Raises one of `REFUSED`."""
-        if Settings.add_before(state["settings"]) != identify(self.settings):
+        idle = Settings.names(shapes=False)
+        stored = Settings.add_before(state["settings"])
+        if {k: v for k, v in stored.items() if k not in idle} != identify(self.settings):
             raise ValueError("it was written with other settings")
         position = state["position"]
         epoch, step = position["epoch"], position["step"]
+        seconds = float(position.get("seconds", 0.0))  # an earlier version did not keep it
         if not (isinstance(epoch, int) and isinstance(step, int)):
             raise ValueError("it does not show how far the run has come")
         if not (0 <= epoch <= self.settings.epochs and 0 <= step <= self.meter.steps):
@@ -129,12 +156,30 @@ class TrainState:
                 raise ValueError(f"the meter has not counted {step} steps")
             self.meter.load_state_dict(meter)
         self.scaler.load_state_dict(state["scaler"])
-        restore_rng_state(state["rng"])
+        restore_rng_state(state["rng"], self.device)
+        self.moved = compare_hardware(state.get("hardware"), describe_hardware(self.device))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(optimizer)
-        self.epoch, self.step, self.history = epoch, step, list(position["history"])
+        self.epoch, self.step, self.seconds = epoch, step, seconds
+        self.history = [dict(row) for row in position["history"]]
 
 
 def identify(settings: Settings) -> dict[str, Any]:
     """Return the settings that shape what a run learns, without the number of epochs."""
     return {name: value for name, value in settings.get_shaping().items() if name != "epochs"}
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """Describe what the bits of a run depend on: the kind of processor and the number in use."""
+    if device.type == "cuda":
+        return {"kind": torch.cuda.get_device_name(device), "count": 1}
+    kind = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return {"kind": kind, "count": torch.get_num_threads()}
+
+
+def compare_hardware(before: Any, now: dict[str, Any]) -> str:
+    """Return in words what has changed since a state was saved; "" for nothing, or if unknown."""
+    if not isinstance(before, dict) or before == now:
+        return ""
+    old, new = (f"{one.get('count')} × {one.get('kind')}" for one in (before, now))
+    return f"{new}, {old} before"

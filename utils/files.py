@@ -63,6 +63,16 @@ def link_whole(source: Path, path: Path) -> None:
             temporary.unlink()  # two names of one file: os.replace leaves both
 
 
+def rename_whole(source: Path, path: Path) -> None:
+    """Rename a file to a name in its directory; replace a file there. Raises UserError."""
+    _refuse_special(path)
+    try:
+        os.replace(source, path)
+    except OSError as error:
+        raise UserError(f"cannot rename {source} to {path.name}: {error.strerror}") from error
+    _sync_directory(path.parent)
+
+
 def _refuse_special(path: Path) -> None:
     """Refuse to replace a device, a pipe, a socket or a directory. Raises UserError."""
     try:

@@ -33,7 +33,7 @@ def test_means_and_counts_by_hand(soft):
             hits += rank < 1
             top5 += rank < 5
     assert meter.seen == sum(SIZES)
-    found = meter.read_summary()
+    found = meter.read_summary(1, 0.1)
     assert found["train_loss"] == pytest.approx(total / sum(SIZES), rel=1e-12)
     assert found["train_top1"] == 100 * hits / sum(SIZES)
     assert found["train_top5"] == 100 * top5 / sum(SIZES)
@@ -46,12 +46,12 @@ def test_reading_and_resuming_change_no_bit(stop):
         whole.add(*step)
         if number < stop:
             first.add(*step)
-            assert first.read_mean_loss() > 0
+            assert first.read_mean_loss(1, 0.1) > 0
         else:
             if number == stop:
                 second.load_state_dict(first.state_dict())
             second.add(*step)
-    assert second.read_summary() == whole.read_summary()
+    assert second.read_summary(1, 0.1) == whole.read_summary(1, 0.1)
     assert second.seen == whole.seen
 
 
@@ -61,7 +61,7 @@ def test_the_first_step_that_diverged_is_named(at):
     for number, (objective, *rest) in enumerate(steps()):
         meter.add(objective / 0 if number >= at else objective, *rest)
     with pytest.raises(NonFiniteLoss, match=f"epoch 3, step {at + 1}, learning rate 0.1;"):
-        meter.check_finite(3, 0.1)
+        meter.read_summary(3, 0.1)
 
 
 def test_reset_forgets_all():
@@ -72,4 +72,4 @@ def test_reset_forgets_all():
     assert meter.seen == 0
     one = next(steps())
     meter.add(*one)
-    assert meter.read_mean_loss() == one[1].item()
+    assert meter.read_mean_loss(1, 0.1) == one[1].item()

@@ -128,7 +128,7 @@ def test_nothing_in_a_step_is_read_back(kind, augment):
     assert meter.seen == 40
     assert readings.found == []
     with readings:
-        meter.check_finite(1, 0.05)
+        torch.ones(1).item()
     assert readings.found  # the recorder does see one
 
 
