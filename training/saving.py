@@ -119,6 +119,8 @@ class Saver:
             self._unsaved = self._kept.take(self._state.state_dict())
         if self._unsaved is not None:
             self._write(self._unsaved, regular=False, due=True)
+        if self._state.epoch == self._settings.epochs:
+            remove_aside(self._run.directory)
 
     def save_epoch(self, row: dict[str, Any]) -> None:
         """Count an epoch that has ended, with its row of metrics.csv but for `seconds`.
@@ -146,7 +148,6 @@ class Saver:
             self.wait()
             row["seconds"] += time.monotonic() - now
             self._run.write_metrics(state.history)
-            remove_aside(self._run.directory)
 
     def check(self) -> None:
         """Raise the error of the thread, if there is one; waits for nothing."""
