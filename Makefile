@@ -1,5 +1,5 @@
 # make demo: train ResNet18 on the bundled digits with CE and with BCE, and compare them.
-# make bench: the speed of training on the CPU beside a conventional loop, two to three minutes.
+# make bench: the speed of training on the CPU beside a conventional loop, a minute and a half.
 # make test: lint and all tests, as continuous integration runs them.
 # make test-fast: lint and the tests that are not marked slow.
 PYTHON ?= python3
@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/train_speed.py --gpu_id -1 --steps 2 --rounds 7
+	$(BIN)/python benchmarks/train_speed.py --gpu_id -1 --steps 2 --rounds 6
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +21,23 @@ class Kind:
         title: its name in the table.
         function: maps (`Bench`, data set, device) to a generator. It yields after each step the
             seconds that the step compiled.
-        keeps_memory: whether its process keeps the memory that it frees, as train.py does.
+        ours: whether its process computes with train.py's settings: freed memory is kept, and
+            cuDNN tries its kernels. A conventional loop has torch's defaults.
     """
 
     title: str
     function: str
-    keeps_memory: bool = True
+    ours: bool = True
 
 
+FEW_WORKERS = 2  # of loop (a2)
 KINDS: dict[str, Kind] = {
-    "a": Kind("conventional", "benchmarks.loops:run_conventionally", keeps_memory=False),
+    "a2": Kind("conventional", "benchmarks.loops:run_conventionally", ours=False),
+    "a": Kind("conventional", "benchmarks.loops:run_conventionally", ours=False),
     "b": Kind("train.py", "benchmarks.loops:run_as_train"),
     "c": Kind("ceiling", "benchmarks.loops:run_step_alone"),
     "d": Kind("batches", "benchmarks.loops:run_batches_alone"),
+    "e": Kind("whole epoch", "benchmarks.epochs:run_epochs"),
 }
 
 
@@ -48,8 +53,9 @@ class Bench:
         data_dir: an image tree; None: random images in memory.
         stream: whether the images of the tree are read from files even if they are few.
         layout: torch's name of the memory format in place of train.py's; None: train.py's.
-        graphs: whether a compiled step uses CUDA graphs.
-        keep_memory: whether the process keeps the memory that it frees on the CPU.
+        graphs: whether the step is recorded as a CUDA graph.
+        ours: whether the process computes with train.py's settings, see `Kind`.
+        keep_memory: whether it keeps the memory that it frees on the CPU.
     """
 
     settings: Settings
@@ -59,7 +65,8 @@ class Bench:
     data_dir: str | None = None
     stream: bool = False
     layout: str | None = None
-    graphs: bool = True
+    graphs: bool = False
+    ours: bool = True
     keep_memory: bool = True
 
     @property
@@ -103,10 +110,6 @@ def _compile(bench: Bench) -> Bench:
     return bench.replace_settings(compile=True)
 
 
-def _compile_without_graphs(bench: Bench) -> Bench:
-    return dataclasses.replace(_compile(bench), graphs=False)
-
-
 def _use_graphs(bench: Bench) -> Bench:
     return dataclasses.replace(bench, graphs=True)
 
@@ -122,18 +125,37 @@ GPU_MEANS: dict[str, Callable[[Bench], Bench]] = {
     "tf32": _use_tf32,
     "bf16": _use_bf16,
     "channels_last": _use_channels_last,
-    "compile": _compile_without_graphs,
     "graphs": _use_graphs,
+    "compile": _compile,
 }
 
 
-def list_loops(bench: Bench, kinds: Sequence[str]) -> list[Loop]:
-    """Return a loop of each kind, all with the same settings."""
+def count_usable_cores() -> int:
+    """Count the cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def list_default_kinds() -> list[str]:
+    """List all kinds; (a2) only where it has fewer workers than (a)."""
+    return [name for name in KINDS if name != "a2" or count_usable_cores() > FEW_WORKERS]
+
+
+def list_loops(bench: Bench, kinds: Sequence[str], num_workers: int | None = None) -> list[Loop]:
+    """Return a loop of each kind, all with the same settings.
+
+    `num_workers` are those of (a); by default a worker for each usable core.
+    """
+    workers = {"a2": FEW_WORKERS, "a": count_usable_cores() if num_workers is None else num_workers}
     loops = []
-    for letter in kinds:
-        kind = KINDS[letter]
-        kept = dataclasses.replace(bench, keep_memory=kind.keeps_memory)
-        loops.append(Loop(letter, f"({letter}) {kind.title}", kept))
+    for name in kinds:
+        kind = KINDS[name]
+        chosen = dataclasses.replace(bench, ours=kind.ours, keep_memory=kind.ours)
+        if name in workers:
+            chosen = chosen.replace_settings(num_workers=workers[name])
+        loops.append(Loop(name, f"({name}) {kind.title}", chosen))
     return loops
 
 
@@ -157,8 +179,6 @@ def list_means(bench: Bench, asked: Sequence[str], on_gpu: bool) -> list[Loop]:
         del means["channels_last"]
     chosen = asked or list(means)
     idle = [name for name in chosen if name not in means]
-    if "graphs" in chosen and "compile" not in chosen:
-        idle.append("graphs without compile")
     if idle:
         known = ", ".join(means)
         raise UserError(f"--what_helps {idle[0]} has no effect here: use some of {known}")

@@ -1,10 +1,13 @@
 """The loops of train_speed.py. Each yields after every step the seconds that it compiled.
 
 (a) conventional: PIL images, torchvision transforms, DataLoader workers, float32, contiguous, and
-    an .item() of loss and accuracy in every step, as a newcomer would write it;
+    an .item() of loss and accuracy in every step, as a newcomer would write it, with torch's
+    defaults; a worker for each usable core;
+(a2) the same with two workers;
 (b) train.py: its own batches, step and meter, in the resolved precision of --precision;
 (c) ceiling: the step of (b) on one resident batch, with no data work and no metrics;
-(d) batches: the batches of (b), decoded, augmented and delivered, with no step.
+(d) batches: the batches of (b), decoded, augmented and delivered, with no step;
+(e) whole epoch: train.py's training, test and saving, in benchmarks/epochs.py.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-import train
 from benchmarks.bench import Bench
 from benchmarks.images import get_training_images
 from input_pipeline import AUGMENTATIONS
@@ -27,6 +29,7 @@ from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
 from objective import LOSSES
 from objective.optimizers import build_optimizer
 from rundir.rebuild import build_batches, build_network, build_precision
+from train import build_step
 from training.meter import Meter
 from training.setup import build_objective
 from training.step import Step
@@ -79,7 +82,7 @@ def build_plain_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
     if name == "AdamW":
         return torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY)
-    raise UserError(f"--optimizer {name}: the conventional loop has none; add --loops b c d")
+    raise UserError(f"--optimizer {name}: the conventional loop has none; add --loops b c d e")
 
 
 def run_conventionally(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
@@ -125,8 +128,7 @@ def run_as_train(bench: Bench, data: DataSet, device: torch.device) -> Seconds:
     """
     batch_size, split = bench.settings.batch_size, get_training_images(data)
     if isinstance(split, TensorSplit):
-        count = min(len(split), bench.steps * batch_size)
-        split = split.select(torch.arange(count))
+        split = take_first(split, bench.steps * batch_size)
         data = dataclasses.replace(data, train=split)
     model, step = prepare_step(bench, data, device)
     last = len(split) // batch_size - 1
@@ -154,6 +156,11 @@ def run_batches_alone(bench: Bench, data: DataSet, device: torch.device) -> Seco
     """Run loop (d)."""
     for _ in iterate_full_batches(bench, data, device):
         yield 0.0
+
+
+def take_first(split: Split, count: int) -> Split:
+    """Return the first `count` images, or all."""
+    return split.select(torch.arange(min(len(split), count)))
 
 
 def iterate_full_batches(
@@ -188,14 +195,14 @@ def prepare_step(bench: Bench, data: DataSet, device: torch.device) -> tuple[nn.
     precision = choose_bench_precision(bench, device)
     model = precision.place(draw_network(bench, data))
     optimizer = build_optimizer(bench.settings.optimizer, model, RATE, DECAY, DECAY)
-    step = train.build_step(
+    step = build_step(
         model,
         optimizer,
         precision.build_scaler(),
         build_objective(bench.settings),
         precision,
-        bench.settings.compile,
-        bench.graphs,
+        compiled=bench.settings.compile,
+        graphs=bench.graphs,
     )
     return model, step
 

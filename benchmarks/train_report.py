@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 import torchvision
 
-from args import Settings
+from args import Settings, complete
 from benchmarks.bench import Bench, Loop, list_loops, list_means
 from benchmarks.images import get_training_images, load_images, write_photos
 from benchmarks.matrix_rate import MatrixShare, compute_shares
@@ -22,7 +21,7 @@ from benchmarks.turns import Timing, measure_loops
 from input_pipeline.splits import Split, TensorSplit
 from rundir.rebuild import build_precision
 from training.step import check_compiler
-from utils.console import format_table
+from utils.console import format_count, format_table
 from utils.device import pick_device
 from utils.environment import name_processor
 from utils.errors import UserError
@@ -32,6 +31,7 @@ from utils.precision import set_determinism
 EPOCH = 50_000  # images of CIFAR's training sets
 SMALL_SET = 2048  # random images by default outside a GPU's memory
 CLASSES = 10
+OURS = ("b", "c", "e")  # the kinds that take train.py's steps
 
 Reference = tuple[str, list[list[float] | None]]
 
@@ -43,12 +43,13 @@ def compare_loops(args: argparse.Namespace) -> int:
         check_compiler(device)
     bench = build_bench(args, device)
     set_determinism(False)
-    if not args.stream or args.data_dir is not None:
-        compare(args, bench, device, device_name)
-        return 0
     with tempfile.TemporaryDirectory() as root:
-        write_photos(Path(root), bench.num_images, bench.num_classes)
-        compare(args, dataclasses.replace(bench, data_dir=root), device, device_name)
+        bench = bench.replace_settings(save_dir=root)
+        if args.stream and args.data_dir is None:
+            photos = Path(root) / "photos"
+            write_photos(photos, bench.num_images, bench.num_classes)
+            bench = dataclasses.replace(bench, data_dir=str(photos))
+        compare(args, bench, device, device_name)
     return 0
 
 
@@ -57,6 +58,8 @@ def build_bench(args: argparse.Namespace, device: torch.device) -> Bench:
 
     Raises UserError.
     """
+    if args.graphs and device.type != "cuda":
+        raise UserError("--graphs has no effect here: it is for NVIDIA GPUs")
     settings = Settings().replace(
         model=args.model,
         dataset="folder",
@@ -67,17 +70,18 @@ def build_bench(args: argparse.Namespace, device: torch.device) -> Bench:
         augment=args.augment,
         compile=args.compile,
         gpu_id=args.gpu_id,
-        num_workers=min(8, os.cpu_count() or 1) if args.num_workers is None else args.num_workers,
+        num_workers=args.num_workers,
     )
     precision = build_precision(settings, args.precision, device)
     many = device.type == "cuda" and not args.stream
     return Bench(
-        settings.replace(precision=precision.name),
+        complete(settings.replace(precision=precision.name)),
         steps=args.steps or 0,
         num_images=args.num_images or (EPOCH if many else SMALL_SET),
         num_classes=args.num_classes or CLASSES,
         data_dir=args.data_dir,
         stream=args.stream,
+        graphs=args.graphs,
     )
 
 
@@ -94,17 +98,18 @@ def compare(args: argparse.Namespace, bench: Bench, device: torch.device, device
         steps=bench.steps or (len(images) // args.batch_size if device.type == "cuda" else 4),
     )
     if args.what_helps is None:
-        loops = list_loops(bench, args.loops)
+        loops = list_loops(bench, args.loops, args.num_workers)
     else:
         loops = list_means(bench, args.what_helps, on_gpu=device.type == "cuda")
     timings = measure_loops(loops, args.rounds)
     print_setting(args, bench, images, device_name)
+    print_backends(loops, timings)
     print(format_report(timings, list_references(loops, timings)))
     shares = compute_shares(loops, timings, device)
     for name, share in shares.items():
         print(
             f"{name}: {share.flops / 1e9:.1f} GFLOP per step, {share.share:.0%} of the "
-            f"{share.matrix_rate / 1e9:.0f} GFLOP/s that a matrix product reaches"
+            f"{share.matrix_rate / 1e9:.0f} GFLOP/s that large products reach"
         )
     if args.json:
         write_results(args, bench, device_name, timings, shares)
@@ -115,8 +120,20 @@ def print_setting(args: argparse.Namespace, bench: Bench, images: Split, device_
     print(f"{bench.settings.model}, {side}×{side}, batch {args.batch_size}, {device_name}")
     where = "in memory" if isinstance(images, TensorSplit) else "read from files"
     print(f"{len(images)} images {where}, torch {torch.__version__}")
-    if args.what_helps is None and {"b", "c"} & set(args.loops):
-        print(f"(b) and (c) in {bench.settings.precision}{', compiled' * args.compile}")
+
+
+def print_backends(loops: Sequence[Loop], timings: Mapping[str, Timing]) -> None:
+    """Print how the conventional loops and ours compute."""
+    for loop in loops:
+        if not loop.bench.ours:
+            workers = format_count(loop.bench.settings.num_workers or 0, "worker")
+            print(f"({loop.kind}) in fp32, {workers}, {timings[loop.name].backend}")
+    names = [loop.kind for loop in loops if loop.kind in OURS]
+    if names and len(set(names)) == len(names):
+        bench = next(loop.bench for loop in loops if loop.kind in OURS)
+        means = ", compiled" * bench.settings.compile + ", recorded" * bench.graphs
+        words = " ".join(f"({name})" for name in names)
+        print(f"{words} in {bench.settings.precision}{means}")
 
 
 def format_report(timings: Mapping[str, Timing], references: Sequence[Reference]) -> str:
@@ -126,8 +143,9 @@ def format_report(timings: Mapping[str, Timing], references: Sequence[Reference]
         timings: by the loops' names.
         references: columns of ratios: their titles, and for each loop the seconds to compare with.
     """
+    compiled = any(timing.compile_seconds for timing in timings.values())
     header = ["loop", "images/s", "ms/step", f"{EPOCH:,} in s", *[name for name, _ in references]]
-    header += ["peak MiB", "first step s", "of it compiling"]
+    header += ["peak MiB", "first step s", *["of it compiling"] * compiled]
     rows = [
         [
             name,
@@ -137,7 +155,7 @@ def format_report(timings: Mapping[str, Timing], references: Sequence[Reference]
             *[format_ratio(base[number], timing.seconds) for _, base in references],
             f"{timing.peak_memory_mib:.0f}",
             f"{timing.first_step_seconds:.1f}",
-            f"{timing.compile_seconds:.1f}",
+            *[f"{timing.compile_seconds:.1f}"] * compiled,
         ]
         for number, (name, timing) in enumerate(timings.items())
     ]
@@ -145,13 +163,14 @@ def format_report(timings: Mapping[str, Timing], references: Sequence[Reference]
 
 
 def list_references(loops: Sequence[Loop], timings: Mapping[str, Timing]) -> list[Reference]:
-    """Return the columns of ratios: to (a) and (c), or to the first row and the row before."""
+    """Return the columns of ratios: to (a2), (a) and (c), or to the first and the row before."""
     seconds = [timing.seconds for timing in timings.values()]
     if len({loop.kind for loop in loops}) < len(loops):
         first: list[list[float] | None] = [seconds[0] for _ in loops]
         return [("× first", first), ("× the row before", [None, *seconds[:-1]])]
     by_kind = {loop.kind: values for loop, values in zip(loops, seconds, strict=True)}
-    return [(f"× ({kind})", [by_kind.get(kind) for _ in loops]) for kind in ("a", "c")]
+    bases = [kind for kind in ("a2", "a", "c") if kind in by_kind]
+    return [(f"× ({kind})", [by_kind[kind] for _ in loops]) for kind in bases]
 
 
 def write_results(

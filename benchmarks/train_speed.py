@@ -4,11 +4,12 @@
     python benchmarks/train_speed.py --stream --img_size 224 --model ResNet50 --batch_size 64
     python benchmarks/train_speed.py --what_helps
 
-(a) is a conventional loop, (b) train.py's, (c) its step alone and (d) its batches alone:
-benchmarks/loops.py describes them. --stream reads the images from files. --what_helps compares the
-step without and with each means instead. On the CPU these are memory (freed memory is kept),
-channels_last, bf16 and compile. On a GPU they are tf32, bf16, channels_last, compile and graphs
-(CUDA graphs).
+(a) is a conventional loop with a worker for each usable core, (a2) the same with two workers, (b)
+train.py's, (c) its step alone, (d) its batches alone, and (e) its whole epoch with test and saving:
+benchmarks/loops.py describes them. (e) writes its files to the temporary directory (TMPDIR).
+--stream reads the images from files. --what_helps compares the step without and with each means
+instead. On the CPU these are memory (freed memory is kept), channels_last, bf16 and compile. On a
+GPU they are tf32, bf16, channels_last, graphs (the step is a CUDA graph) and compile.
 
 Each loop runs in a process of its own with its own memory peak. The loops take turns (a, b, c,
 a, …) of --steps steps. The table shows medians over the rounds.
@@ -27,7 +28,7 @@ from pydantic import Field
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from args import PRECISIONS
-from benchmarks.bench import CPU_MEANS, GPU_MEANS, KINDS
+from benchmarks.bench import CPU_MEANS, GPU_MEANS, KINDS, list_default_kinds
 from input_pipeline import AUGMENTATIONS
 from models import NETWORKS
 from objective import LOSSES, OPTIMIZERS
@@ -71,10 +72,11 @@ def build_parser() -> Parser:
 def add_step_flags(parser: Parser) -> None:
     add_name(parser, "--model", NETWORKS, "model", "ResNet18")
     add_number(parser, "--batch_size", AtLeastTwo, 128, "(default: 128)")
-    add_name(parser, "--precision", PRECISIONS, "precision", "auto", "of b, c ")
+    add_name(parser, "--precision", PRECISIONS, "precision", "auto", "of b to e ")
     add_name(parser, "--loss", LOSSES, "loss", "BCE")
     add_name(parser, "--optimizer", OPTIMIZERS, "optimizer", "SGD")
-    parser.add_argument("--compile", action="store_true", help="compile (b) and (c) (default: off)")
+    for flag, verb in (("--compile", "compile"), ("--graphs", "record as a CUDA graph")):
+        parser.add_argument(flag, action="store_true", help=f"{verb} (b), (c), (e) (default: off)")
 
 
 def add_image_flags(parser: Parser) -> None:
@@ -99,7 +101,13 @@ def add_image_flags(parser: Parser) -> None:
         metavar="DIR",
         help="image tree as of train.py --dataset folder (default: random images)",
     )
-    add_number(parser, "--num_workers", Natural, None, "(default: the cores, at most 8)")
+    add_number(
+        parser,
+        "--num_workers",
+        Natural,
+        None,
+        "of all but (a2) (default: the usable cores for (a), train.py's for the others)",
+    )
     add_name(parser, "--augment", AUGMENTATIONS, "augmentation", "DA1", "DA1+DA2 not with (a) ")
 
 
@@ -109,12 +117,16 @@ def add_timing_flags(parser: Parser) -> None:
         "--steps",
         Count,
         None,
-        "timed steps per turn, for (d) whole epochs (default: on a GPU an epoch, else 4)",
+        "timed steps per turn and epoch; (d): whole epochs (default: on a GPU an epoch, else 4)",
     )
     add_number(parser, "--rounds", Count, 5, "turns of each loop (default: 5)")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
-        "--loops", nargs="+", choices=list(KINDS), default=list(KINDS), help="(default: a b c d)"
+        "--loops",
+        nargs="+",
+        choices=list(KINDS),
+        default=list_default_kinds(),
+        help="(default: all; a2 where more than 2 cores are usable)",
     )
     chosen.add_argument(
         "--what_helps",
@@ -164,19 +176,22 @@ def refuse_idle_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that would have no effect. Raises UserError."""
     if len(set(args.loops)) < len(args.loops):
         raise UserError("--loops names a loop twice")
-    if args.compile and not {"b", "c"} & set(args.loops):
-        raise UserError("--compile has no effect here: it belongs to (b) and (c)")
+    for name in ("compile", "graphs"):
+        if getattr(args, name) and not {"b", "c", "e"} & set(args.loops):
+            raise UserError(f"--{name} has no effect here: it belongs to (b), (c) and (e)")
     reasons = {
         "num_images": "--data_dir holds the images" if args.data_dir is not None else None,
         "num_classes": "--data_dir shows the classes" if args.data_dir is not None else None,
         "precision": "--what_helps sets it" if args.what_helps is not None else None,
         "compile": "--what_helps sets it" if args.what_helps is not None else None,
+        "graphs": "--what_helps sets it" if args.what_helps is not None else None,
     }
     for name, reason in reasons.items():
         if reason and getattr(args, name) not in (None, "auto", False):
             raise UserError(f"--{name} has no effect here: {reason}")
-    if args.augment == "DA1+DA2" and "a" in args.loops and args.what_helps is None:
-        raise UserError("--augment DA1+DA2: the conventional loop has no Mixup; add --loops b c d")
+    conventional = args.what_helps is None and {"a", "a2"} & set(args.loops)
+    if args.augment == "DA1+DA2" and conventional:
+        raise UserError("--augment DA1+DA2: a conventional loop has no Mixup; add --loops b c d e")
 
 
 if __name__ == "__main__":

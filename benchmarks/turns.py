@@ -37,6 +37,7 @@ class Timing:
         batch_size: images per step.
         first_step_seconds: time of the first step, and of building the network and the batches.
         compile_seconds: time of compiling in it.
+        backend: the modes of cuDNN and of the matrix units in its process.
         seconds: the mean time of a step in each round.
         peak_memory_mib: peak of the GPU's tensors, or of the process if it computes on the CPU.
     """
@@ -44,6 +45,7 @@ class Timing:
     batch_size: int
     first_step_seconds: float
     compile_seconds: float
+    backend: str = ""
     seconds: list[float] = field(default_factory=list)
     peak_memory_mib: float = 0.0
 
@@ -63,6 +65,7 @@ class Timing:
             "seconds": self.seconds,
             "first_step_seconds": self.first_step_seconds,
             "compile_seconds": self.compile_seconds,
+            "backend": self.backend,
             "peak_memory_mib": self.peak_memory_mib,
             "ms_per_step": self.ms_per_step,
             "images_per_second": self.images_per_second,
@@ -77,8 +80,8 @@ def measure_loops(loops: Sequence[Loop], rounds: int) -> dict[str, Timing]:
     try:
         for loop in loops:
             pipes[loop.name], children[loop.name] = start_process(loop)
-            first_step, compiling = receive(pipes[loop.name])
-            timings[loop.name] = Timing(loop.bench.settings.batch_size, first_step, compiling)
+            started = receive(pipes[loop.name])
+            timings[loop.name] = Timing(loop.bench.settings.batch_size, *started)
         for _, loop in itertools.product(range(rounds), loops):
             timings[loop.name].seconds.append(ask(pipes[loop.name], "go"))
             time.sleep(SETTLE)
@@ -127,23 +130,24 @@ def serve_turns(loop: Loop, start_method: str, pipe: Connection) -> None:
     try:
         # A spawned process would spawn its workers, too, and each worker would import torch.
         multiprocessing.set_start_method(start_method, force=True)
-        set_determinism(False)
+        if loop.bench.ours:
+            set_determinism(False)
         device, _ = pick_device(loop.bench.settings.gpu_id, loop.bench.keep_memory)
         data = load_images(loop.bench)
         steps = load_function(KINDS[loop.kind].function)(loop.bench, data, device)
-        count, drained = count_steps(loop, data, device)
+        turn = plan_turn(loop, data, device)
         begun = time.perf_counter()
         compiling = next(steps)
         synchronise(device)
-        pipe.send(("ready", (time.perf_counter() - begun, compiling)))
+        pipe.send(("ready", (time.perf_counter() - begun, compiling, describe_backend())))
         next(steps)  # cuDNN's trials, allocator
         while pipe.recv() == "go":
-            take_steps(steps, drained)
+            take_steps(steps, turn.untimed)
             synchronise(device)
             begun = time.perf_counter()
-            take_steps(steps, count)
+            take_steps(steps, turn.timed)
             synchronise(device)
-            pipe.send(("seconds", (time.perf_counter() - begun) / count))
+            pipe.send(("seconds", (time.perf_counter() - begun) / turn.steps))
         pipe.send(("memory", read_peak_memory(device)))
         steps.close()  # while Python still runs: DataLoader's threads must not outlive it
     except UserError as error:
@@ -158,17 +162,43 @@ def take_steps(steps: Iterator[float], count: int) -> None:
         next(steps)
 
 
-def count_steps(loop: Loop, data: DataSet, device: torch.device) -> tuple[int, int]:
-    """Return how many steps of a turn are timed, and how many are taken untimed before them."""
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a loop.
+
+    Attributes:
+        untimed: how often the loop yields before the timing.
+        timed: how often it yields within the timing.
+        steps: the steps in these.
+    """
+
+    untimed: int
+    timed: int
+    steps: int
+
+
+def plan_turn(loop: Loop, data: DataSet, device: torch.device) -> Turn:
+    """Return how often a loop yields in a turn."""
     bench = loop.bench
+    images, batch_size = len(get_training_images(data)), bench.settings.batch_size
+    if loop.kind == "e":  # yields after an epoch
+        return Turn(0, 1, min(bench.steps, -(-images // batch_size)))
     count = bench.steps
     if loop.kind == "d":  # several batches are prepared at once
-        epoch = len(get_training_images(data)) // bench.settings.batch_size
+        epoch = images // batch_size
         count = -(-count // epoch) * epoch
     # Batches that workers queued before the turn would raise their rate. On the CPU the model is
     # slower than the workers: the queue is full at the end of the turn, too.
     drains = loop.kind == "d" or device.type == "cuda"
-    return count, 3 * (bench.settings.num_workers or 0) if drains else 0
+    return Turn(3 * (bench.settings.num_workers or 0) if drains else 0, count, count)
+
+
+def describe_backend() -> str:
+    """Describe the modes of this process that decide how fast a GPU computes in float32."""
+    modes = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    places = itertools.compress(("convolutions", "matrix products"), modes)
+    trials = "on" if torch.backends.cudnn.benchmark else "off"
+    return f"cudnn.benchmark {trials}, TF32 in {' and '.join(places) or 'nothing'}"
 
 
 def read_peak_memory(device: torch.device) -> float:

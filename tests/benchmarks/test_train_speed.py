@@ -3,21 +3,25 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from args import Settings
+from benchmarks import bench as bench_module
 from benchmarks import train_speed
 from benchmarks.bench import KINDS, Bench, list_loops, list_means
 from benchmarks.images import load_images
 from benchmarks.loops import prepare_step
 from benchmarks.matrix_rate import count_operations
-from benchmarks.train_report import build_bench
+from benchmarks.train_report import build_bench, format_report, list_references
+from benchmarks.turns import Timing, Turn, describe_backend, plan_turn
 from input_pipeline.loader import BatchLoader
 from tests.helpers import assert_mistake, run
 from training.meter import Meter
 from utils.errors import UserError
+from utils.files import read_csv
 from utils.registry import load_function
 
 CPU = torch.device("cpu")
@@ -26,9 +30,9 @@ SMALL += ["--num_classes", "4", "--steps", "1", "--rounds", "2", "--gpu_id", "-1
 
 
 @pytest.fixture
-def bench():
+def bench(tmp_path):
     args = train_speed.build_parser().parse_args([*SMALL, "--num_workers", "0"])
-    return build_bench(args, CPU)
+    return build_bench(args, CPU).replace_settings(save_dir=str(tmp_path))
 
 
 def start_loop(kind, bench):
@@ -37,13 +41,16 @@ def start_loop(kind, bench):
 
 @pytest.mark.slow
 def test_table_and_file_of_results_agree(tmp_path):
-    flags = [*SMALL, "--loops", "b", "d", "--stream", "--num_workers", 1]
+    flags = [*SMALL, "--loops", "a", "b", "d", "--stream", "--num_workers", 1]
     result = run("benchmarks/train_speed.py", *flags, "--json", tmp_path / "speed.json")
     assert result.returncode == 0, result.stderr
     assert "64 images read from files" in result.stdout
     written = json.loads((tmp_path / "speed.json").read_text())
     assert written["settings"]["precision"] in ("fp32", "bf16")  # resolved
-    assert list(written["loops"]) == ["(b) train.py", "(d) batches"]
+    assert list(written["loops"]) == ["(a) conventional", "(b) train.py", "(d) batches"]
+    modes = [loop["backend"].split(",")[0] for loop in written["loops"].values()]
+    assert modes == ["cudnn.benchmark off", *["cudnn.benchmark on"] * 2]
+    assert "(a) in fp32, 1 worker, cudnn.benchmark off" in result.stdout
     for name, loop in written["loops"].items():
         assert loop["images_per_second"] == pytest.approx(16_000 / loop["ms_per_step"], rel=1e-6)
         line = next(line for line in result.stdout.splitlines() if line.startswith(name))
@@ -51,11 +58,39 @@ def test_table_and_file_of_results_agree(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "e"])
 def test_every_loop_goes_on_epoch_after_epoch(bench, kind, optimizer):
     loop = start_loop(kind, bench.replace_settings(optimizer=optimizer))
     for _ in range(9):  # an epoch has four steps
         next(loop)
+    loop.close()
+
+
+def test_loop_e_trains_tests_and_saves_and_ends_with_its_state_saved(bench):
+    loop = start_loop("e", dataclasses.replace(bench, steps=3))
+    for _ in range(2):
+        next(loop)
+    loop.close()
+    run_dir = Path(bench.settings.save_dir) / "epochs"
+    rows = read_csv(run_dir / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(row["test_top1"]) <= 100 for row in rows)
+    facts = json.loads((run_dir / "config.json").read_text())["data"]
+    assert (facts["train_size"], facts["test_size"]) == (3 * 16, 9)  # a fifth of the training set
+    for name in ("last.pth", "epoch_001.pth", "epoch_002.pth", "best_model.pth"):
+        assert (run_dir / name).stat().st_size
+
+
+def test_an_error_in_loop_e_reaches_the_table(bench):
+    loop = start_loop("e", bench.replace_settings(save_dir="/dev/null"))
+    with pytest.raises(UserError, match="cannot create /dev/null"):
+        next(loop)
+
+
+def test_a_turn_of_loop_e_is_an_epoch(bench):
+    bench = dataclasses.replace(bench, steps=3)
+    (loop,) = list_loops(bench, ["e"])
+    assert plan_turn(loop, load_images(bench), CPU) == Turn(untimed=0, timed=1, steps=3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -79,9 +114,40 @@ def test_floating_point_operations_by_hand(bench):
     assert count_operations(bench) == 16 * 2 * (3 * products - 192 * 1024)
 
 
-def test_only_the_conventional_loop_frees_its_memory(bench):
+def test_only_conventional_loops_have_the_defaults_of_torch(bench):
     loops = list_loops(bench, list(KINDS))
-    assert [loop.bench.keep_memory for loop in loops] == [False, True, True, True]
+    assert [loop.kind for loop in loops if not loop.bench.ours] == ["a2", "a"]
+    assert [loop.kind for loop in loops if not loop.bench.keep_memory] == ["a2", "a"]
+
+
+def test_conventional_loops_have_two_workers_and_all(bench, monkeypatch):
+    monkeypatch.setattr(bench_module, "count_usable_cores", lambda: 16)
+    counts = [loop.bench.settings.num_workers for loop in list_loops(bench, ["a2", "a", "b"])]
+    assert counts == [2, 16, 0]
+    (given,) = list_loops(bench, ["a"], 5)
+    assert given.bench.settings.num_workers == 5
+    assert bench_module.list_default_kinds() == list(KINDS)
+    monkeypatch.setattr(bench_module, "count_usable_cores", lambda: 2)
+    assert bench_module.list_default_kinds() == ["a", "b", "c", "d", "e"]
+
+
+def test_the_modes_of_a_process_are_named(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert describe_backend() == "cudnn.benchmark off, TF32 in convolutions"
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert describe_backend() == "cudnn.benchmark on, TF32 in nothing"
+
+
+def test_the_table_fits_100_columns(bench):
+    loops = list_loops(bench, list(KINDS), 0)
+    timings = {loop.name: Timing(128, 123.4, 0.0, "", [12.345], 54321.0) for loop in loops}
+    timings["(d) batches"].seconds = [0.0005]
+    report = format_report(timings, list_references(loops, timings))
+    assert max(map(len, report.splitlines())) <= 100
+    assert report.splitlines()[0].split("  ")[0] == "loop"
+    assert "× (a2)" in report and "compiling" not in report
 
 
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
@@ -105,7 +171,7 @@ def list_facts(bench):
 @pytest.mark.parametrize(
     ("device", "precision", "expected"),
     [
-        ("cuda", "bf16", ["tf32", "bf16", "channels_last", "compile", "graphs"]),
+        ("cuda", "bf16", ["tf32", "bf16", "channels_last", "graphs", "compile"]),
         ("cpu", "bf16", ["memory", "channels_last", "bf16", "compile"]),
         ("cpu", "fp32", ["memory", "channels_last", "compile", "bf16"]),
     ],
@@ -117,8 +183,7 @@ def test_what_helps_adds_one_means_after_the_other(device, precision, expected):
     for before, after in itertools.pairwise(found):
         facts = list_facts(before.bench), list_facts(after.bench)
         changed = {key for key in facts[1] if facts[0][key] != facts[1][key]}
-        # compile is without CUDA graphs, which are on by default.
-        assert len(changed) == 1 or changed == {"compile", "graphs"}
+        assert len(changed) == 1
 
 
 def test_what_helps_takes_the_means_that_are_named():
@@ -133,7 +198,7 @@ def test_what_helps_takes_the_means_that_are_named():
         ("ViT", "cpu", "channels_last"),
         ("ResNet18", "cpu", "tf32"),
         ("ResNet18", "cuda", "memory"),
-        ("ResNet18", "cuda", "graphs"),
+        ("ResNet18", "cpu", "graphs"),
     ],
 )
 def test_what_helps_refuses_means_without_effect(model, device, name):
@@ -146,6 +211,9 @@ def test_what_helps_refuses_means_without_effect(model, device, name):
     [
         (["--loops", "d", "d"], "twice"),
         (["--loops", "d", "--compile"], "--compile"),
+        (["--loops", "d", "--graphs"], "--graphs"),
+        (["--loops", "c", "--graphs"], "GPU"),
+        (["--what_helps", "memory", "--graphs"], "--graphs"),
         (["--what_helps", "memory", "--precision", "bf16"], "--precision"),
         (["--data_dir", ".", "--num_classes", "4"], "--num_classes"),
         (["--augment", "DA1+DA2"], "--augment"),
