@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from models import SMALL_SIDE
+from models.layers import replace_convolutions
 
 _LAYERS = {
     "ResNet18": (resnet.BasicBlock, [2, 2, 2, 2]),
@@ -47,6 +48,7 @@ class ResNet(resnet.ResNet):
         else:
             self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        replace_convolutions(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, C, H, W] -> (logits [B, K], features [B, d])."""

@@ -1,10 +1,12 @@
 """models/layers.py against torch's dropout and an explicit softmax; statistics of the draws."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from models.layers import Dropout, attention, draw_keep_mask
+from models.layers import Conv2d, Dropout, attention, draw_keep_mask, replace_convolutions
 from models.vit import ViT
 
 
@@ -79,3 +81,29 @@ def test_the_vit_has_no_other_dropout():
     layers = [m for m in ViT((3, 8, 8), 2, 16, 2).modules() if isinstance(m, nn.Dropout)]
     assert len(layers) == 1 + 2 * 3
     assert all(isinstance(layer, Dropout) for layer in layers)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_convolution_is_torchs_with_its_gradients(side, stride):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 7, 3, stride=stride, padding=1, bias=False, dtype=torch.float64)
+    ours = copy.deepcopy(nn.Sequential(plain))
+    replace_convolutions(ours)
+    assert type(ours[0]) is Conv2d
+    x = torch.randn(4, 5, side, side, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    results = [layer(image) for layer, image in zip((plain, ours), inputs, strict=True)]
+    torch.testing.assert_close(results[1], results[0])
+    for result in results:
+        result.square().sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(ours[0].weight.grad, plain.weight.grad)
+
+
+def test_other_convolutions_stay_torchs():
+    others = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, bias=False)]
+    others.append(nn.Conv2d(4, 4, 3, padding=1, bias=False, groups=2))
+    model = nn.Sequential(*others)
+    replace_convolutions(model)
+    assert {type(layer) for layer in model} == {nn.Conv2d}
