@@ -22,6 +22,7 @@ from utils.cli import (
     PathText,
     add_device_flag,
     check_value,
+    list_device_flags,
     name_of,
     run_command,
 )
@@ -101,7 +102,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def list_commands(args: argparse.Namespace, runs: Mapping[str, Path]) -> list[list[object]]:
     """Return the commands that train, measure and draw both runs."""
-    directories, device = list(runs.values()), ["--gpu_id", args.gpu_id]
+    directories, device = list(runs.values()), list_device_flags(args.gpu_id)
     _, scores, tsne = list_pictures(args, runs).values()
     samples = ["--checkpoints", "all", "--samples_per_class", 60]
     return [
@@ -125,11 +126,11 @@ def list_flags(loss: str, directory: Path, args: argparse.Namespace) -> list[obj
         "--epochs": args.epochs,
         "--seed": args.seed,
         "--epoch_save_step": 3,
-        "--gpu_id": args.gpu_id,
         "--save_dir": directory.parent,
         "--run_name": directory.name,
     }
-    return [word for flag in flags.items() for word in flag] + ["--force"]
+    words = [word for flag in flags.items() for word in flag]
+    return [*words, *list_device_flags(args.gpu_id), "--force"]
 
 
 def list_pictures(args: argparse.Namespace, runs: Mapping[str, Path]) -> dict[str, Path]:

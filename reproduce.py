@@ -8,40 +8,33 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from args import Settings, complete
 from input_pipeline import SOURCES
-from models import NETWORKS
-from objective import OPTIMIZERS
-from reproduction import EXPERIMENTS, SCALES
+from reproduction.flags import (
+    CLUSTER_FLAGS,
+    DATA_DIR,
+    GRID_FLAGS,
+    JOB_MINUTES,
+    OVERRIDES,
+    parse_flags,
+)
 from reproduction.grid import GridRun, build_grid, format_flags
-from reproduction.launch import Outcome, run_here, run_submitted
+from reproduction.launch import Outcome, run_here, run_local_jobs, run_on_slurm
 from reproduction.pictures import Call, Drawing, list_evaluations
+from reproduction.places import Places, divide_machine
 from reproduction.report import build_report, format_tables_plainly, write_report
 from reproduction.work import Work
 from rundir.resuming import take_over_settings
-from utils.cli import (
-    MISTAKE,
-    NOT_FINITE,
-    Count,
-    Parser,
-    PathText,
-    Positive,
-    add_device_flag,
-    check_value,
-    make_directory,
-    name_of,
-    run_command,
-)
+from utils.cli import MISTAKE, NOT_FINITE, list_device_flags, make_directory, run_command
 from utils.console import Console, Progress, escape
 from utils.errors import UserError
 from utils.files import read_json, remove_temporaries, write_json
@@ -54,125 +47,10 @@ STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from th
 STOPPED_STATUSES = tuple(128 + number for number in SIGNALS)  # of a script that was stopped
 LOCK = ".reproduce.lock"
 STAMP = "report.json"  # names the result in a directory: another result must not replace it
-JOB_MINUTES = 240
-DATA_DIR = "./data"
-
-# Flags that change the grid, in the order of a report's command, and those of a cluster.
-OVERRIDES = ("epochs", "sample_size", "test_sample_size", *(f"lr_{name}" for name in OPTIMIZERS))
-GRID_FLAGS = ("dataset", "models", *OVERRIDES)
-CLUSTER_FLAGS = ("launcher", "job_minutes", "slurm")
-
-Thousand = Annotated[int, Field(ge=1, le=1000)]
-Minutes = Annotated[int, Field(ge=1, le=100_000)]
-
-
-def build_parser() -> Parser:
-    listed = "\n".join(f"  {name:<13}{each.title}" for name, each in EXPERIMENTS.items())
-    parser = Parser(
-        prog="reproduce.py",
-        description="Rerun an experiment of the paper and put the result beside the published one."
-        "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
-        "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
-        "2 not,\n129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM.\n\nexperiments:\n"
-        f"{listed}",
-    )
-    add_grid_flags(parser.add_argument_group("what to run"))
-    add_place_flags(parser.add_argument_group("how"))
-    add_cluster_flags(parser.add_argument_group("on a cluster, through submitit"))
-    return parser
-
-
-def add_grid_flags(group: Any) -> None:
-    def add(flag: str, kind: Any, help: str, metavar: str = "NAME", **options: Any) -> None:
-        group.add_argument(flag, type=check_value(kind), help=help, metavar=metavar, **options)
-
-    add("experiment", name_of(EXPERIMENTS, "experiment"), "see above", metavar="EXPERIMENT")
-    scales = "; ".join(f"{name}: {scale.what}" for name, scale in SCALES.items())
-    add("--scale", name_of(SCALES, "scale"), f"{scales} (default: smoke)", default="smoke")
-    in_place = "in place of the scale's {} (default: {}; full: the paper's)"
-    datasets = ", ".join(f"{n} {', '.join(s.datasets)}" for n, s in SCALES.items() if s.datasets)
-    networks = ", ".join(f"{n} {', '.join(s.models)}" for n, s in SCALES.items() if s.models)
-    add("--dataset", name_of(SOURCES, "data set"), in_place.format("data sets", datasets))
-    kind = name_of(NETWORKS, "model")
-    add("--models", kind, in_place.format("networks", networks), nargs="+")
-    seeds = "runs of each setting, with seeds 0 to N-1; reported as mean and standard deviation"
-    add("--seeds", Thousand, f"{seeds} (default: 1)", metavar="N", default=1)
-    for name in ("epochs", "sample_size", "test_sample_size"):
-        add(f"--{name}", Count, "as in train.py --help (default: the scale's)", metavar="N")
-    for name in OPTIMIZERS:
-        rates = f"(default: the scale's; full: {SCALES['full'].rates.get(name, 0.01):g})"
-        add(f"--lr_{name}", Positive, f"learning rate with {name} {rates}", metavar="X")
-
-
-def add_place_flags(group: Any) -> None:
-    add_device_flag(group)
-    group.add_argument(
-        "--data_dir",
-        type=check_value(PathText),
-        default=DATA_DIR,
-        metavar="DIR",
-        help=f"as in train.py (default: {DATA_DIR})",
-    )
-    group.add_argument(
-        "--jobs",
-        type=check_value(Thousand),
-        default=1,
-        metavar="N",
-        help="runs at a time (default: 1)",
-    )
-    group.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="print the training commands, one a line, and do nothing (default: off)",
-    )
-    group.add_argument(
-        "--save_dir",
-        type=check_value(PathText),
-        metavar="DIR",
-        help="where run directories are made (default: model_weights/reproduce-SCALE)",
-    )
-    group.add_argument(
-        "--out",
-        type=check_value(PathText),
-        metavar="DIR",
-        help="where report.md, CSV and pictures go (default: results/EXPERIMENT)",
-    )
-
-
-def add_cluster_flags(group: Any) -> None:
-    group.add_argument(
-        "--launcher",
-        type=check_value(name_of(("local", "slurm"), "launcher")),
-        metavar="NAME",
-        help="slurm: a job array, --jobs of it at a time, requeued when preempted; local: the same "
-        "on this machine (default: processes of this command)",
-    )
-    group.add_argument(
-        "--job_minutes",
-        type=check_value(Minutes),
-        metavar="N",
-        help="time limit of a job, after which it is requeued and resumes "
-        f"(default: {JOB_MINUTES})",
-    )
-    group.add_argument(
-        "--slurm",
-        type=split_assignment,
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="more parameters of sbatch, such as partition=gpu cpus-per-task=8 (default: none)",
-    )
-
-
-def split_assignment(text: str) -> tuple[str, str]:
-    """Split KEY=VALUE -> (KEY, VALUE), for argparse. Raises ArgumentTypeError."""
-    key, sign, value = text.partition("=")
-    if not (key and sign):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
-    return key, value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse_flags(argv)
     return run_command("reproduce.py", lambda stop: reproduce(args), stopped=STOP_MESSAGE)
 
 
@@ -224,7 +102,8 @@ def plan_work(args: argparse.Namespace) -> Work:
     )
     save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
     out = Path(args.out or f"results/{args.experiment}")
-    return Work(args.experiment, args.scale, runs, save_dir, out, args.gpu_id)
+    gpu_id = args.gpu_ids[0] if args.gpu_ids else args.gpu_id
+    return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id)
 
 
 def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
@@ -247,12 +126,11 @@ def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
 
 
 def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of train.py for a run, which resumes where it exists."""
+    """Return the settings of train.py for a run, which resumes where it exists, but no device."""
     bundled = SOURCES[run.settings.dataset].bundled_with is not None
     return {
         **run.given,
         **({} if bundled else {"data_dir": args.data_dir}),
-        "gpu_id": min(args.gpu_id, 0) if args.launcher else args.gpu_id,  # a job sees only its GPU
         "save_dir": str(work.save_dir),
         "run_name": run.name,
         "resume": True,
@@ -262,7 +140,11 @@ def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[st
 
 def print_commands(work: Work, args: argparse.Namespace) -> None:
     """Print the training commands, or those that draw if the experiment trains nothing."""
-    commands = [("train", format_flags(list_settings(work, run, args))) for run in work.runs]
+    devices = itertools.cycle(list_devices(args))
+    commands = [
+        ("train", [*format_flags(list_settings(work, run, args)), *list_device_flags(device)])
+        for run, device in zip(work.runs, devices, strict=False)
+    ]
     if not work.runs:
         drawing: Drawing = load_function(work.experiment.draw)(work)
         commands = [(call.script, call.flags) for call in drawing.calls]
@@ -298,19 +180,13 @@ def build_stamp(args: argparse.Namespace) -> dict[str, Any]:
 
 def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dict[str, str]:
     """Train every run that is not finished; return why runs failed, by their names."""
-    train = [sys.executable, str(ROOT / "train.py")]
-    commands = {
-        run.name: [*train, *format_flags(list_settings(work, run, args))]
-        for run in work.runs
-        if not work.is_trained(run)
-    }
-    count = len(commands)
+    missing = [run for run in work.runs if not work.is_trained(run)]
+    count = len(missing)
     place = escape(str(work.save_dir))
     console.say(f"{len(work.runs)} runs, {count} to train, run directories under {place}")
     progress = Progress(console, "training", count, unit="run")
     failed = {}
-    launched = launch(commands, args, work.save_dir / "submitit", console)
-    for done, (name, outcome) in enumerate(launched, start=1):
+    for done, (name, outcome) in enumerate(launch(work, missing, args, console), start=1):
         if outcome.status:
             failed[name] = explain_failure(outcome)
         news = failed.get(name) or work.describe_training(name)
@@ -322,21 +198,38 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
 
 
 def launch(
-    commands: Mapping[str, list[str]], args: argparse.Namespace, folder: Path, console: Console
+    work: Work, runs: Sequence[GridRun], args: argparse.Namespace, console: Console
 ) -> Iterator[tuple[str, Outcome]]:
-    """Run commands here or as jobs; yield each name and outcome as it ends."""
-    if not args.launcher or not commands:
-        return run_here(commands, args.jobs)
-    return run_submitted(
-        commands,
-        args.launcher,
-        args.jobs,
-        folder,
-        gpu=None if args.gpu_id < 0 else args.gpu_id,
-        minutes=args.job_minutes or JOB_MINUTES,
-        extra=dict(args.slurm or ()),
-        say=console.say,
-    )
+    """Train runs here or as jobs; yield each name and outcome as it ends. Raises UserError."""
+    train = [sys.executable, str(ROOT / "train.py")]
+    commands = {run.name: [*train, *format_flags(list_settings(work, run, args))] for run in runs}
+    folder, minutes = work.save_dir / "submitit", args.job_minutes or JOB_MINUTES
+    if not commands:
+        return iter(())
+    if args.launcher == "slurm":
+        device = -1 if args.gpu_id == -1 else 0  # the number of the one GPU that a job sees
+        return run_on_slurm(
+            {name: [*words, *list_device_flags(device)] for name, words in commands.items()},
+            args.jobs,
+            folder,
+            with_gpu=device == 0,
+            minutes=minutes,
+            extra=dict(args.slurm or ()),
+            say=console.say,
+        )
+    given = [number for number in list_devices(args) if number is not None and number >= 0]
+    if given:
+        load_function("utils.device:check_gpus")("--gpu_ids" if args.gpu_ids else "--gpu_id", given)
+    begun = {run.name: threads for run in runs if (threads := work.find_threads(run)) is not None}
+    places = Places(divide_machine(args.jobs, list_devices(args)), begun)
+    if args.launcher == "local":
+        return run_local_jobs(commands, places, folder, minutes=minutes)
+    return run_here(commands, places)
+
+
+def list_devices(args: argparse.Namespace) -> list[int | None]:
+    """Return the devices that the runs share; None is the one that a run takes by itself."""
+    return args.gpu_ids or [args.gpu_id]
 
 
 def explain_failure(outcome: Outcome) -> str:

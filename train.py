@@ -185,7 +185,7 @@ def evaluate(
 def run_training(settings: Settings, stop: StopSignal) -> int:
     """Choose the run directory, build data and network, train; return the exit status."""
     set_determinism(settings.deterministic)
-    device, device_name = pick_device(settings.gpu_id)
+    device, device_name = pick_device(settings.gpu_id, given="gpu_id" in settings.model_fields_set)
     if settings.compile:
         check_compiler(device)
     precision = build_precision(settings, settings.precision, device)

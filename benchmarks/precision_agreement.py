@@ -32,6 +32,7 @@ from utils.cli import (
     Parser,
     add_device_flag,
     check_value,
+    list_device_flags,
     name_of,
     run_command,
 )
@@ -117,7 +118,7 @@ def compare_precisions(args: argparse.Namespace) -> int:
 
 
 def measure_run(
-    run: Path, precision: str, seed: int, task: Sequence[str], gpu_id: int
+    run: Path, precision: str, seed: int, task: Sequence[str], gpu_id: int | None
 ) -> dict[str, float]:
     """Train and evaluate one run in the directory `run`; return its measures by name.
 
@@ -131,9 +132,9 @@ def measure_run(
     return read_values(run, COMPARED)[0]
 
 
-def run_script(script: str, flags: Sequence[str], gpu_id: int) -> None:
+def run_script(script: str, flags: Sequence[str], gpu_id: int | None) -> None:
     """Run a script without its output. Raises CalledProcessError if it fails."""
-    command = [sys.executable, str(ROOT / script), *flags, "--gpu_id", str(gpu_id)]
+    command = [sys.executable, str(ROOT / script), *flags, *list_device_flags(gpu_id)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

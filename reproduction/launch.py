@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import utils.signals
+from reproduction.places import Places
 from utils.errors import UserError
 from utils.signals import PARENT, hold_signals
 
 GRACE = 90  # seconds for a command to save its state after it is asked to stop
-POLL = 0.2  # seconds between two looks at the running commands
+POLL, SLURM_POLL = 0.2, 10  # seconds between two looks at what runs here, and at jobs of SLURM
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_REQUEUES = 1000  # a job may reach its time limit and be requeued this many times
 
 
@@ -40,15 +42,17 @@ class Command:
     its state, and the job goes into the queue again.
     """
 
-    def __init__(self, words: Sequence[str], threads: int | None = None) -> None:
-        self.words, self._threads = list(words), threads
+    def __init__(
+        self, words: Sequence[str], variables: Mapping[str, str | None] | None = None
+    ) -> None:
+        """Take the words of the command line, and environment variables; None removes one."""
+        self.words, self._variables = list(words), dict(variables or {})
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start the process."""
-        environment = {**os.environ, PARENT: str(os.getpid())}
-        if self._threads:
-            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
+        merged = {**os.environ, PARENT: str(os.getpid()), **self._variables}
+        environment = {name: value for name, value in merged.items() if value is not None}
         with hold_signals():  # a process that is not noted here could not be asked to stop
             # A session of its own: Ctrl-C reaches this process alone, which then asks for the stop.
             self._process = subprocess.Popen(
@@ -101,55 +105,83 @@ class Command:
         from submitit.helpers import DelayedSubmission
 
         self.stop()
-        return DelayedSubmission(Command(self.words, self._threads))
+        return DelayedSubmission(Command(self.words, self._variables))
 
 
-def run_here(commands: Mapping[str, Sequence[str]], jobs: int) -> Iterator[tuple[str, Outcome]]:
-    """Run commands by name, `jobs` at a time; yield each name and outcome as it ends.
+def run_here(
+    commands: Mapping[str, Sequence[str]], places: Places
+) -> Iterator[tuple[str, Outcome]]:
+    """Run commands by name, one in each place; yield each name and outcome as it ends.
 
     If the caller leaves early (a stop, an error), the running commands are stopped first.
     """
-    # The commands share the cores: each would otherwise use all of them.
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    waiting = [(name, Command(words, threads)) for name, words in commands.items()]
-    running: list[tuple[str, Command]] = []
+    waiting, running = dict(commands), dict[str, Command]()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(waiting.pop(0))
-                running[-1][1].start()
-            ended = [pair for pair in running if not pair[1].is_running()]
-            running = [pair for pair in running if pair not in ended]
-            for name, command in ended:
+            while (chosen := places.take(waiting)) is not None:
+                name, place = chosen
+                words = [*waiting.pop(name), *place.list_flags()]
+                running[name] = Command(words, place.get_environment())
+                running[name].start()
+            ended = [name for name, command in running.items() if not command.is_running()]
+            for name in ended:
+                command = running.pop(name)
+                places.leave(name)
                 yield name, command.wait()
             if not ended:
                 time.sleep(POLL)
     finally:
-        for _, command in running:  # ask all to stop before waiting for one
+        for command in running.values():  # ask all to stop before waiting for one
             command.ask_to_stop()
-        for _, command in running:
+        for command in running.values():
             command.stop()
 
 
-def run_submitted(
+def run_local_jobs(
+    commands: Mapping[str, Sequence[str]], places: Places, folder: Path, *, minutes: int
+) -> Iterator[tuple[str, Outcome]]:
+    """Run commands as jobs of submitit on this machine, one in each place.
+
+    The other arguments and errors are those of `run_on_slurm`.
+    """
+    executor = _build_executor("local", folder, minutes)
+    # submitit hides the GPUs from a job. Its command sees them as this process does.
+    visible = {VISIBLE: os.environ.get(VISIBLE)}
+    waiting, running = dict(commands), dict[str, Any]()
+    try:
+        while waiting or running:
+            while (chosen := places.take(waiting)) is not None:
+                name, place = chosen
+                words = [*waiting.pop(name), *place.list_flags()]
+                command = Command(words, {**place.get_environment(), **visible})
+                running[name] = executor.submit(command)
+            for name in [name for name, job in running.items() if job.done()]:
+                places.leave(name)
+                yield name, _read_outcome(running.pop(name))
+            if running:
+                time.sleep(POLL)
+    finally:
+        for job in running.values():  # their commands are asked to stop, see Command.__call__
+            job.cancel(check=False)
+
+
+def run_on_slurm(
     commands: Mapping[str, Sequence[str]],
-    cluster: str,
     jobs: int,
     folder: Path,
     *,
-    gpu: int | None,
+    with_gpu: bool,
     minutes: int,
     extra: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, Outcome]]:
-    """Run commands as jobs of submitit; yield each name and outcome as it ends.
+    """Run commands as one job array; yield each name and outcome as it ends.
 
     Args:
-        cluster: "slurm" (one job array, `jobs` of it at a time) or "local" (processes of this
-            machine, `jobs` at a time).
+        commands: the words of each command line by its name.
+        jobs: how many of the array run at a time.
         folder: where submitit keeps its files and the jobs' output.
-        gpu: the local GPU that the jobs use; with SLURM each job gets one, whatever the number.
-            None: no GPU.
+        with_gpu: whether each job gets a GPU. It is number 0 for the job.
         minutes: time limit of one job, after which it is requeued and resumes.
         extra: more parameters for SLURM, by their sbatch names.
         say: prints a line.
@@ -157,29 +189,29 @@ def run_submitted(
     Raises:
         UserError: submitit is not installed, or the cluster cannot be reached.
     """
-    executor = _build_executor(cluster, jobs, folder, gpu, minutes, extra)
-    todo = {name: Command(words) for name, words in commands.items()}
+    executor = _build_executor("slurm", folder, minutes, slurm_max_num_timeout=MOST_REQUEUES)
+    executor.update_parameters(
+        gpus_per_node=int(with_gpu),
+        slurm_array_parallelism=jobs,
+        slurm_signal_delay_s=GRACE + 30,
+        slurm_additional_parameters=dict(extra),
+    )
     running: dict[str, Any] = {}
     try:
-        if cluster == "slurm":
-            running = _submit_array(executor, todo)
-            say(f"submitted {len(running)} jobs; their output is in {folder}")
-            todo = {}
-        while todo or running:
-            while todo and len(running) < jobs:
-                name = next(iter(todo))
-                running[name] = executor.submit(todo.pop(name))
+        running = _submit_array(executor, {n: Command(words) for n, words in commands.items()})
+        say(f"submitted {len(running)} jobs; their output is in {folder}")
+        while running:
             for name in [name for name, job in running.items() if job.done()]:
                 yield name, _read_outcome(running.pop(name))
             if running:
-                time.sleep(POLL if cluster == "local" else 10)
+                time.sleep(SLURM_POLL)
     finally:
-        _leave_jobs(cluster, running, say)
+        if running:
+            end = "the same command goes on when they have ended"
+            say(f"{len(running)} jobs stay in the queue; {end}")
 
 
-def _build_executor(
-    cluster: str, jobs: int, folder: Path, gpu: int | None, minutes: int, extra: Mapping[str, Any]
-) -> Any:
+def _build_executor(cluster: str, folder: Path, minutes: int, **options: Any) -> Any:
     try:
         import cloudpickle
         import submitit
@@ -188,20 +220,11 @@ def _build_executor(
     # A job need not find these modules: they travel with it.
     for module in (sys.modules[__name__], utils.signals):
         cloudpickle.register_pickle_by_value(module)
-    options = {"slurm_max_num_timeout": MOST_REQUEUES} if cluster == "slurm" else {}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **options)
     except (RuntimeError, OSError) as error:
         raise UserError(f"--launcher {cluster}: {error}") from error
-    executor.update_parameters(timeout_min=minutes, gpus_per_node=0 if gpu is None else 1)
-    if cluster == "slurm":
-        executor.update_parameters(
-            slurm_array_parallelism=jobs,
-            slurm_signal_delay_s=GRACE + 30,
-            slurm_additional_parameters=dict(extra),
-        )
-    elif gpu is not None:
-        executor.update_parameters(local_visible_gpus=[gpu])
+    executor.update_parameters(timeout_min=minutes)
     return executor
 
 
@@ -231,13 +254,3 @@ def _read_outcome(job: Any) -> Outcome:
     except (FailedJobError, UncompletedJobError) as error:
         lines = str(error).strip().splitlines()
         return Outcome(1, f"{lines[0] if lines else 'no result'} (log: {job.paths.stderr})")
-
-
-def _leave_jobs(cluster: str, running: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    if not running:
-        return
-    if cluster == "slurm":
-        say(f"{len(running)} jobs stay in the queue; the same command goes on when they have ended")
-        return
-    for job in running.values():  # their commands are asked to stop, see Command.__call__
-        job.cancel(check=False)

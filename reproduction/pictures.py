@@ -15,6 +15,7 @@ from reproduction import choose_epochs
 from reproduction.grid import GridRun
 from reproduction.results import Result, collect_results
 from reproduction.work import Work
+from utils.cli import list_device_flags
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def list_evaluations(work: Work) -> list[Call]:
     flags = ["--load_path", *_list_directories(work, work.finished), "--checkpoints", chosen]
     if work.experiment.overlays_curves:
         flags += ["--out", str(work.out)]
-    return [Call("eval_nc", [*flags, *_list_device_flags(work)])]
+    return [Call("eval_nc", [*flags, *list_device_flags(work.gpu_id)])]
 
 
 def draw_curves(work: Work) -> Drawing:
@@ -81,7 +82,7 @@ def draw_tsne(work: Work) -> Drawing:
     epochs = _count_epochs(work)
     begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)
     flags = [*_list_directories(work, first), "--checkpoints", f"{begin}-{end}"]
-    call = Call("eval_tsne", [*flags, "--out", str(work.out), *_list_device_flags(work)])
+    call = Call("eval_tsne", [*flags, "--out", str(work.out), *list_device_flags(work.gpu_id)])
     pictures = [work.out / f"tsne_epoch_{end:03d}.png", work.out / "tsne.gif"]
     return Drawing(pictures, [call], sorted(work.out.glob("tsne_epoch_*.png")))
 
@@ -123,10 +124,6 @@ def _list_directories(work: Work, runs: Sequence[GridRun]) -> list[str]:
     return [str(work.locate(run)) for run in runs]
 
 
-def _list_device_flags(work: Work) -> list[str]:
-    return ["--gpu_id", str(work.gpu_id)]
-
-
 def _call_scores(work: Work, runs: Sequence[GridRun], picture: Path) -> Call:
     swept = ["--by", work.experiment.swept] if work.experiment.swept else []
     flags = [
@@ -134,7 +131,7 @@ def _call_scores(work: Work, runs: Sequence[GridRun], picture: Path) -> Call:
         *swept,
         "--out",
         str(picture),
-        *_list_device_flags(work),
+        *list_device_flags(work.gpu_id),
     ]
     return Call("eval_scores", flags)
 

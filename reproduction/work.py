@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
 from reproduction.grid import GridRun
-from rundir.names import METRICS
+from rundir.config import read_config
+from rundir.names import CONFIG, METRICS
 from utils.files import read_csv
 
 
@@ -22,7 +24,8 @@ class Work:
         runs: all runs of the grid; none if the experiment trains nothing.
         save_dir: the directory of the run directories.
         out: the directory of report and pictures.
-        gpu_id: the device of the scripts that measure and draw; −1 is the CPU.
+        gpu_id: the device of the scripts that measure and draw; −1 is the CPU, None the device
+            that they take by themselves.
         failed: why a run has no result, by its name.
     """
 
@@ -31,7 +34,7 @@ class Work:
     runs: Sequence[GridRun]
     save_dir: Path
     out: Path
-    gpu_id: int = -1
+    gpu_id: int | None = -1
     failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,6 +60,17 @@ class Work:
         """Return whether a run has trained all its epochs."""
         path = self.locate(run) / METRICS
         return path.exists() and len(read_csv(path)) == run.settings.epochs
+
+    def find_threads(self, run: GridRun) -> int | None:
+        """Return the number of CPU threads that a run began with.
+
+        None: it has not begun, or did not begin on the CPU. Raises UserError for a damaged file.
+        """
+        if not (self.locate(run) / CONFIG).exists():
+            return None
+        device = read_config(self.locate(run)).environment.get("device", "")
+        found = re.match(r"CPU \((\d+) threads\)", device) if isinstance(device, str) else None
+        return int(found[1]) if found else None
 
     def describe_training(self, name: str) -> str:
         """Describe the accuracies after the last epoch, and the seconds, of the run of a name."""

@@ -11,10 +11,12 @@ import reproduce
 from args import parse_settings
 from objective import OPTIMIZERS
 from reproduction import EXPERIMENTS
+from reproduction.flags import parse_flags
 from reproduction.grid import build_grid
 from reproduction.launch import Outcome
 from reproduction.pictures import Call
-from tests.helpers import assert_mistake, run, start
+from reproduction.work import Work
+from tests.helpers import assert_mistake, read_refusal, run, start
 from theory.minimum import predict
 from utils.errors import UserError
 from utils.files import read_csv, write_json
@@ -60,9 +62,9 @@ def test_score_figures_and_a_run_that_fails(tmp_path, monkeypatch):
     bad, good = build_grid("bias-decay", "smoke", overrides={"epochs": 1})[:2]
     run_all = reproduce.run_here
 
-    def run_with_a_failure(commands, jobs):
+    def run_with_a_failure(commands, places):
         commands[bad.name] = [sys.executable, "-c", "import sys; sys.exit('it is broken')"]
-        return run_all(commands, jobs)
+        return run_all(commands, places)
 
     monkeypatch.setattr(reproduce, "run_here", run_with_a_failure)
     assert reproduce.main(["bias-decay", *list_flags(tmp_path)]) == 2
@@ -118,20 +120,20 @@ def test_failures_are_explained():
 
 
 def test_mistakes(tmp_path, capsys):
-    def read_refusal(*words):
+    def refuse(*words):
         assert reproduce.main([*map(str, words)]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         return error
 
-    assert "no effect" in read_refusal("theory", "--epochs", 3)
-    assert "no effect" in read_refusal("theory", "--seeds", 3)
-    assert "no effect" in read_refusal("tsne", "--slurm", "partition=gpu")
-    assert "--data_dir" in read_refusal("imagenet", "--scale", "full")
-    assert "--data_dir" in read_refusal("tsne", "--dataset", "folder")
-    assert "--min_lr" in read_refusal("tsne", "--lr_SGD", 1e-9)
+    assert "no effect" in refuse("theory", "--epochs", 3)
+    assert "no effect" in refuse("theory", "--seeds", 3)
+    assert "no effect" in refuse("tsne", "--slurm", "partition=gpu")
+    assert "--data_dir" in refuse("imagenet", "--scale", "full")
+    assert "--data_dir" in refuse("tsne", "--dataset", "folder")
+    assert "--min_lr" in refuse("tsne", "--lr_SGD", 1e-9)
     (tmp_path / "report.json").write_text('{"experiment": "tsne", "scale": "cpu"}')
-    assert "give another --out" in read_refusal("imagenet", "--out", tmp_path)
+    assert "give another --out" in refuse("imagenet", "--out", tmp_path)
     assert_mistake(run("reproduce.py", "table-mnist"), "table-mnist", "nc-curves")
     assert_mistake(run("reproduce.py", "tsne", "--slurm", "gpu"), "gpu", "KEY=VALUE")
 
@@ -149,6 +151,67 @@ def test_dry_run(capsys):
     assert all(line.startswith("python verify_theory.py --loss ") for line in lines)
 
 
+def test_dry_run_names_the_devices(capsys):
+    def list_devices(*flags):
+        assert reproduce.main(["imagenet", "--dry_run", *flags]) == 0
+        commands = map(shlex.split, capsys.readouterr().out.strip().splitlines())
+        settings = [parse_settings(words[2:]) for words in commands]
+        return [s.gpu_id if "gpu_id" in s.model_fields_set else None for s in settings]
+
+    assert list_devices() == [None, None]
+    assert list_devices("--gpu_id", "-1") == [-1, -1]
+    assert list_devices("--gpu_ids", "2", "5") == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--gpu_id", "0", "--gpu_ids", "1"], "not allowed with argument --gpu_id"),
+        (["--gpu_ids", "1", "0", "1"], "1 is named twice"),
+        (["--gpu_ids", "0", "-1"], "'-1' must be at least 0"),
+        (["--gpu_ids", "0", "2", "3", "--jobs", "1"], "with --jobs 1 no run uses 2 3"),
+        (["--gpu_ids", "0", "--launcher", "slurm"], "SLURM gives each job one GPU"),
+    ],
+)
+def test_devices_that_cannot_be_handed_out(capsys, flags, words):
+    assert words in read_refusal(capsys, reproduce.main, "tsne", *flags)
+
+
+def test_jobs_follow_the_devices():
+    assert parse_flags(["tsne"]).jobs == 1
+    assert parse_flags(["tsne", "--gpu_ids", "0", "3"]).jobs == 2
+    assert parse_flags(["tsne", "--gpu_ids", "0", "3", "--jobs", "5"]).jobs == 5
+
+
+def test_a_gpu_that_cannot_be_used_is_refused_once(tmp_path, monkeypatch, capsys):
+    def refuse(flag, numbers):
+        raise UserError(f"{flag} {numbers}")
+
+    monkeypatch.setattr("utils.device.check_gpus", refuse)
+    flags = ["--save_dir", tmp_path / "runs", "--out", tmp_path / "out"]
+    both = read_refusal(capsys, reproduce.main, "imagenet", *flags, "--gpu_ids", 0, 7)
+    assert "--gpu_ids [0, 7]" in both
+    assert "--gpu_id [7]" in read_refusal(capsys, reproduce.main, "imagenet", *flags, "--gpu_id", 7)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_threads_of_a_run_that_began(tmp_path):
+    gridded = build_grid("imagenet", "smoke", overrides={"epochs": 1})[0]
+    work = Work("imagenet", "smoke", [gridded], tmp_path, tmp_path)
+    assert work.find_threads(gridded) is None
+    work.locate(gridded).mkdir()
+    for device, threads in [
+        ("CPU (3 threads)", 3),
+        ("CPU (16 threads): no CUDA device found", 16),
+        ("GPU 0 (CPU (2 threads))", None),
+        (None, None),
+    ]:
+        content = {"settings": gridded.settings.values(), "data": {}, "environment": {}}
+        content["environment"]["device"] = device
+        write_json(work.locate(gridded) / "config.json", content)
+        assert work.find_threads(gridded) == threads
+
+
 def test_every_optimizer_has_its_learning_rate(capsys):
     rates = {name: 0.003 + 0.001 * i for i, name in enumerate(OPTIMIZERS)}
     flags = [word for name, rate in rates.items() for word in (f"--lr_{name}", str(rate))]
@@ -160,8 +223,7 @@ def test_every_optimizer_has_its_learning_rate(capsys):
 
 def test_the_command_of_a_report_is_the_one_that_was_given():
     words = "tsne --scale cpu --dataset digits --models MLP ViT --epochs 3 --lr_SGD 0.5 --seeds 2"
-    args = reproduce.build_parser().parse_args(
-        [*words.split(), "--data_dir", "/data/images/", "--jobs", "2", "--out", "x"]
-    )
+    place = ["--data_dir", "/data/images/", "--jobs", "2", "--gpu_ids", "0", "1", "--out", "x"]
+    args = parse_flags([*words.split(), *place])
     command = reproduce.format_command(args)
     assert command == f"python reproduce.py {words} --data_dir images"

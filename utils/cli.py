@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from utils.console import escape, prepare_streams
 from utils.errors import UserError
 from utils.registry import find_name, suggest
+from utils.sharing import read_sharers
 from utils.signals import Stopped, StopSignal
 
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
@@ -162,10 +163,15 @@ def add_device_flag(group: Any) -> None:
     group.add_argument(
         "--gpu_id",
         type=check_value(DeviceNumber),
-        default=0,
+        default=None,
         metavar="N",
         help="CUDA device number; -1, or no CUDA: the CPU (default: 0)",
     )
+
+
+def list_device_flags(gpu_id: int | None) -> list[str]:
+    """Return `--gpu_id` as words for another command; none if the user has not given it."""
+    return [] if gpu_id is None else ["--gpu_id", str(gpu_id)]
 
 
 def add_evaluation_flags(group: Any) -> None:
@@ -218,7 +224,7 @@ def run_command(
     except UserError as error:
         message = str(error)
     except (MemoryError, RuntimeError) as error:
-        explanation = explain(error) or _explain_memory(error, batch_size)
+        explanation = explain(error) or _explain_device_error(error, batch_size)
         if explanation is None:
             raise
         message = explanation
@@ -234,21 +240,33 @@ def _name_file(error: OSError) -> str:
     return "writing" if name is None or isinstance(name, int) else os.fsdecode(name)
 
 
-def _explain_memory(error: BaseException, batch_size: int | None) -> str | None:
-    from utils.device import is_out_of_memory  # imports torch, which is there when it has failed
+def _explain_device_error(error: BaseException, batch_size: int | None) -> str | None:
+    from utils.cuda_problems import explain_cuda_error  # torch is there when it has failed
+    from utils.device import is_out_of_memory
 
     overflow = "Storage size calculation overflowed" in str(error)  # more than 2^63 bytes
     if not (overflow or is_out_of_memory(error)):
-        return None
-    advice = "train with a smaller --img_size, --sample_size or network"
+        return explain_cuda_error(error)
+    share = _describe_share()
     if batch_size is None:
-        return "out of memory"
+        return f"out of memory{share}"
+    advice = "train with a smaller --img_size, --sample_size or network"
     if overflow or batch_size <= SMALLEST_BATCH:
-        return f"out of memory: the data set or the network is too large; {advice}"
+        return f"out of memory{share}: the data set or the network is too large; {advice}"
     return (
-        f"out of memory with --batch_size {batch_size}: a smaller one may fit; if it does not, "
-        f"the data set or the network is too large: {advice}"
+        f"out of memory with --batch_size {batch_size}{share}: a smaller one may fit; if it does "
+        f"not, the data set or the network is too large: {advice}"
     )
+
+
+def _describe_share() -> str:
+    """Describe the share of a GPU that this process was given; "" for a whole one or the CPU."""
+    import torch
+
+    sharers = read_sharers()
+    if sharers == 1 or not torch.cuda.is_initialized():
+        return ""
+    return f" in 1/{sharers} of the GPU (fewer --jobs of reproduce.py give each more)"
 
 
 def print_error(program: str, message: object) -> None:
