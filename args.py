@@ -37,6 +37,8 @@ from utils.errors import UserError
 from utils.settings import Table, setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+GRAPHS = ("auto", "on", "off")
+AUTO_GRAPHS = "off"  # --graphs auto on a GPU; becomes "on" once the recorded step has run on one
 LARGEST_SIDE = 16_384  # pixels of an image's side: 3 GiB in float32
 REFERENCE_BATCH = 128  # --lr is for this batch size, and scales in proportion for others
 
@@ -153,6 +155,11 @@ class Settings(Table):
     )
     compile: bool = speed(
         False, "torch.compile model and loss; takes a minute, needs a C++ compiler", before=False
+    )
+    graphs: Annotated[str, known(GRAPHS, "choice")] = speed(
+        "auto",
+        f"replay the training step as one CUDA graph: on, off; auto: {AUTO_GRAPHS} on NVIDIA GPUs",
+        before="off",
     )
     deterministic: bool = speed(False, "only bit-reproducible kernels", before=False)
 
@@ -301,8 +308,9 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     """
     parser = build_parser()
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    if given.get("precision", "").lower() == "auto":
-        del given["precision"]  # a resumed run then keeps its own, already resolved
+    for name in ("precision", "graphs"):
+        if given.get(name, "").lower() == "auto":
+            del given[name]  # a resumed run then keeps its own, already resolved
     try:
         return Settings.from_flags(given)
     except UserError as error:

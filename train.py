@@ -22,58 +22,25 @@ import sys
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from args import Settings
 from input_pipeline.loader import BatchLoader
 from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
-from objective.objective import Objective
 from rundir.directory import Run, choose_run
 from rundir.rebuild import build_batches, build_network, build_precision, build_run_data
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.saving import Saver
-from training.setup import build_objective, build_optimizer, set_epoch_rate
+from training.setup import build_objective, build_optimizer, choose_graphs, set_epoch_rate
 from training.state import TrainState
-from training.step import Step, check_compiler, compile_function, explain_compile_error
+from training.step import Step, build_step, check_compiler, explain_compile_error
 from utils.cli import NOT_FINITE, run_command
 from utils.console import Progress
 from utils.device import pick_device
 from utils.precision import Precision, explain_determinism_error, set_determinism
 from utils.registry import load_function
-
-
-def build_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    objective: Objective,
-    precision: Precision,
-    compiled: bool = False,
-    graphs: bool = True,
-) -> Step:
-    """Build the training step of a network; nothing in it waits for the device."""
-    context = precision.autocast()
-
-    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with context:
-            logits, features = model(images)
-        total, loss = objective(model.fc, logits, features, targets)
-        return total, loss, logits
-
-    graphs = graphs and precision.device.type == "cuda"
-    run_forward = compile_function(forward, precision.device, graphs) if compiled else forward
-
-    def training_step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        optimizer.zero_grad(set_to_none=True)
-        total, loss, logits = run_forward(images, targets)
-        scaler.scale(total).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        return total.detach(), loss.detach(), logits.detach()
-
-    return Step(training_step, precision.device, compiled, graphs)
 
 
 def train(
@@ -94,7 +61,9 @@ def train(
     optimizer = build_optimizer(settings, model)
     scaler = precision.build_scaler()
     objective = build_objective(settings)
-    step = build_step(model, optimizer, scaler, objective, precision, settings.compile)
+    step = build_step(
+        model, optimizer, scaler, objective, precision, settings.compile, settings.graphs == "on"
+    )
     meter = Meter(len(train_batches), precision.device)
     state = TrainState(settings, model, optimizer, scaler, meter)
     if run.resumed:
@@ -149,6 +118,8 @@ def train_epoch(
     compile_time = step.take_compile_time()
     if compile_time.seconds:
         log.console.say(compile_time.describe(images_seen))
+    if note := step.take_note():
+        log.console.say(note)
     speed = compile_time.rate_without(images_seen, seconds)
     return {**summary, "images_per_second": speed}
 
@@ -189,8 +160,9 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     if settings.compile:
         check_compiler(device)
     precision = build_precision(settings, settings.precision, device)
-    # config.json keeps the resolved name: a resumed run goes on in the same precision anywhere.
-    settings = settings.replace(precision=precision.name)
+    # config.json keeps what was resolved: a resumed run goes on in the same way anywhere.
+    graphs = choose_graphs(settings, device)
+    settings = settings.replace(precision=precision.name, graphs=graphs)
     run = choose_run(settings)
     data = build_run_data(settings, run.directory, run.resumed)
     torch.manual_seed(settings.seed)

@@ -116,7 +116,8 @@ def train_in_directory(
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own
-    settings = complete(bench.settings.replace(epochs=MANY_EPOCHS, lr=RATE))
+    graphs = "on" if bench.graphs else "off"
+    settings = complete(bench.settings.replace(epochs=MANY_EPOCHS, lr=RATE, graphs=graphs))
     precision = choose_bench_precision(bench, device)
     model = precision.place(draw_network(bench, data))
     run = Run(Path(settings.save_dir) / "epochs", False, settings)

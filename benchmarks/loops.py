@@ -29,10 +29,9 @@ from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
 from objective import LOSSES
 from objective.optimizers import build_optimizer
 from rundir.rebuild import build_batches, build_network, build_precision
-from train import build_step
 from training.meter import Meter
 from training.setup import build_objective
-from training.step import Step
+from training.step import Step, build_step
 from utils.errors import UserError
 from utils.precision import Precision
 from utils.registry import load_function

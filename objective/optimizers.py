@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from objective import OPTIMIZERS
 from utils.registry import load_function
@@ -61,6 +63,40 @@ def build_adamw(groups: Groups, learning_rate: float) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups, in place where it is a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
+def make_recordable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Put the learning rate into a tensor, which a recorded update reads anew at each replay.
+
+    Fused kernels want it in float32 on their own device. All parameter groups share it. A rate that
+    is such a tensor already stays where it is.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if all(isinstance(rate, Tensor) and rate.device.type == device.type for rate in rates):
+        return
+    rate = torch.tensor(float(rates[0]), dtype=torch.float32, device=device)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@contextlib.contextmanager
+def mark_capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let an update be recorded while the context lasts: AdamW refuses it without this mark.
+
+    Its fused update is the same with and without. Outside of a recording the mark causes a warning.
+    """
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    marks = [group["capturable"] for group in groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, mark in zip(groups, marks, strict=True):
+            group["capturable"] = mark

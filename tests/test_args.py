@@ -122,6 +122,7 @@ WRONG_VALUES = [
     (["--batch-size", "3"], "did you mean --batch_size"),
     (["--dataset", "cifar-10"], "did you mean cifar10"),
     (["--loss", "bec"], "did you mean BCE"),
+    (["--graphs", "yes"], "use one of auto, on, off"),
 ]
 
 
@@ -206,7 +207,8 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 
 
 # What runs computed from before there was a flag for it.
-BEFORE = {"precision": "fp32", "compile": False, "deterministic": False, "imbalance_factor": 1.0}
+BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
+BEFORE |= {"imbalance_factor": 1.0}
 
 
 def test_settings_of_before_a_setting_came_are_completed():

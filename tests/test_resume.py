@@ -342,7 +342,7 @@ def test_a_changed_data_set_is_refused(tmp_path, whole, capsys):
     assert "the data set has changed" in line and "train_size" in line
 
 
-SHAPING_LATER = ("precision", "compile", "deterministic", "imbalance_factor")
+SHAPING_LATER = ("precision", "compile", "graphs", "deterministic", "imbalance_factor")
 
 
 def test_a_run_of_before_some_settings_came_is_resumed_exactly(tmp_path):

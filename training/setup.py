@@ -5,10 +5,26 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from args import Settings
+from args import AUTO_GRAPHS, Settings
 from objective import optimizers
 from objective.objective import Decays, Objective
 from objective.schedules import compute_learning_rate
+from training.recording import GRAPHS
+from utils.errors import UserError
+
+
+def choose_graphs(settings: Settings, device: torch.device) -> str:
+    """Resolve --graphs to on or off for a device.
+
+    A run that began with it on keeps that word where there is no GPU, and its steps are ordinary
+    there. Raises UserError where it is asked for and cannot be.
+    """
+    able = device.type in GRAPHS
+    if settings.graphs == "auto":
+        return AUTO_GRAPHS if able else "off"
+    if settings.graphs == "on" and not able and "graphs" in settings.model_fields_set:
+        raise UserError("--graphs on has no effect here: it is for NVIDIA GPUs")
+    return settings.graphs
 
 
 def build_objective(settings: Settings) -> Objective:

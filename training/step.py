@@ -1,4 +1,4 @@
-"""The training step as a run takes it, eager or with its loss compiled."""
+"""The training step as a run takes it: ordinary, with its loss compiled, or recorded as a whole."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import os
 import shutil
 import textwrap
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from utils.device import synchronise
+from objective.objective import Objective
+from training.recording import GRAPHS, BatchFunction, RecordedStep
+from training.snapshot import Results, StepState
+from utils.device import leave_default_stream, synchronise
 from utils.errors import UserError
+from utils.precision import Precision
 
-# (images, targets) -> (objective, loss, logits)
-BatchFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# What a step does once for batches of a shape, beside training; the log shows its time.
+COMPILED, RECORDED, NOT_RECORDED = "compiled", "recorded", "failed to record"
 
 
 @dataclass
 class CompileTime:
-    """Time of the steps that compiled, in seconds, and the images in them."""
+    """Time of the steps that compiled or recorded, in seconds, and the images in them."""
 
     seconds: float = 0.0
     images: int = 0
+    work: list[str] = field(default_factory=list)
 
     def rate_without(self, images: int, seconds: float) -> float:
         """Return images per second of `images` in `seconds`, without these steps if others remain.
@@ -39,76 +43,137 @@ class CompileTime:
 
     def describe(self, images: int) -> str:
         """Describe for the log how `rate_without` counts the compile time."""
+        work = " and ".join(self.work)
         if images > self.images:
-            return f"compiled in {self.seconds:.1f} s, not counted in images/s"
-        return (
-            f"compiled in {self.seconds:.1f} s, counted in images/s: every step of the epoch "
-            "compiled"
-        )
+            return f"{work} in {self.seconds:.1f} s, not counted in images/s"
+        return f"{work} in {self.seconds:.1f} s, counted in images/s: no other step is in the epoch"
 
 
 class Step:
     """Runner of a training step on batches; nothing in it waits for the device.
 
+    Only a step that compiles or records waits, once for batches of a shape.
+
     Args:
-        training_step: forward, loss, backward and update of one batch.
+        take: forward, loss, backward and update of one batch.
         device: where it computes.
         compiled: whether its loss was compiled. The first step of each shape of batch compiles;
             `take_compile_time` returns how long that took.
-        graphs: whether it was compiled with CUDA graphs.
+        note: a line for the log.
     """
 
     def __init__(
         self,
-        training_step: BatchFunction,
+        take: BatchFunction | RecordedStep,
         device: torch.device,
         compiled: bool = False,
-        graphs: bool = False,
+        note: str = "",
     ) -> None:
-        self._training_step, self._device = training_step, device
-        self._compiled, self._graphs = compiled, compiled and graphs
-        self._compile_time = CompileTime()
+        self._take, self._device, self._compiled = take, device, compiled
+        self._compile_time, self._note = CompileTime(), note
         self._shapes: set[tuple[torch.Size, torch.Size]] = set()
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor) -> Results:
         """Take one step on images [B, C, H, W] and targets [B] or [B, K].
 
         Returns:
             objective and loss (scalars) and logits [B, K], float32, detached.
         """
         shapes = images.shape, targets.shape
-        if not self._compiled or shapes in self._shapes:
-            return self._run(images, targets)
+        compiles = self._compiled and shapes not in self._shapes
+        recorder = self._take if isinstance(self._take, RecordedStep) else None
+        records = recorder is not None and recorder.is_due(images, targets)
+        if not (compiles or records):
+            return self._take(images, targets)
         begun = time.perf_counter()
-        results = self._run(images, targets)
+        results = self._take(images, targets)
         synchronise(self._device)
         self._shapes.add(shapes)
         self._compile_time.seconds += time.perf_counter() - begun
         self._compile_time.images += len(images)
+        if compiles:
+            self._count_work(COMPILED)
+        if recorder is not None and records:
+            self._count_work(NOT_RECORDED if recorder.failure else RECORDED)
+            self._note = explain_ordinary(recorder.failure)
         return results
 
+    def _count_work(self, word: str) -> None:
+        if word not in self._compile_time.work:
+            self._compile_time.work.append(word)
+
     def take_compile_time(self) -> CompileTime:
-        """Return the compile time since the last call."""
+        """Return the time of compiling and recording since the last call."""
         taken, self._compile_time = self._compile_time, CompileTime()
         return taken
 
-    def _run(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._graphs:
-            return self._training_step(images, targets)
-        torch.compiler.cudagraph_mark_step_begin()
-        objective, loss, logits = self._training_step(images, targets)
-        # The next step's graph overwrites them.
-        return objective.clone(), loss.clone(), logits.clone()
+    def take_note(self) -> str:
+        """Return why the steps run without a CUDA graph that was asked for, once; else ""."""
+        taken, self._note = self._note, ""
+        return taken
 
 
-def compile_function(function: BatchFunction, device: torch.device, graphs: bool) -> BatchFunction:
+def explain_ordinary(reason: str) -> str:
+    """Return the log's line that steps run without the CUDA graph; "" without a reason."""
+    return f"--graphs on: the steps run without a CUDA graph: {reason}" if reason else ""
+
+
+def build_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    objective: Objective,
+    precision: Precision,
+    compiled: bool = False,
+    graphs: bool = False,
+) -> Step:
+    """Build the training step of a network; nothing in it waits for the device.
+
+    Args:
+        model: on the device of `precision`, as are the optimizer's parameters.
+        optimizer: it updates the model; with `graphs` its learning rate becomes a tensor.
+        scaler: of the loss.
+        objective: what is minimised.
+        precision: in which the layers compute.
+        compiled: compile model and objective.
+        graphs: replay the whole step as one CUDA graph. The process then leaves CUDA's default
+            stream. On another device the steps are ordinary ones.
+    """
+    context, device = precision.autocast(), precision.device
+
+    def forward(images: Tensor, targets: Tensor) -> Results:
+        with context:
+            logits, features = model(images)
+        total, loss = objective(model.fc, logits, features, targets)
+        return total, loss, logits
+
+    run_forward = compile_function(forward, device) if compiled else forward
+
+    def take_step(images: Tensor, targets: Tensor) -> Results:
+        # Also while a graph is recorded: the gradients then lie in the graph's own memory.
+        optimizer.zero_grad(set_to_none=True)
+        total, loss, logits = run_forward(images, targets)
+        scaler.scale(total).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return total.detach(), loss.detach(), logits.detach()
+
+    if not graphs:
+        return Step(take_step, device, compiled)
+    if device.type not in GRAPHS:
+        return Step(take_step, device, compiled, explain_ordinary("it needs an NVIDIA GPU"))
+    leave_default_stream(device)
+    state = StepState(model, optimizer, scaler, device)
+    return Step(RecordedStep(take_step, state, precision), device, compiled)
+
+
+def compile_function(function: BatchFunction, device: torch.device) -> BatchFunction:
     """Compile a function for fixed shapes: an epoch has two, of the full and of the last batch.
 
-    `graphs` adds CUDA graphs. Raises UserError if there is no compiler.
+    Raises UserError if there is no compiler.
     """
     check_compiler(device)
-    mode = "reduce-overhead" if graphs else "default"
-    compiled: BatchFunction = torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
+    compiled: BatchFunction = torch.compile(function, dynamic=False, fullgraph=True)
     return compiled
 
 

@@ -133,6 +133,21 @@ def measure_free_memory(device: torch.device) -> int:
     return free + unused if limit == total else min(free, max(0, limit - reserved)) + unused
 
 
+def leave_default_stream(device: torch.device) -> None:
+    """Make a stream of its own this thread's current one on a CUDA device, for good.
+
+    A CUDA graph cannot be recorded on the default stream. What was asked of the device before comes
+    first. On the CPU nothing happens.
+    """
+    if device.type != "cuda":
+        return
+    current = torch.cuda.current_stream(device)
+    if current == torch.cuda.default_stream(device):
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(current)
+        torch.cuda.set_stream(stream)
+
+
 def _keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, if libc is glibc.
 

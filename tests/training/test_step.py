@@ -63,14 +63,18 @@ def test_the_network_and_its_batches_have_one_memory_format(tmp_path, monkeypatc
 
     build = train.build_step
 
-    def build_recorder(model, *rest):
-        one, weight, form = build(model, *rest), model.layer1[0].conv1.weight, torch.channels_last
+    def build_recorder(model, *rest, **options):
+        one, weight, form = (
+            build(model, *rest, **options),
+            model.layer1[0].conv1.weight,
+            torch.channels_last,
+        )
 
         def record(images, targets):
             seen.append([x.is_contiguous(memory_format=form) for x in (images, weight)])
             return one(images, targets)
 
-        record.take_compile_time = one.take_compile_time
+        record.take_compile_time, record.take_note = one.take_compile_time, one.take_note
         return record
 
     monkeypatch.setattr(train, "build_step", build_recorder)
@@ -251,7 +255,7 @@ def test_batches_and_meter_ask_little_of_the_device():
 def test_the_step_compiles_without_a_graph_break(monkeypatch, name, loss):
     torch._dynamo.reset()
     options = {"backend": "eager", "fullgraph": True, "dynamic": False}
-    monkeypatch.setattr(train, "compile_function", lambda f, *_: torch.compile(f, **options))
+    monkeypatch.setattr(step, "compile_function", lambda f, *_: torch.compile(f, **options))
     _, one = small_step(compiled=True, kind="bf16", name=name, loss=loss)
     found = one(*batch())
     assert all(value.dtype == torch.float32 for value in found)
@@ -268,7 +272,7 @@ def test_a_missing_compiler_is_one_line(tmp_path, capsys, monkeypatch):
 def test_compiled_steps_are_the_eager_ones(monkeypatch):
     """All of torch.compile but the generation of C++, which takes half a minute."""
     options = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
-    monkeypatch.setattr(train, "compile_function", lambda f, *_: torch.compile(f, **options))
+    monkeypatch.setattr(step, "compile_function", lambda f, *_: torch.compile(f, **options))
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):
@@ -283,8 +287,10 @@ def test_compiled_steps_are_the_eager_ones(monkeypatch):
 
 
 def test_the_rate_leaves_compiling_out():
-    compile_time = step.CompileTime(10.0, 100)
+    compile_time = step.CompileTime(10.0, 100, [step.COMPILED])
     assert compile_time.rate_without(300, 12.0) == 100
     assert compile_time.rate_without(100, 10.0) == 10
-    assert "not counted" in compile_time.describe(300)
-    assert "every step of the epoch compiled" in compile_time.describe(100)
+    assert compile_time.describe(300) == "compiled in 10.0 s, not counted in images/s"
+    assert "no other step is in the epoch" in compile_time.describe(100)
+    compile_time.work.append(step.RECORDED)
+    assert compile_time.describe(300).startswith("compiled and recorded in 10.0 s")
