@@ -38,7 +38,7 @@ import eval_nc
 import eval_scores
 import eval_tsne
 import metrics.table
-import reproduce
+import reproduction.flags
 import rundir.directory
 import train
 import verify_theory
@@ -587,7 +587,7 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "eval_nc.py": eval_nc.parse_flags,
     "eval_scores.py": eval_scores.parse_flags,
     "eval_tsne.py": eval_tsne.parse_flags,
-    "reproduce.py": lambda words: reproduce.build_parser().parse_args(words),
+    "reproduce.py": reproduction.flags.parse_flags,
     "verify_theory.py": lambda words: verify_theory.build_parser().parse_args(words),
 }
 

@@ -165,9 +165,9 @@ def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
     pytest.fail(f"{flags} took {min(seconds):.2f} s")
 
 
-PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "reproduce", "demo"]
+PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "demo"]
 PARSERS += [f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed")]
-PARSERS += ["benchmarks.precision_agreement", "benchmarks.score_memory"]
+PARSERS += ["benchmarks.precision_agreement", "benchmarks.score_memory", "reproduction.flags"]
 
 
 @pytest.mark.parametrize("module", PARSERS)
