@@ -128,7 +128,10 @@ class CheckpointError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_flags(argv)
     return run_command(
-        PROGRAM, lambda stop: evaluate_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
+        PROGRAM,
+        lambda stop: evaluate_runs(args),
+        stopped=STOP_MESSAGE,
+        batch_size=args.batch_size or 0,
     )
 
 

@@ -415,6 +415,18 @@ def test_precision(run_dir, tmp_path, capsys):
     assert "no effect" in evaluate(capsys, run_dir, "--precision", "tf32", status=2).err
 
 
+def test_rows_do_not_depend_on_the_batch(run_dir, capsys):
+    evaluate(capsys, run_dir, "--checkpoints", "last")
+    expected = read_table(run_dir)
+    said = evaluate(capsys, run_dir, "--checkpoints", "last", "--batch_size", 37)
+    assert "0 evaluated, 2 unchanged" in said.out
+    evaluate(capsys, run_dir, "--checkpoints", "last", "--batch_size", 37, "--force")
+    for key, row in read_table(run_dir).items():
+        for name, cell in row.items():
+            if cell and name != "split":
+                assert float(cell) == pytest.approx(float(expected[key][name]), rel=1e-5), name
+
+
 def test_mistakes(run_dir, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     mistakes = [
