@@ -19,14 +19,14 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, OLD_COMMIT, build_model
-from rundir.archives import read_origin
 from rundir.bare import STEMS
 from rundir.checkpoints import check_origin
 from rundir.config import check_data, read_config
-from rundir.foreign import explain_misfit, read_own_state, read_state
+from rundir.foreign import explain_misfit, read_content, translate_content, translate_own
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
 from rundir.trained import TrainedRun, open_run
+from rundir.weights import open_checkpoint
 from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
@@ -335,12 +335,22 @@ class Rebuilder:
 
         Raises a UserError that names the file if it is damaged, of another run, or does not fit.
         """
-        check_origin(checkpoint, read_origin(checkpoint), run.id)
+        with open_checkpoint(checkpoint) as opened:
+            check_origin(checkpoint, opened.archive.origin, run.id)
+            content = read_content(opened)
+        return self.fill_model(run, checkpoint, content)
+
+    def fill_model(self, run: TrainedRun, checkpoint: Path, content: Any) -> nn.Module:
+        """Return `model` with the weights that were read from a checkpoint.
+
+        Raises a UserError that names the file if they do not fit.
+        """
         model, name = self.model(run), run.settings.model
         if run.bare is not None:
-            state = read_state(checkpoint, run.bare, name, self.data(run).num_classes)
+            classes = self.data(run).num_classes
+            state = translate_content(checkpoint, content, run.bare, name, classes)
         else:
-            state = read_own_state(checkpoint, name, run.versions.network)
+            state = translate_own(checkpoint, content, name, run.versions.network)
         try:
             model.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:

@@ -20,6 +20,7 @@ from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
 from models import build_model
 from rundir import rebuild as evaluation
+from rundir import weights
 from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
 from tests.helpers import (
@@ -243,6 +244,37 @@ def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
     assert "epoch_002.pth is damaged" in lines[0]
     assert "epoch_003.pth does not fit the model" in lines[1]
     assert set(read_table(run_dir)) == {(1, "train"), (1, "test")}
+
+
+def test_each_checkpoint_is_opened_and_verified_once(run_dir, capsys, monkeypatch):
+    opened, verified = [], []
+    open_file, verify = weights.open_regular, weights.verify
+    monkeypatch.setattr(
+        weights, "open_regular", lambda path: opened.append(path.name) or open_file(path)
+    )
+    monkeypatch.setattr(
+        weights, "verify", lambda file, path: verified.append(path.name) or verify(file, path)
+    )
+    for words in ("6 evaluated", "6 unchanged"):
+        assert words in evaluate(capsys, run_dir).out
+        assert opened == verified == [f"epoch_00{epoch}.pth" for epoch in (1, 2, 3)]
+        opened.clear()
+        verified.clear()
+
+
+def test_a_file_that_holds_no_weights_is_named(run_dir, capsys):
+    torch.save(None, run_dir / "epoch_001.pth")
+    said = evaluate(capsys, run_dir, status=2)
+    assert "epoch_001.pth holds a NoneType, not a state_dict" in said.err
+    assert "4 evaluated, 0 unchanged rows kept, 1 checkpoint failed" in said.out
+
+
+def test_a_run_whose_data_is_gone_is_one_line_and_all_its_checkpoints_failed(folder_run, capsys):
+    shutil.rmtree(folder_run.parent.parent / "data")
+    flip_a_weight(folder_run / "epoch_002.pth")
+    lines = evaluate(capsys, folder_run, status=2).err.splitlines()
+    assert len(lines) == 2
+    assert "data" in lines[0] and "epoch_002.pth is damaged" in lines[1]
 
 
 def flip_a_weight(path):
