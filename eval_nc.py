@@ -6,8 +6,8 @@ python eval_nc.py --load_path model_weights/<run>
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +97,27 @@ if __name__ == "__main__":
     parse_flags()  # --help and a wrong flag are answered here, before torch is imported
     StopSignal(STOP_MESSAGE).install()
 
+import contextlib
 import sys
 
 import torch
 
 from figures.nc_curves import Curve, draw_nc_curves
 from figures.style import save_figure
-from metrics import MEASURES, Measure
+from metrics import MEASURES
 from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
-from metrics.table import MetricsTable, compute_fingerprint
-from rundir.archives import read_archive
-from rundir.checkpoints import check_origin
+from metrics.report import format_rows
+from metrics.table import MetricsTable, RowWriter, compute_fingerprint
+from rundir.archives import Archive
 from rundir.config import ChangedData
 from rundir.foreign import explain_sign
 from rundir.opening import open_chosen_runs
 from rundir.prediction import PREDICTION_SETTINGS
+from rundir.reading import Reader, Reading, read_ahead
 from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
-from utils.console import Console, Progress, escape, format_count, format_table
+from utils.console import Console, Progress, escape, format_count
 from utils.device import pick_device
 
 PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
@@ -128,7 +130,10 @@ class CheckpointError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_flags(argv)
     return run_command(
-        PROGRAM, lambda stop: evaluate_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
+        PROGRAM,
+        lambda stop: evaluate_runs(args),
+        stopped=STOP_MESSAGE,
+        batch_size=args.batch_size or 0,
     )
 
 
@@ -156,7 +161,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     if len(curves) > 1:
         failures += draw(curves, pictures / OVERLAY, console)
     if any(rows.current for rows in tables):
-        console.say("\n" + format_rows(runs, tables, splits))
+        console.say("\n" + format_rows([(run.name, run.chosen) for run in runs], tables, splits))
     return MISTAKE if failures else 0
 
 
@@ -172,26 +177,32 @@ def refuse_without_effect(args: argparse.Namespace, runs: list[ChosenRun]) -> No
 
 @dataclass
 class Work:
-    """What is to be done for a run.
+    """What was done for a run.
 
     Attributes:
-        missing: the splits to compute, by epoch.
-        prints: the fingerprint of each sound checkpoint, by epoch.
+        missing: checkpoints of which a row had to be computed.
+        computed, kept: rows that were computed, and that still held.
         failed: checkpoints that could not be evaluated.
         unverified: checkpoints without checksums.
+        blocked: whether the run's network or data could not be built.
     """
 
-    missing: dict[int, list[str]] = field(default_factory=dict)
-    prints: dict[int, str] = field(default_factory=dict)
+    missing: int = 0
+    computed: int = 0
+    kept: int = 0
     failed: int = 0
     unverified: int = 0
+    blocked: bool = False
 
     def describe(self) -> str:
-        """Describe the checkpoints that failed or could not be verified."""
-        failed = f", {format_count(self.failed, 'checkpoint')} failed" if self.failed else ""
-        if not self.unverified:
-            return failed
-        return f"{failed}, {format_count(self.unverified, 'checkpoint')} unverified (no checksums)"
+        """Describe the rows, and the checkpoints that failed or could not be verified."""
+        words = f"{self.computed} evaluated, {self.kept} unchanged rows kept"
+        if self.failed:
+            words += f", {format_count(self.failed, 'checkpoint')} failed"
+        if self.unverified:
+            unverified = format_count(self.unverified, "checkpoint")
+            words += f", {unverified} unverified (no checksums)"
+        return words
 
 
 class Evaluator:
@@ -221,7 +232,7 @@ class Evaluator:
         rows = MetricsTable(run.directory, MEASURES)
         for note in rows.notes:
             print_warning(note)
-        work, absent = Work(), None
+        absent = None
         try:
             facts = self._rebuilder.identify(run)
         except UserError as error:
@@ -231,56 +242,78 @@ class Evaluator:
                     rows.exclude(key)
                 return rows, len(run.chosen)
             facts, absent = run.facts, error
-        self._list_missing(run, rows, facts, work)
+        work = self._evaluate_chosen(run, rows, facts)
         if absent is not None and not work.missing:  # rows are shown also where the data is not
             print_warning(f"{run.directory}: the rows are not compared with the data set: {absent}")
-        total = sum(len(splits) for splits in work.missing.values())
-        kept = len(work.prints) * len(self._splits) - total
-        if total:
-            try:
-                self._rebuilder.model(run)
-            except UserError as error:  # one line for the run, e.g. without its data set
-                print_error(PROGRAM, error)
-                return rows, work.failed + len(work.missing)
-        progress = Progress(self._console, run.name, total, unit="split")
-        computed = 0
-        for epoch, splits in work.missing.items():
-            try:
-                for split, values in self._measure(run, epoch, splits):
-                    rows.put((epoch, split), work.prints[epoch], values)
-                    computed += 1
-            except CheckpointError as error:
-                print_error(PROGRAM, error)
-                work.failed += 1
-            if progress.is_due():
-                progress.show(computed, f"epoch {epoch}")
-        progress.close()
-        counts = f"{computed} evaluated, {kept} unchanged rows kept{work.describe()}"
-        self._console.say(f"{escape(str(run.directory))}: {counts}")
+        if not work.blocked:
+            self._console.say(f"{escape(str(run.directory))}: {work.describe()}")
         return rows, work.failed
 
-    def _list_missing(
-        self, run: ChosenRun, rows: MetricsTable, facts: dict[str, Any], work: Work
-    ) -> None:
-        """Fill `work` with what must be computed of a run on the data set of `facts`."""
+    def _evaluate_chosen(self, run: ChosenRun, rows: MetricsTable, facts: dict[str, Any]) -> Work:
+        """Compute the rows that are missing of a run on the data set of `facts`.
+
+        While a checkpoint is evaluated, a thread reads the next one, and another writes the row
+        that was computed last.
+        """
         dependencies = self._list_dependencies(run, facts)
-        for epoch, path in run.chosen.items():
+
+        def compute_print(archive: Archive) -> str:
+            return compute_fingerprint(archive.content, *dependencies)
+
+        def list_missing(epoch: int, fingerprint: str) -> list[str]:
+            forced = self._args.force
+            return [s for s in self._splits if forced or not rows.holds((epoch, s), fingerprint)]
+
+        reader = Reader(run.id, compute_print, list_missing)
+        readings = read_ahead(lambda item: reader.read(*item), run.chosen.items())
+        work, splits = Work(), len(self._splits)
+        progress = Progress(self._console, run.name, len(run.chosen) * splits, unit="split")
+        with RowWriter(rows) as writer, contextlib.closing(readings):
+            for count, reading in enumerate(readings, start=1):
+                self._record(reading, rows, work)
+                idle = reading.fault is not None or not reading.missing
+                if idle or not self._can_build(run, work):
+                    progress.skip(splits)
+                    continue
+                try:
+                    for split, values in self._measure(run, reading):
+                        writer.put((reading.epoch, split), reading.fingerprint, values)
+                        work.computed += 1
+                except CheckpointError as error:
+                    print_error(PROGRAM, error)
+                    work.failed += 1
+                progress.skip(splits - len(reading.missing))
+                if progress.is_due():
+                    progress.show(count * splits, f"epoch {reading.epoch}")
+        progress.close()
+        return work
+
+    def _record(self, reading: Reading, rows: MetricsTable, work: Work) -> None:
+        """Count a checkpoint that was read, print its fault, and take out rows that changed."""
+        if reading.fault is not None:
+            print_error(PROGRAM, reading.fault)
+            work.failed += 1
+        if not reading.fingerprint:  # the rows of a file that is damaged now are not shown
+            for split in SPLITS:
+                rows.exclude((reading.epoch, split))
+            return
+        work.unverified += not reading.verified
+        work.kept += len(self._splits) - len(reading.missing)
+        work.missing += bool(reading.missing)
+        for split in reading.missing:
+            rows.mark_changed((reading.epoch, split), reading.fingerprint)
+
+    def _can_build(self, run: ChosenRun, work: Work) -> bool:
+        """Return whether the run's network can be built; if not, one line for the run says why."""
+        if not work.blocked:
             try:
-                archive = read_archive(path)
-                check_origin(path, archive.origin, run.id)
-            except UserError as error:  # the rows of a file that is damaged now are not shown
+                self._rebuilder.model(run)
+                return True
+            except UserError as error:  # e.g. without its data set
                 print_error(PROGRAM, error)
-                work.failed += 1
-                for split in SPLITS:
-                    rows.exclude((epoch, split))
-                continue
-            work.unverified += not archive.verified
-            fingerprint = compute_fingerprint(archive.content, *dependencies)
-            work.prints[epoch] = fingerprint
-            for key in [(epoch, split) for split in self._splits]:
-                if self._args.force or not rows.holds(key, fingerprint):
-                    rows.mark_changed(key, fingerprint)
-                    work.missing.setdefault(epoch, []).append(key[1])
+                work.blocked = True
+        work.failed += 1
+        return False
 
     def _list_dependencies(self, run: ChosenRun, facts: dict[str, Any]) -> tuple[Any, ...]:
         """List the values that a row depends on besides the checkpoint."""
@@ -296,31 +329,37 @@ class Evaluator:
         return self._args.precision, run.bare, settings, decays, facts
 
     def _measure(
-        self, run: ChosenRun, epoch: int, splits: Sequence[str]
+        self, run: ChosenRun, reading: Reading
     ) -> Iterator[tuple[str, dict[str, float | None]]]:
-        """Yield each split and its measures under one checkpoint. Raises CheckpointError."""
-        path = run.chosen[epoch]
+        """Yield each missing split and its measures. Raises CheckpointError."""
         try:
-            model = self._rebuilder.load_model(run, path)
+            model = self._rebuilder.fill_model(run, reading.path, reading.content)
         except UserError as error:
             raise CheckpointError(str(error)) from error
+        reading.content = None  # the model has a copy
+        for split in reading.missing:
+            evaluation = self._evaluate_split(run, split, model)
+            try:
+                values = compute_measures(evaluation)
+            except ValueError as error:
+                raise CheckpointError(f"{reading.path}, {split} set: {error}") from error
+            del evaluation  # its features leave room for those of the next split
+            yield split, values
+
+    def _evaluate_split(self, run: ChosenRun, split: str, model: torch.nn.Module) -> Evaluation:
+        """Pass a split through a network."""
         classifier: Any = model.fc
         context = self._rebuilder.precision(run).autocast()
-        for split in splits:
-            extracted = extract(model, self._rebuilder.batches(run, split), context)
-            self._check_sign(run, split, extracted, classifier)
-            evaluation = Evaluation(
-                extracted,
-                classifier.weight.detach(),
-                classifier.bias_vector().detach(),
-                self._rebuilder.class_sizes(run),
-                long_tailed=run.settings.imbalance_factor != 1,
-                prediction=self._rebuilder.prediction(run),
-            )
-            try:
-                yield split, compute_measures(evaluation)
-            except ValueError as error:
-                raise CheckpointError(f"{path}, {split} set: {error}") from error
+        extracted = extract(model, self._rebuilder.batches(run, split), context)
+        self._check_sign(run, split, extracted, classifier)
+        return Evaluation(
+            extracted,
+            classifier.weight.detach(),
+            classifier.bias_vector().detach(),
+            self._rebuilder.class_sizes(run),
+            long_tailed=run.settings.imbalance_factor != 1,
+            prediction=self._rebuilder.prediction(run),
+        )
 
     def _check_sign(
         self, run: ChosenRun, split: str, extracted: Extracted, classifier: Any
@@ -353,37 +392,6 @@ def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:
 def build_curve(run: ChosenRun, rows: MetricsTable) -> Curve:
     """Return a run's rows for a picture."""
     return Curve(run.name, run.loss, run.optimizer, list(rows.current.values()))
-
-
-def format_rows(
-    runs: Sequence[ChosenRun], tables: Sequence[MetricsTable], splits: Sequence[str]
-) -> str:
-    """Format all chosen rows as one aligned table."""
-    shown = list_shown([row for rows in tables for row in rows.current.values()])
-    header = ["run", "epoch", "split", *(measure.heading for measure in shown.values())]
-    lines = []
-    for run, rows in zip(runs, tables, strict=True):
-        current = rows.current
-        for epoch, split in [(epoch, split) for epoch in run.chosen for split in splits]:
-            if (epoch, split) in current:
-                row = current[epoch, split]
-                cells = [measure.format(row[name]) for name, measure in shown.items()]
-                lines.append([run.name, str(epoch), split, *cells])
-    return format_table(header, lines)
-
-
-def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
-    """Return the measures to print. An optional one needs a number in any row of its function."""
-    filled = {
-        measure.function
-        for name, measure in MEASURES.items()
-        if any(row[name] is not None for row in rows)
-    }
-    return {
-        name: measure
-        for name, measure in MEASURES.items()
-        if measure.shown and (not measure.optional or measure.function in filled)
-    }
 
 
 if __name__ == "__main__":

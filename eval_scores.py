@@ -106,7 +106,7 @@ CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_flags(argv)
     return run_command(
-        PROGRAM, lambda stop: draw(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
+        PROGRAM, lambda stop: draw(args), stopped=STOP_MESSAGE, batch_size=args.batch_size or 0
     )
 
 

@@ -160,7 +160,7 @@ class EpochError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_flags(argv)
     return run_command(
-        PROGRAM, lambda stop: draw_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size
+        PROGRAM, lambda stop: draw_runs(args), stopped=STOP_MESSAGE, batch_size=args.batch_size or 0
     )
 
 

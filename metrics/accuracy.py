@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metrics.checks import check_logits, split_rows
+from metrics.features import Features
 
 MANY, FEW = 100, 20  # training images: a class with more is one of the many, with fewer of the few
 
@@ -136,7 +137,7 @@ def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
 
 @torch.no_grad()
 def compare_bias_signs(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
+    features: Features, labels: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[float, float, float]:
     """Compare the classifier W h − b with W h + b.
 
@@ -148,13 +149,13 @@ def compare_bias_signs(
         which the second share is larger. The errors are those of McNemar's test: only the samples
         on which the two disagree count.
     """
-    subtracted = added = only_added = only_subtracted = 0
+    counts = torch.zeros(4, dtype=torch.int64, device=labels.device)
     for rows in split_rows(features, len(weight)):
         scores = features[rows].float() @ weight.float().T
         first = (scores - bias).argmax(dim=1) == labels[rows]
         second = (scores + bias).argmax(dim=1) == labels[rows]
-        subtracted, added = subtracted + int(first.sum()), added + int(second.sum())
-        only_subtracted += int((first & ~second).sum())
-        only_added += int((second & ~first).sum())
+        kinds = torch.stack([first, second, first & ~second, second & ~first])
+        counts += kinds.sum(dim=1)
+    subtracted, added, only_subtracted, only_added = counts.tolist()
     errors = (only_added - only_subtracted) / math.sqrt(max(1, only_added + only_subtracted))
     return subtracted / len(labels), added / len(labels), errors

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from metrics.features import Features
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # Numbers in a float64 chunk. The CPU gets 4 MiB: larger chunks leave the cache and were up to ten
@@ -15,7 +17,7 @@ CPU_CHUNK = 1 << 19
 DEVICE_CHUNK = 1 << 23
 
 
-def split_rows(tensor: Tensor, width: int = 0) -> Iterator[slice]:
+def split_rows(tensor: Features, width: int = 0) -> Iterator[slice]:
     """Slice the rows of `tensor` [N, d], so that float64 [rows, max(d, width)] is small."""
     numbers = CPU_CHUNK if tensor.device.type == "cpu" else DEVICE_CHUNK
     size = max(1, numbers // max(tensor.shape[1], width, 1))
@@ -40,7 +42,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     check_finite("logits", logits)
 
 
-def check_score_inputs(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def check_score_inputs(features: Features, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return labels as int64 and weight as float64, on the features' device, if all are sound."""
     check_features(features, labels)
     check_weight(weight, features)
@@ -49,7 +51,7 @@ def check_score_inputs(features: Tensor, labels: Tensor, weight: Tensor) -> tupl
     return labels.to(features.device, torch.int64), weight.to(features.device, torch.float64)
 
 
-def check_features(features: Tensor, labels: Tensor) -> None:
+def check_features(features: Features, labels: Tensor) -> None:
     """Refuse anything but features [N, d] and labels [N]."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or features.shape[1] == 0:
         raise ValueError(
@@ -62,7 +64,7 @@ def check_features(features: Tensor, labels: Tensor) -> None:
         raise ValueError(f"features must be floating point, not {features.dtype}")
 
 
-def check_weight(weight: Tensor, features: Tensor) -> None:
+def check_weight(weight: Tensor, features: Features) -> None:
     """Refuse anything but a weight [K, d] for features [N, d]."""
     if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
         raise ValueError(
@@ -92,7 +94,7 @@ def check_classes(labels: Tensor, num_classes: int, device: torch.device) -> Ten
     return labels
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Features) -> None:
     """Refuse a tensor [N, d] that holds NaN or infinity; the message names the first such row."""
     for rows in split_rows(tensor):
         finite = torch.isfinite(tensor[rows])

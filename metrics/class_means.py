@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metrics.checks import check_finite, split_rows
+from metrics.features import Features
 
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -42,7 +43,7 @@ class ClassMeans:
     resolution: float
 
 
-def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> ClassMeans:
+def compute_class_means(features: Features, labels: Tensor, num_classes: int) -> ClassMeans:
     """Compute the class means of features [N, d] of any float dtype.
 
     labels is int64 [N] on the features' device, with every class from 0 to K−1 (`check_classes`).
@@ -67,7 +68,7 @@ def compute_class_means(features: Tensor, labels: Tensor, num_classes: int) -> C
     return ClassMeans(reference, relative, centred, counts, rounding, resolution)
 
 
-def _estimate_resolution(length: float, counts: Tensor, features: Tensor) -> tuple[float, float]:
+def _estimate_resolution(length: float, counts: Tensor, features: Features) -> tuple[float, float]:
     """Estimate `rounding` and `resolution` of `ClassMeans` for features of RMS `length`."""
     count, dim = features.shape
     num_classes = len(counts)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metrics.checks import check_score_inputs, split_rows
+from metrics.features import Features
 from metrics.scores import ScoreSummary, compute_unordered_scores
 
 BINS = 4096  # bins of a histogram; the smallest visible detail of a violin spans hundreds
@@ -73,7 +74,7 @@ def compute_distribution(values: Tensor) -> Distribution:
 
 @torch.no_grad()
 def compute_score_distributions(
-    features: Tensor, labels: Tensor, weight: Tensor
+    features: Features, labels: Tensor, weight: Tensor
 ) -> tuple[Distribution, Distribution]:
     """Compute the distributions of positive and of negative decision scores W h of every sample.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
+from metrics.features import Features, HostFeatures, allocate_features
 
 
 def build_split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
@@ -33,7 +34,7 @@ class Extracted:
     """The results of one pass of a model over a split of N samples.
 
     Attributes:
-        features: float32 [N, d].
+        features: float32 [N, d], or `HostFeatures` where they do not fit into the device.
         labels: int64 [N].
         positives: float32 [N], each sample's logit at its own label.
         negatives: float32 [N], the largest of its other logits.
@@ -41,7 +42,7 @@ class Extracted:
         class_correct: int64 [K], samples of each class whose own logit is the largest.
     """
 
-    features: Tensor
+    features: Features
     labels: Tensor
     positives: Tensor
     negatives: Tensor
@@ -52,29 +53,43 @@ class Extracted:
 
 @torch.no_grad()
 def extract(
-    model: nn.Module, batches: BatchLoader, autocast: contextlib.AbstractContextManager
+    model: nn.Module,
+    batches: BatchLoader,
+    autocast: contextlib.AbstractContextManager,
+    budget: float | None = None,
 ) -> Extracted:
     """Pass a split through the model once, in evaluation mode.
 
-    The function keeps only the logits that the measures need: memory does not grow with N·K.
+    The function keeps only the logits that the measures need: memory does not grow with N·K. It
+    reads the device once, at the end.
+
+    Args:
+        model: the network on the batches' device.
+        batches: of the split, in order.
+        autocast: entered once, so that weights are cast once and not again for every batch.
+        budget: bytes of the device that features may take. None: a third of a GPU's free memory,
+            and no limit on the CPU.
     """
     model.eval()
     device, count = batches.device, batches.num_samples
     classifier: Any = model.fc
     feature_dim: Any = model.feature_dim
     num_classes = len(classifier.weight)
-    features = torch.empty(count, feature_dim, device=device)
+    features = allocate_features(count, feature_dim, device, budget)
+    kept = features.values if isinstance(features, HostFeatures) else features
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)
     correct = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
     first = 0
-    for images, targets in batches.batches(epoch=0):
-        with autocast:
+    with autocast:
+        for images, targets in batches.batches(epoch=0):
             logits, batch_features = model(images)
-        at = slice(first, first + len(targets))
-        features[at], labels[at] = batch_features, targets
-        margins[0, at], margins[1, at] = split_margins(logits, targets)
-        correct += count_correct_by_class(logits, targets)
-        first = at.stop
+            at = slice(first, first + len(targets))
+            kept[at].copy_(batch_features, non_blocking=True)
+            labels[at] = targets
+            margins[0, at], margins[1, at] = split_margins(logits, targets)
+            correct += count_correct_by_class(logits, targets)
+            first = at.stop
+    # This waits for all copies to the host, too.
     top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
     return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])

@@ -13,11 +13,17 @@ from torch import Tensor
 
 from metrics.checks import check_classes, check_features, check_finite, check_weight, split_rows
 from metrics.class_means import ClassMeans, compute_class_means
+from metrics.features import Features
+
+# Up to this many classes the SVD of a GPU's class means is computed on the CPU. cuSOLVER launches
+# many small kernels for it and waits between them, while a [512, d] matrix takes LAPACK well below
+# a second. The bound follows from this and was not measured.
+HOST_SVD_CLASSES = 512
 
 
 @torch.no_grad()
 def compute_neural_collapse(
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -26,7 +32,7 @@ def compute_neural_collapse(
     """Compute NC1, NC2 (of the classifier and of the class means), NC3 and NC4: 0 at collapse.
 
     Args:
-        features: [N, d], any float dtype.
+        features: [N, d], any float dtype, or `HostFeatures`.
         labels: integer [N], from 0 to K−1, every class present.
         weight: [K, d], the classifier's, K ≥ 2.
         bias: [K], **subtracted**: logits are W h − b. None is 0.
@@ -71,7 +77,7 @@ def compute_neural_collapse(
 
 
 def _compute_nc1_and_nc4(
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     means: ClassMeans,
     span: tuple[Tensor, Tensor],
@@ -89,16 +95,17 @@ def _compute_nc1_and_nc4(
     centres = means.relative @ directions
     whitened, wrong = means.reference.new_zeros(2).unbind()
     for rows in split_rows(features, len(weight)):
-        projections = (features[rows] - means.reference) @ directions
+        part = features[rows]
+        projections = (part - means.reference) @ directions
         deviations = projections - centres[labels[rows]]
         whitened += deviations.div_(scales).square_().sum()
         # From the features themselves: logits of features that are 0 stay equal.
-        predicted = (features[rows].double() @ weight.T).sub_(bias).argmax(dim=1)
+        predicted = (part.double() @ weight.T).sub_(bias).argmax(dim=1)
         wrong += (~_is_nearest(predicted, projections, centres, means)).sum()
     return whitened.item() / len(features), wrong.item() / len(features)
 
 
-def _compute_nc1_without_directions(features: Tensor, labels: Tensor, means: ClassMeans) -> float:
+def _compute_nc1_without_directions(features: Features, labels: Tensor, means: ClassMeans) -> float:
     """Compute NC1 for equal class means: 0 if all features are equal too, else infinity."""
     scatter = means.reference.new_zeros(())
     for rows in split_rows(features):
@@ -112,10 +119,12 @@ def _find_directions(means: ClassMeans) -> tuple[Tensor, Tensor]:
 
     M has at most K−1 directions: the K-th singular value is rounding, whatever it is.
     """
-    _, scales, directions = torch.linalg.svd(means.centred, full_matrices=False)
-    scales = scales[: len(means.centred) - 1]
+    matrix = means.centred.cpu() if len(means.centred) <= HOST_SVD_CLASSES else means.centred
+    _, scales, directions = torch.linalg.svd(matrix, full_matrices=False)
+    scales = scales[: len(matrix) - 1]
     rank = int((scales > means.resolution).sum())
-    return directions[:rank].T.contiguous(), scales[:rank]
+    device = means.centred.device
+    return directions[:rank].T.contiguous().to(device), scales[:rank].to(device)
 
 
 def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMeans) -> Tensor:
@@ -139,7 +148,7 @@ def _measure_distance_to_simplex(gram: Tensor) -> float:
 
 
 def _check_classifier(
-    features: Tensor, weight: Tensor, bias: Tensor | None, num_classes: int | None
+    features: Features, weight: Tensor, bias: Tensor | None, num_classes: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias in float64 on the features' device, if they fit all arguments."""
     check_weight(weight, features)

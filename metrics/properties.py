@@ -7,11 +7,12 @@ from torch import Tensor
 
 from metrics.checks import check_classes, check_features, split_rows
 from metrics.class_means import ClassMeans, compute_class_means
+from metrics.features import Features
 
 
 @torch.no_grad()
 def compute_feature_properties(
-    features: Tensor, labels: Tensor, num_classes: int | None = None
+    features: Features, labels: Tensor, num_classes: int | None = None
 ) -> dict[str, float]:
     """Compute compactness and distinctiveness, after this project's own definitions.
 
@@ -21,7 +22,7 @@ def compute_feature_properties(
         distinctiveness: 1 − (1/(K(K−1))) Σ_{j≠k} ū_j·ū_k; 1 + 1/(K−1) at a simplex ETF.
 
     Args:
-        features: [N, d], any float dtype.
+        features: [N, d], any float dtype, or `HostFeatures`.
         labels: integer [N], every class from 0 to K−1 present.
         num_classes: K; by default the largest label + 1.
 
@@ -45,7 +46,7 @@ def compute_feature_properties(
     }
 
 
-def _average_unit_vectors(features: Tensor, labels: Tensor, means: ClassMeans) -> Tensor:
+def _average_unit_vectors(features: Features, labels: Tensor, means: ClassMeans) -> Tensor:
     """Return the mean [K, d] of each class's features − h̄ at unit length; one at h̄ is 0."""
     centre = means.reference + means.relative.mean(dim=0)
     sums = torch.zeros_like(means.relative)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from metrics.checks import check_score_inputs, split_rows
+from metrics.features import Features
 
 
 @torch.no_grad()
 def compute_decision_scores(
-    features: Tensor, labels: Tensor, weight: Tensor
+    features: Features, labels: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the scores W h of every sample, split by its label (Li, Xiao, Shen, ICML 2025).
 
@@ -21,7 +22,7 @@ def compute_decision_scores(
     chunks. `compute_score_statistics` summarises the scores without holding them.
 
     Args:
-        features: [N, d], any float dtype.
+        features: [N, d], any float dtype, or `HostFeatures`.
         labels: integer [N].
         weight: [K, d], any float dtype.
 
@@ -43,7 +44,9 @@ def compute_decision_scores(
 
 
 @torch.no_grad()
-def compute_score_statistics(features: Tensor, labels: Tensor, weight: Tensor) -> dict[str, float]:
+def compute_score_statistics(
+    features: Features, labels: Tensor, weight: Tensor
+) -> dict[str, float]:
     """Compute mean, population standard deviation, minimum and maximum of the decision scores.
 
     The arguments and the errors are those of `compute_decision_scores`. The keys are positive_mean,

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,12 @@ class MetricsTable:
             self._keep_copy(content, faults)
         stored = self._read_fingerprints()
         self.rows |= rows
+        fingerprints = {key: text for key, text in self._fingerprints.items() if key not in rows}
         for key in rows:
-            self._fingerprints.pop(key, None)
             if name_key(key) in stored and key not in doubtful:
-                self._fingerprints[key] = stored[name_key(key)]
+                fingerprints[key] = stored[name_key(key)]
+        # At once: another thread, which asks whether a row is there, sees it before and after.
+        self._fingerprints = fingerprints
         # The fingerprints are written first: a kill between the two leaves the damaged cell, and
         # never an empty one under a fingerprint that holds.
         if len(self._fingerprints) < len(stored):
@@ -191,6 +194,36 @@ class MetricsTable:
     def _format_rows(self) -> bytes:
         rows = [self.rows[key] for key in self.keys]
         return format_csv(self._columns, rows).encode()
+
+
+class RowWriter:
+    """Puts rows into a table by a thread: the work goes on while the disk confirms a row.
+
+    At most one row is on its way. The end of the `with` block waits for it, also where an error or
+    a stop ends the block. An error of `MetricsTable.put` is raised by the next `put` or at the end.
+    """
+
+    def __init__(self, table: MetricsTable) -> None:
+        self._table = table
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
+        """Add or replace a row once the one before is written."""
+        self._wait()
+        self._last = self._thread.submit(self._table.put, key, fingerprint, values)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
 
 def name_key(key: Key) -> str:

@@ -15,10 +15,9 @@ from metrics.accuracy import compare_bias_signs
 from metrics.extraction import Extracted
 from models.foreign import find_version, is_foreign, translate_state, upgrade_state
 from rundir.bare import Bare
-from rundir.weights import load
+from rundir.weights import Checkpoint, open_checkpoint
 from utils.console import list_some
 from utils.errors import UserError
-from utils.files import open_regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state_dict
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, Lightning and torch.compile
@@ -28,10 +27,30 @@ SHOWN = 4  # keys of a list that a message names
 
 
 def read_state(path: Path, bare: Bare, model: str, num_classes: int | None) -> dict[str, Tensor]:
-    """Read a state_dict of another program with the names and the signs of our networks.
+    """Read a state_dict of another program, as `translate_content` returns it. Raises UserError."""
+    with open_checkpoint(path) as checkpoint:
+        content = read_content(checkpoint)
+    return translate_content(path, content, bare, model, num_classes)
+
+
+def read_content(checkpoint: Checkpoint) -> Any:
+    """Read what torch.save or, where the name ends in .safetensors, safetensors has written.
+
+    Raises a UserError that names the file.
+    """
+    if checkpoint.path.suffix == ".safetensors":
+        return _read_safetensors(checkpoint)
+    return checkpoint.load()
+
+
+def translate_content(
+    path: Path, raw: Any, bare: Bare, model: str, num_classes: int | None
+) -> dict[str, Tensor]:
+    """Give weights of another program the names and the signs of our networks.
 
     Args:
-        path: written by torch.save or, where it ends in .safetensors, by safetensors.
+        path: the file, for messages.
+        raw: its content.
         bare: what is known of the weights.
         model: a key of `models.NETWORKS`.
         num_classes: K; None if it is not known.
@@ -40,9 +59,8 @@ def read_state(path: Path, bare: Bare, model: str, num_classes: int | None) -> d
         Tensors by name, in float32 if they are of a floating type. The classifier is fc.
 
     Raises:
-        UserError: it cannot be read, holds no state_dict, or no weight that is its classifier.
+        UserError: there is no state_dict, or no weight that is its classifier.
     """
-    raw = _read_safetensors(path) if path.suffix == ".safetensors" else load(path)
     state = _strip_prefixes(_unwrap(path, raw))
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     state = _rename_classifier(path, state, bare.classifier, num_classes)
@@ -57,12 +75,11 @@ def read_state(path: Path, bare: Bare, model: str, num_classes: int | None) -> d
         raise UserError(f"{path}: {error}") from error
 
 
-def read_own_state(path: Path, model: str, version: int) -> dict[str, Tensor]:
-    """Read a checkpoint of ours, of a network of that version, for the present one.
+def translate_own(path: Path, state: Any, model: str, version: int) -> dict[str, Tensor]:
+    """Make a checkpoint's content, of a network of ours of that version, fit the present one.
 
-    Raises UserError if it is damaged or the present network cannot compute what it did.
+    Raises UserError if it is no state_dict or the present network cannot compute what it did.
     """
-    state = load(path)
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a state_dict")
     try:
@@ -73,15 +90,14 @@ def read_own_state(path: Path, model: str, version: int) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no state_dict") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    path = checkpoint.path
     try:
         from safetensors.torch import load as load_bytes
     except ImportError as error:
         raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
-    with open_regular(path) as file:
-        content = file.read()
     try:
-        loaded: dict[str, Tensor] = load_bytes(content)
+        loaded: dict[str, Tensor] = load_bytes(checkpoint.archive.content)
         return loaded
     except Exception as error:  # its errors have no common class but Exception
         reason = textwrap.shorten(str(error), 90, placeholder=" …")

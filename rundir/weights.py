@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import textwrap
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from rundir.archives import Origin, add_origin, verify
+from rundir.archives import Archive, Origin, add_origin, verify
 from utils.errors import UserError
 from utils.files import open_regular, write_whole
 
@@ -32,26 +35,56 @@ def save(path: Path, state: Any, origin: Origin | None = None) -> None:
     write_whole(path, write)
 
 
-def load(path: Path) -> Any:
-    """Read a checkpoint to the CPU; only tensors and plain containers are accepted (weights_only).
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open file of weights, whose checksums have been compared with its content.
 
-    The archive's checksums are compared with its content first. Raises a UserError that names the
-    file if it is missing, damaged or not a checkpoint.
+    Attributes:
+        path: its name, for messages.
+        archive: what was read of it.
+        file: the file, at its beginning.
     """
-    with open_regular(path) as file:
-        archive = verify(file, path)
+
+    path: Path
+    archive: Archive
+    file: BinaryIO
+
+    def load(self) -> Any:
+        """Load its tensors to the CPU; only tensors and plain containers are accepted.
+
+        They are those that `archive` was read from, also if the file is written meanwhile: the
+        tensors' checksums are compared, or the content that has been read is used. Raises a
+        UserError that names the file if it is damaged or not a checkpoint.
+        """
+        source = self.file if self.archive.verified else io.BytesIO(self.archive.content)
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises a different type for every kind of damage
             reason = explain_refusal(str(error) or type(error).__name__)
-            if not reason and not zipfile.is_zipfile(path):
+            if not reason and not zipfile.is_zipfile(source):
                 reason = "it is cut off or was not written by torch.save"
-            raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
-    # torch reads an archive by other fields of its headers than zipfile does: a flipped bit there
-    # can leave a tensor unread.
-    if archive.verified and not compute_checksums(state) <= archive.checksums:
-        raise UserError(f"{path} is damaged (torch reads other tensors than were written)")
-    return state
+            raise UserError(f"{self.path} is damaged or not a checkpoint ({reason})") from error
+        # torch reads an archive by other fields of its headers than zipfile does: a flipped bit
+        # there can leave a tensor unread.
+        if self.archive.verified and not compute_checksums(state) <= self.archive.checksums:
+            raise UserError(f"{self.path} is damaged (torch reads other tensors than were written)")
+        return state
+
+
+@contextlib.contextmanager
+def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    """Open a checkpoint and compare its checksums with its content.
+
+    Raises a UserError that names the file if it is missing or damaged.
+    """
+    with open_regular(path) as file:
+        yield Checkpoint(path, verify(file, path), file)
+
+
+def load(path: Path) -> Any:
+    """Read a checkpoint to the CPU, as `Checkpoint.load` does. Raises UserError."""
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.load()
 
 
 def compute_checksums(state: Any) -> set[int]:

@@ -20,6 +20,7 @@ from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
 from models import build_model
 from rundir import rebuild as evaluation
+from rundir import weights
 from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
 from tests.helpers import (
@@ -245,6 +246,37 @@ def test_a_broken_checkpoint_is_named_and_the_others_evaluated(run_dir, capsys):
     assert set(read_table(run_dir)) == {(1, "train"), (1, "test")}
 
 
+def test_each_checkpoint_is_opened_and_verified_once(run_dir, capsys, monkeypatch):
+    opened, verified = [], []
+    open_file, verify = weights.open_regular, weights.verify
+    monkeypatch.setattr(
+        weights, "open_regular", lambda path: opened.append(path.name) or open_file(path)
+    )
+    monkeypatch.setattr(
+        weights, "verify", lambda file, path: verified.append(path.name) or verify(file, path)
+    )
+    for words in ("6 evaluated", "6 unchanged"):
+        assert words in evaluate(capsys, run_dir).out
+        assert opened == verified == [f"epoch_00{epoch}.pth" for epoch in (1, 2, 3)]
+        opened.clear()
+        verified.clear()
+
+
+def test_a_file_that_holds_no_weights_is_named(run_dir, capsys):
+    torch.save(None, run_dir / "epoch_001.pth")
+    said = evaluate(capsys, run_dir, status=2)
+    assert "epoch_001.pth holds a NoneType, not a state_dict" in said.err
+    assert "4 evaluated, 0 unchanged rows kept, 1 checkpoint failed" in said.out
+
+
+def test_a_run_whose_data_is_gone_is_one_line_and_all_its_checkpoints_failed(folder_run, capsys):
+    shutil.rmtree(folder_run.parent.parent / "data")
+    flip_a_weight(folder_run / "epoch_002.pth")
+    lines = evaluate(capsys, folder_run, status=2).err.splitlines()
+    assert len(lines) == 2
+    assert "data" in lines[0] and "epoch_002.pth is damaged" in lines[1]
+
+
 def flip_a_weight(path):
     """Change one bit of the first weight of a checkpoint, which torch.load does not notice."""
     weight = next(iter(torch.load(path, weights_only=True).values()))
@@ -413,6 +445,18 @@ def test_precision(run_dir, tmp_path, capsys):
     for key in ("nc1", "nc2", "compactness", "positive_mean"):
         assert float(rough[key]) == pytest.approx(float(exact[key]), rel=0.05)
     assert "no effect" in evaluate(capsys, run_dir, "--precision", "tf32", status=2).err
+
+
+def test_rows_do_not_depend_on_the_batch(run_dir, capsys):
+    evaluate(capsys, run_dir, "--checkpoints", "last")
+    expected = read_table(run_dir)
+    said = evaluate(capsys, run_dir, "--checkpoints", "last", "--batch_size", 37)
+    assert "0 evaluated, 2 unchanged" in said.out
+    evaluate(capsys, run_dir, "--checkpoints", "last", "--batch_size", 37, "--force")
+    for key, row in read_table(run_dir).items():
+        for name, cell in row.items():
+            if cell and name != "split":
+                assert float(cell) == pytest.approx(float(expected[key][name]), rel=1e-5), name
 
 
 def test_mistakes(run_dir, tmp_path, capsys):

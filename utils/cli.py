@@ -180,9 +180,9 @@ def add_evaluation_flags(group: Any) -> None:
     group.add_argument(
         "--batch_size",
         type=check_value(Count),
-        default=256,
+        default=None,
         metavar="N",
-        help="images per pass; changes memory and speed (default: 256)",
+        help="images per pass; changes memory and speed (default: 256, or 1,024 small ones)",
     )
     group.add_argument(
         "--data_dir",
@@ -211,7 +211,8 @@ def run_command(
         program: the script's name, which begins the line.
         body: the command; its argument remembers a request to stop.
         stopped: the line that a stop before `StopSignal.wait_for_step` prints.
-        batch_size: the value that the line about too little memory names; None: no value.
+        batch_size: the value that the line about too little memory names; 0 where the flag was
+            not given; None for a command without it.
         explain: describes in one line a RuntimeError that a setting causes, else returns None.
     """
     prepare_streams()
@@ -251,10 +252,11 @@ def _explain_device_error(error: BaseException, batch_size: int | None) -> str |
     if batch_size is None:
         return f"out of memory{share}"
     advice = "train with a smaller --img_size, --sample_size or network"
-    if overflow or batch_size <= SMALLEST_BATCH:
+    if overflow or 0 < batch_size <= SMALLEST_BATCH:
         return f"out of memory{share}: the data set or the network is too large; {advice}"
+    given = f"--batch_size {batch_size}" if batch_size else "the default --batch_size"
     return (
-        f"out of memory with --batch_size {batch_size}{share}: a smaller one may fit; if it does "
+        f"out of memory with {given}{share}: a smaller one may fit; if it does "
         f"not, the data set or the network is too large: {advice}"
     )
 

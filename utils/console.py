@@ -166,6 +166,13 @@ class Progress:
         """Return whether the display is to be refreshed."""
         return time.monotonic() - self._last >= self._interval
 
+    def skip(self, amount: int) -> None:
+        """Count an amount as done without work: rate and time left are those of the rest."""
+        self._start += amount
+        if self._bar is not None:
+            self._bar.initial += amount
+            self._bar.update(amount)
+
     def show(self, done: float, note: str) -> None:
         """Refresh the display with the amount done and a note."""
         self._last = time.monotonic()

@@ -1,12 +1,14 @@
 """nc_metrics.csv of a run: rows are read one by one, and nothing is lost in silence."""
 
 import json
+import threading
 
 import pytest
 
 from metrics import Measure
 from metrics import table as nc_table
-from metrics.table import MetricsTable
+from metrics.table import MetricsTable, RowWriter
+from utils.errors import UserError
 
 MEASURES = {
     "a": Measure("", "a"),
@@ -245,3 +247,41 @@ def test_a_byte_that_is_not_utf_8_damages_its_cell_alone(path):
 def test_a_number_in_pythons_notation_is_damage(path):
     path.write_text(path.read_text().replace("\n1,train,", "\n1,train,1_", 1))
     assert len(read(path).notes) == 1
+
+
+def test_a_row_is_written_while_the_next_is_computed(path, monkeypatch):
+    """At most one is on its way, and the table that is read meanwhile holds the other rows."""
+    table, written, go_on = read(path), threading.Event(), threading.Event()
+    write = nc_table.write_csv
+
+    def write_late(*words):
+        written.set()
+        assert go_on.wait(10)
+        write(*words)
+
+    monkeypatch.setattr(nc_table, "write_csv", write_late)
+    with RowWriter(table) as writer:
+        writer.put((3, "train"), "print", ROWS[1, "train"])
+        assert written.wait(10)
+        assert held(table) >= set(ROWS)
+        go_on.set()
+        writer.put((3, "test"), "print", ROWS[1, "test"])
+    assert held(read(path)) == {*ROWS, (3, "train"), (3, "test")}
+
+
+def test_a_row_on_its_way_is_written_although_the_work_is_stopped(path):
+    with pytest.raises(KeyboardInterrupt), RowWriter(read(path)) as writer:
+        writer.put((3, "train"), "print", ROWS[1, "train"])
+        raise KeyboardInterrupt
+    assert (3, "train") in held(read(path))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_row_that_cannot_be_written_ends_the_work(path, monkeypatch, more):
+    def refuse(*_):
+        raise UserError("full")
+
+    monkeypatch.setattr(nc_table, "write_csv", refuse)
+    with pytest.raises(UserError, match="full"), RowWriter(read(path)) as writer:
+        for split in ("train", "test")[: 1 + more]:
+            writer.put((3, split), "print", ROWS[1, "train"])

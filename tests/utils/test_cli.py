@@ -188,6 +188,11 @@ def test_out_of_memory_without_a_batch_size(capsys):
     assert line == "script.py: error: out of memory"
 
 
+def test_out_of_memory_where_the_batch_size_was_not_given(capsys):
+    line = read_refusal(capsys, lambda _: run(fail(MemoryError()), batch_size=0))
+    assert "out of memory with the default --batch_size: a smaller one may fit" in line
+
+
 def test_the_smallest_batch_is_not_blamed_for_too_little_memory(capsys):
     for size in (1, 2):
         line = read_refusal(capsys, lambda _, size=size: run(fail(MemoryError()), batch_size=size))
