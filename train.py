@@ -202,7 +202,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     # config.json keeps the resolved name: a resumed run goes on in the same precision anywhere.
     settings = settings.replace(precision=precision.name)
     run = choose_run(settings)
-    data = build_run_data(settings, run.directory, run.resumed)
+    data = build_run_data(settings, run.directory, run.resumed, device)
     torch.manual_seed(settings.seed)
     model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from utils.environment import name_processor
 from utils.errors import UserError
 from utils.files import write_json
 from utils.precision import set_determinism
+from utils.resources import count_default_workers
 
 EPOCH = 50_000  # images of CIFAR's training sets
 SMALL_SET = 2048  # random images by default outside a GPU's memory
@@ -67,7 +67,7 @@ def build_bench(args: argparse.Namespace, device: torch.device) -> Bench:
         augment=args.augment,
         compile=args.compile,
         gpu_id=args.gpu_id,
-        num_workers=min(8, os.cpu_count() or 1) if args.num_workers is None else args.num_workers,
+        num_workers=count_default_workers() if args.num_workers is None else args.num_workers,
     )
     precision = build_precision(settings, args.precision, device)
     many = device.type == "cuda" and not args.stream

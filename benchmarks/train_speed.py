@@ -99,7 +99,7 @@ def add_image_flags(parser: Parser) -> None:
         metavar="DIR",
         help="image tree as of train.py --dataset folder (default: random images)",
     )
-    add_number(parser, "--num_workers", Natural, None, "(default: the cores, at most 8)")
+    add_number(parser, "--num_workers", Natural, None, "(default: the cores less one)")
     add_name(parser, "--augment", AUGMENTATIONS, "augmentation", "DA1", "DA1+DA2 not with (a) ")
 
 

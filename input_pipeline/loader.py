@@ -9,6 +9,7 @@ from torch import Tensor
 
 from input_pipeline import AUGMENTATIONS
 from input_pipeline.augmentation import (
+    EpochPlan,
     augment_batch,
     build_mixer,
     build_transforms,
@@ -19,6 +20,7 @@ from input_pipeline.augmentation import (
 from input_pipeline.decoding import build_decoding_loader, iterate_decoded
 from input_pipeline.delivery import Carrier
 from input_pipeline.splits import FileSplit, Split, TensorSplit
+from utils.device import is_out_of_memory
 from utils.errors import UserError
 from utils.registry import find_name
 
@@ -51,7 +53,7 @@ class BatchLoader:
         memory_format: of the images, as the network wants them.
 
     Raises:
-        UserError: `augment` is unknown or `batch_size` is below 1.
+        UserError: `augment` is unknown, `batch_size` is below 1, or a GPU's memory is too small.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class BatchLoader:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
         self.device = torch.device(device)
-        self.split = split.to(self.device)
+        self.split = _place(split, self.device)
         self.batch_size = batch_size
         # Built here once: a tensor built from Python numbers at every step would stall the GPU.
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
@@ -138,7 +140,7 @@ class BatchLoader:
         first = step * self.batch_size
         for images in self._fetch(order[: self.num_samples], first):
             at = slice(first, first + len(images))
-            images = normalise(augment_batch(images, on_device, at), self.mean, self.std)
+            images = self._prepare(images, on_device, at)
             for batches in self._mix(images, labels[at], epoch, step):
                 yield from self._cut(*batches)
             step += -(-len(images) // self.batch_size)
@@ -158,6 +160,10 @@ class BatchLoader:
         self._sampler.order = order[first:]
         assert self._files is not None
         yield from self._carrier.carry(iterate_decoded(self._files))
+
+    def _prepare(self, images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
+        """Augment and normalise the images of the epoch's positions `at`."""
+        return normalise(augment_batch(images, plan, at), self.mean, self.std)
 
     def _mix(
         self, images: Tensor, labels: Tensor, epoch: int, step: int
@@ -190,6 +196,21 @@ class BatchLoader:
         """Cut images and targets, laid out as the network wants them, into batches."""
         images = images.contiguous(memory_format=self.memory_format)
         return zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+
+
+def _place(split: Split, device: torch.device) -> Split:
+    """Move the samples to the device. Raises UserError if they do not fit there."""
+    try:
+        return split.to(device)
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) and isinstance(split, TensorSplit)):
+            raise
+        size = split.images.nbytes / 2**30
+        raise UserError(
+            f"the {len(split):,} images of a split take {size:.2g} GiB, more than the memory that "
+            "the device has left: use a smaller --img_size or --sample_size, another --gpu_id, or "
+            "-1 for the CPU"
+        ) from error
 
 
 class _OrderSampler:

@@ -223,6 +223,15 @@ def test_wrong_settings_are_reported(splits, options, word):
         make(splits[1], **options)
 
 
+def test_images_that_do_not_fit_on_the_device_are_one_line(splits, monkeypatch):
+    def run_out(split, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(TensorSplit, "to", run_out)
+    with pytest.raises(UserError, match=r"^the 23 images .* take 1\.6e-05 GiB, .*--sample_size.*$"):
+        make(splits[1])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 @pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
