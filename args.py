@@ -6,14 +6,11 @@ names of runs all follow from these entries. Imports no torch and never touches 
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from input_pipeline import AUGMENTATIONS, SOURCES
 from models import BIAS_MODES, NETWORKS
@@ -28,12 +25,13 @@ from utils.cli import (
     NonNegative,
     Parser,
     PathText,
+    PlainName,
     Positive,
     Real,
     known,
-    shorten,
 )
 from utils.errors import UserError
+from utils.resources import count_default_workers
 from utils.settings import Table, setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
@@ -69,9 +67,14 @@ def _explain_bundled(settings: Settings) -> str | None:
     return f"{settings.dataset} come with {package}" if package else None
 
 
-def _explain_in_memory(settings: Settings) -> str | None:
-    held = not SOURCES[settings.dataset].streams
-    return f"{settings.dataset} is held in memory, no worker decodes it" if held else None
+def _explain_no_files(settings: Settings) -> str | None:
+    files = SOURCES[settings.dataset].streams
+    return None if files else f"{settings.dataset} does not consist of image files"
+
+
+def _explain_no_draft(settings: Settings) -> str | None:
+    sized = "without --img_size images keep their size" if settings.img_size is None else None
+    return _explain_no_files(settings) or sized
 
 
 def _explain_unnamed(settings: Settings) -> str | None:
@@ -82,17 +85,6 @@ def _explain_unnamed(settings: Settings) -> str | None:
 def _explain_fixed_weight(settings: Settings) -> str | None:
     fixed = settings.sep_decay and settings.fixed_etf
     return "--sep_decay decays the weight alone, which --fixed_etf fixes" if fixed else None
-
-
-def _check_plain_name(text: str) -> str:
-    # In a locale without UTF-8 a name comes as surrogates, one for a byte.
-    shown = text
-    with contextlib.suppress(UnicodeEncodeError):
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    plain = Path(text).name == text and shown.isprintable() and len(shown.encode()) <= 200
-    if not plain or text in ("", ".", "..") or text.startswith("-"):
-        raise UserError(f"{shorten(text)} is not a plain directory name of at most 200 bytes")
-    return text
 
 
 Milestones = Annotated[list[Count], Field(min_length=1)]
@@ -125,7 +117,7 @@ class Settings(Table):
     save_dir: PathText = run(
         "./model_weights", "where run directories are made", shapes=False, metavar="DIR"
     )
-    run_name: Annotated[str, AfterValidator(_check_plain_name)] | None = run(
+    run_name: PlainName | None = run(
         None,
         "name of the run directory",
         default_text="main settings, those that differ from the defaults, time",
@@ -191,15 +183,21 @@ class Settings(Table):
         None, "test images per class, the first N", default_text="all", builds="data"
     )
     augment: Annotated[str, known(AUGMENTATIONS, "augmentation")] = data(
-        "none",
-        _describe_names(AUGMENTATIONS, "; "),
-        short="{}",
+        "none", _describe_names(AUGMENTATIONS, "; "), short="{}"
+    )
+    jpeg_draft: bool = data(
+        False,
+        "decode JPEGs at 1/2, 1/4 or 1/8 of their size if that is twice --img_size; faster",
+        why_idle=_explain_no_draft,
+        builds="data",
+        before=False,
+        short="draft",
     )
     num_workers: Natural | None = data(
         None,
         "processes that decode the images of a folder",
-        default_text="the CPU's cores, at most 8",
-        why_idle=_explain_in_memory,
+        default_text="the usable cores less one, at least one",
+        why_idle=_explain_no_files,
         shapes=False,
     )
 
@@ -331,8 +329,7 @@ def complete(settings: Settings) -> Settings:
     if s.schedule == "step":
         filled["step_milestones"] = _check_milestones(s.step_milestones, s.epochs)
     if s.num_workers is None:
-        streams = SOURCES[s.dataset].streams
-        filled["num_workers"] = min(8, os.cpu_count() or 1) if streams else 0
+        filled["num_workers"] = count_default_workers() if SOURCES[s.dataset].streams else 0
     if s.weight_decay_bias is None:
         filled["weight_decay_bias"] = 0.0 if s.sep_decay else s.weight_decay
     return settings.replace(**filled)

@@ -164,7 +164,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     graphs = choose_graphs(settings, device)
     settings = settings.replace(precision=precision.name, graphs=graphs)
     run = choose_run(settings)
-    data = build_run_data(settings, run.directory, run.resumed)
+    data = build_run_data(settings, run.directory, run.resumed, device)
     torch.manual_seed(settings.seed)
     model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)

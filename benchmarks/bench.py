@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from args import Settings
 from models import NETWORKS
 from utils.errors import UserError
+from utils.resources import count_usable_cores
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,6 @@ GPU_MEANS: dict[str, Callable[[Bench], Bench]] = {
     "graphs": _use_graphs,
     "compile": _compile,
 }
-
-
-def count_usable_cores() -> int:
-    """Count the cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 def list_default_kinds() -> list[str]:

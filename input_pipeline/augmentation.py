@@ -1,9 +1,9 @@
 """Data augmentation in batches on the device, and the random draws that it follows.
 
-All draws of an epoch are made at once, on the CPU, from a generator seeded by (seed, epoch). Entry
-i of a draw belongs to the i-th position of the epoch. A resume at step s therefore needs no replay,
-the result does not depend on the device or on worker processes, and no training step waits for the
-host.
+All draws of an epoch for single images are made at once, on the CPU, from a generator seeded by
+(seed, epoch). Entry i of a draw belongs to the i-th position of the epoch. Those for a batch are
+seeded by (seed, epoch, step). A resume at step s therefore needs no replay, the result does not
+depend on the device or on worker processes, and no training step waits for the host.
 
 DA1 is a zero-padded random crop and a horizontal flip, with a rotation for some data sets. DA2 is
 Mixup or CutMix, one of the two with probability 1/2 per batch. Both follow the training settings of
@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
 from input_pipeline import AUGMENTATIONS
+from input_pipeline.delivery import send
 from utils.registry import load_function
 from utils.seeds import mix_seed
 
@@ -68,20 +70,35 @@ class Transform(Protocol):
 
 
 class Mixer(Protocol):
-    """Mixes the samples of a batch. It is built as `mixer(num_classes, seed)`."""
+    """Mixes the samples of each batch, of many batches at once.
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """Mix one batch; the draws follow from (seed, epoch, step) alone.
+    It is built as `mixer(num_classes, seed)`. An entry of `input_pipeline.AUGMENTATIONS` names it.
+    """
+
+    def draw(self, epoch: int, steps: range, image_size: tuple[int, int]) -> Draws:
+        """Draw for some batches; the draws of each follow from (seed, epoch, step) alone.
 
         Args:
-            images: float32 [B, C, H, W], normalised.
-            labels: int64 [B].
-            epoch, step: where in the run the batch stands, ≥ 0.
+            epoch: ≥ 0.
+            steps: where in the epoch these S batches stand.
+            image_size: (H, W) in pixels.
 
         Returns:
-            Mixed images, float32 [B, C, H, W], and soft targets, float32 [B, K]. Rows sum to 1.
+            CPU tensors whose first dimension is S.
+        """
+        ...
+
+    def apply(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Mix the samples of each batch among themselves. It must not wait for the device.
+
+        Args:
+            images: float32 [S, B, C, H, W], normalised. They may be overwritten.
+            labels: int64 [S, B].
+            draws: those of these batches, on the images' device.
+
+        Returns:
+            Mixed images, float32 [S, B, C, H, W], and soft targets, float32 [S, B, K]. Rows sum
+            to 1.
         """
         ...
 
@@ -98,12 +115,15 @@ class EpochPlan:
     order: Tensor
     steps: tuple[tuple[Transform, Draws], ...] = ()
 
-    def to(self, device: torch.device | str) -> EpochPlan:
-        """Move the plan's tensors to `device`."""
-        steps = tuple(
-            (transform, tuple(draw.to(device) for draw in draws)) for transform, draws in self.steps
-        )
-        return EpochPlan(self.order.to(device), steps)
+    def to(self, device: torch.device) -> EpochPlan:
+        """Copy the plan's tensors to `device`; the host does not wait for it."""
+        steps = tuple((transform, send_draws(draws, device)) for transform, draws in self.steps)
+        return EpochPlan(send(self.order, device), steps)
+
+
+def send_draws(draws: Draws, device: torch.device) -> Draws:
+    """Copy draws to the device; the host does not wait for it."""
+    return tuple(send(draw, device) for draw in draws)
 
 
 def build_transforms(augment: str) -> tuple[Transform, ...]:
@@ -291,7 +311,7 @@ class BatchMixer:
     """DA2: Mixup (α = 0.8) or CutMix (α = 1.0), one of the two with probability 1/2 per batch.
 
     Each sample is mixed with its predecessor in the batch, which is a random partner because
-    training batches are shuffled.
+    training batches are shuffled. Draws and results are those of torchvision's MixUp and CutMix.
 
     Args:
         num_classes: K, the width of the soft targets.
@@ -299,18 +319,48 @@ class BatchMixer:
     """
 
     def __init__(self, num_classes: int, seed: int) -> None:
-        self.seed = seed
+        self.num_classes, self.seed = num_classes, seed
         self.mixup = v2.MixUp(alpha=MIXUP_ALPHA, num_classes=num_classes)
         self.cutmix = v2.CutMix(alpha=CUTMIX_ALPHA, num_classes=num_classes)
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """Mix one batch, as `Mixer` describes."""
+    def draw(self, epoch: int, steps: range, image_size: tuple[int, int]) -> Draws:
+        """Draw the weights of a sample (at 0) and of its partner (at 1), which sum to 1.
+
+        Returns:
+            Those of each pixel, float32 [S, 2, H, W], and those of the labels, float32 [S, 2].
+        """
+        pixels = torch.empty(len(steps), 2, *image_size)
+        shares = torch.empty(len(steps), 2)
+        template = torch.empty(()).expand(1, 1, *image_size)
         with torch.random.fork_rng(devices=[]):
-            # torchvision draws from the CPU's default generator. torch.manual_seed would also seed
-            # the GPU's, which the fork doesn't restore: the model's dropout would change.
-            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, step))
-            mix = self.mixup if torch.rand(()) < 0.5 else self.cutmix
-            mixed, targets = mix(images, labels)
-            return mixed, targets
+            for step, of_pixels, of_labels in zip(
+                steps, pixels.numpy(), shares.numpy(), strict=True
+            ):
+                # torchvision draws from the CPU's default generator. torch.manual_seed would also
+                # seed the GPU's, which the fork doesn't restore: the model's dropout would change.
+                torch.default_generator.manual_seed(mix_seed(self.seed, epoch, step))
+                share = self._weigh_pixels(of_pixels, template)
+                of_labels[:] = share, 1.0 - share  # each rounded once, as torchvision does
+        return pixels, shares
+
+    def _weigh_pixels(self, weights: np.ndarray, template: Tensor) -> float:
+        """Draw the weights [2, H, W] of the pixels of one batch; return the sample's share."""
+        if torch.rand(()) < 0.5:
+            share: float = self.mixup.make_params([])["lam"]
+            weights[0], weights[1] = share, 1.0 - share
+            return share
+        drawn = self.cutmix.make_params([template])
+        left, top, right, bottom = drawn["box"]
+        weights[0], weights[1] = 1.0, 0.0
+        weights[0, top:bottom, left:right], weights[1, top:bottom, left:right] = 0.0, 1.0
+        share = drawn["lam_adjusted"]
+        return share
+
+    def apply(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Mix the samples and their labels, as `Mixer` describes."""
+        own, partners = draws[0][:, :, None, None].unbind(1)
+        other_images = images.roll(1, dims=1).mul_(partners)
+        images = images.mul_(own).add_(other_images)
+        own, partners = draws[1][:, :, None, None].unbind(1)
+        onehot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
+        return images, (onehot.roll(1, dims=1) * partners).add_(onehot * own)

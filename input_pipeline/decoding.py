@@ -43,24 +43,17 @@ def decode_whole(split: FileSplit, num_workers: int) -> TensorSplit:
     # NumPy copies: torch's copies would wake all threads for a few kilobytes at a time.
     images = np.empty((len(split), 3, *split.image_size), dtype=np.uint8)
     filled = 0
-    for batch in _decode(split, torch.arange(len(split)), num_workers):
+    for batch in decode_some(split, torch.arange(len(split)), num_workers):
         images[filled : filled + len(batch)] = batch.numpy()
         filled += len(batch)
     return TensorSplit(torch.from_numpy(images), split.labels)
 
 
-def decode_evenly(split: FileSplit, most: int, num_workers: int) -> Iterator[Tensor]:
-    """Decode at most `most` evenly spaced files, as uint8 [B, 3, H, W] batches.
+def decode_some(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
+    """Decode the samples `numbers`, int64 [n], in this order, as uint8 [B, 3, H, W] batches.
 
     Args and errors are those of `decode_whole`.
     """
-    count = min(len(split), most)
-    numbers = torch.arange(count) * len(split) // count
-    return _decode(split, numbers, num_workers)
-
-
-def _decode(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
-    """Decode the samples `numbers`, int64 [n], as uint8 [B, 3, H, W] batches."""
     chunks = [chunk.tolist() for chunk in numbers.split(_DECODE_CHUNK)]
     return iterate_decoded(build_decoding_loader(split, chunks, num_workers=num_workers))
 

@@ -39,8 +39,14 @@ def read_size(path: str) -> tuple[int, int]:
     return image.height, image.width
 
 
-def open_rgb(path: str) -> Image.Image:
+def open_rgb(path: str, draft_side: int | None = None) -> Image.Image:
     """Decode the first frame of a file to 8-bit RGB, turned as its EXIF orientation asks.
+
+    Args:
+        path: the file.
+        draft_side: side in pixels that `fit_square` will be asked for, if a JPEG may be decoded at
+            1/2, 1/4 or 1/8 of its size for it. The shorter side of the result has so many pixels
+            where that was done. None: the image has its own size.
 
     Raises UserError if the file can't be decoded, or if its values have no known range.
     """
@@ -54,7 +60,7 @@ def open_rgb(path: str) -> Image.Image:
             # From a file, not a path: Pillow would map a plain TIFF into memory after it has
             # swapped the sides of an image that is to be turned.
             with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
-                return _turn_upright(_to_rgb(image), image)
+                return _turn_upright(_decode(image, draft_side), image)
     except (MemoryError, UserError):
         raise
     except _RangeError as error:
@@ -66,6 +72,40 @@ def open_rgb(path: str) -> Image.Image:
             reason = f"it is none of {', '.join(_FORMATS)}"
         reason = reason or type(error).__name__
         raise UserError(f"{path} can't be decoded as an image ({reason}): replace it") from error
+
+
+def _decode(image: Image.Image, draft_side: int | None) -> Image.Image:
+    """Decode an image to RGB, and resize it if it was decoded at a part of its size."""
+    drafted = _request_draft(image, draft_side)
+    rgb = _to_rgb(image)
+    if drafted is None:
+        return rgb
+    size, extent = drafted
+    return rgb.resize(size, Image.Resampling.BILINEAR, box=extent)
+
+
+def _request_draft(
+    image: Image.Image, side: int | None
+) -> tuple[tuple[int, int], tuple[float, float, float, float]] | None:
+    """Ask a JPEG's decoder for a smaller image, at least twice `side` on the shorter side.
+
+    The decoder averages squares of pixels. With two pixels left for one of the result, the resizing
+    still decides which detail remains.
+
+    Returns:
+        The size to resize to, whose shorter side is `side`, and the box of the decoded pixels that
+        holds the image: the last row and column may lie in part beyond it. None: the image will be
+        decoded at its own size, because it is not a JPEG, not large enough, or a strip.
+    """
+    full, (short, long) = image.size, sorted(image.size)
+    if side is None or long > _LONGEST * short:
+        return None
+    drafted = image.draft(None, (2 * side, 2 * side))
+    if drafted is None or image.size == full:
+        return None
+    # As torchvision's Resize rounds.
+    width, height = (side * length // short for length in full)
+    return (width, height), drafted[1]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

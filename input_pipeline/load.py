@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source
-from input_pipeline.decoding import decode_evenly, decode_whole
+from input_pipeline.decoding import decode_some, decode_whole
 from input_pipeline.fingerprint import (
     Fingerprint,
     describe_identity,
@@ -21,13 +22,16 @@ from input_pipeline.fingerprint import (
 from input_pipeline.image_files import read_size
 from input_pipeline.listing import Listing, refuse_shared
 from input_pipeline.pixels import measure_channels, resize, resize_in_float
-from input_pipeline.selection import Selection
+from input_pipeline.room import find_room
+from input_pipeline.selection import Selection, space_evenly
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
 from utils.errors import UserError
 from utils.registry import find_name, load_function
 
-IN_MEMORY_BYTES = 2 * 1024**3  # image files that take more when decoded are streamed
-_MEASURED_IMAGES = 10_000  # largest number of images of a streamed set that are measured
+# Mean and std of image files that take more bytes when decoded are measured on some of them. That
+# does not depend on whether they are held in memory: the same set has the same values everywhere.
+MEASURED_BYTES = 2 * 1024**3
+_MEASURED_IMAGES = 10_000
 
 
 def load_dataset(
@@ -40,6 +44,7 @@ def load_dataset(
     test_sample_size: int | None = None,
     num_workers: int = 0,
     splits: Sequence[str] = SPLITS,
+    jpeg_draft: bool = False,
     in_memory_bytes: int | None = None,
     pixels: int = PIXELS,
 ) -> DataSet:
@@ -59,7 +64,9 @@ def load_dataset(
         splits: which of "train" and "test" to return images for. Mean and std that have to be
             measured are those of the training images in any case: the same `sample_size` and
             `imbalance_factor` give the same values.
-        in_memory_bytes: image files that take more when decoded are streamed. None: 2 GiB.
+        jpeg_draft: decode large JPEGs at a part of their size, see `image_files.open_rgb`.
+        in_memory_bytes: image files that take more when decoded are streamed, with the same pixels.
+            None: `find_room()`.
         pixels: the number of the rules for pixels, see `input_pipeline.PIXELS`.
 
     Raises:
@@ -77,11 +84,12 @@ def load_dataset(
     needed = list(dict.fromkeys(("train", *splits)) if measures else splits)
     chosen = _choose_samples(source, root, selections, needed)
     samples: dict[str, Split]
-    if source.streams:
-        samples = _decode_small(_build_files(chosen, side), needed, in_memory_bytes, num_workers)
+    files = _build_files(chosen, side, jpeg_draft) if source.streams else {}
+    if files:
+        samples = _decode_small(files, needed, in_memory_bytes, num_workers)
     else:
         samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
-    mean, std = _find_mean_and_std(source, samples, num_workers)
+    mean, std = _find_mean_and_std(source, samples, files, num_workers)
     classes, shape = chosen[needed[0]].classes, (3, *samples[needed[0]].image_size)
     train, test = (samples[s] if s in splits else None for s in SPLITS)
     data = DataSet(name, classes, shape, mean, std, train, test, image_files=source.streams)
@@ -254,12 +262,14 @@ def _build_tensors(chosen: _Chosen, side: int | None, pixels: int) -> TensorSpli
     return TensorSplit(resized.expand(-1, 3, -1, -1).contiguous(), chosen.labels)
 
 
-def _build_files(chosen: Mapping[str, _Chosen], side: int | None) -> dict[str, FileSplit]:
+def _build_files(
+    chosen: Mapping[str, _Chosen], side: int | None, jpeg_draft: bool
+) -> dict[str, FileSplit]:
     """Build the splits of the chosen image files; their size is the first's or `side`."""
     first = chosen["train"].images[0]
     size, size_from = ((side, side), None) if side else (read_size(first), first)
     return {
-        split: FileSplit(part.images, part.labels, size, size_from)
+        split: FileSplit(part.images, part.labels, size, size_from, jpeg_draft)
         for split, part in chosen.items()
     }
 
@@ -272,21 +282,37 @@ def _decode_small(
 ) -> dict[str, Split]:
     """Decode the splits `needed` into memory, unless both splits take more than `in_memory_bytes`.
 
-    Both splits count, needed or not: training and evaluation then decide and measure the same.
+    Both splits count, needed or not: training and evaluation then decide the same.
     """
-    pixels = sum(len(split) * split.image_size[0] * split.image_size[1] for split in files.values())
-    if 3 * pixels > (IN_MEMORY_BYTES if in_memory_bytes is None else in_memory_bytes):
+    room = find_room() if in_memory_bytes is None else in_memory_bytes
+    if _count_bytes(files) > room:
         return dict(files)
     return {split: decode_whole(files[split], num_workers) for split in needed}
 
 
+def _count_bytes(files: Mapping[str, FileSplit]) -> int:
+    """Count the bytes that all splits take when they are decoded."""
+    return sum(3 * len(split) * math.prod(split.image_size) for split in files.values())
+
+
 def _find_mean_and_std(
-    source: Source, samples: dict[str, Split], num_workers: int
+    source: Source, samples: Mapping[str, Split], files: Mapping[str, FileSplit], num_workers: int
 ) -> tuple[Channels, Channels]:
-    """Return mean and std of the entry, or measure them, on a sample of images in files."""
+    """Return mean and std of the entry, or measure them on the training images.
+
+    Args:
+        source: the entry.
+        samples: the splits, in memory or not.
+        files: both splits, if they are image files: where these take much, some are measured.
+        num_workers: processes that decode.
+    """
     if source.mean is not None and source.std is not None:
         return source.mean, source.std
     train = samples["train"]
-    if isinstance(train, TensorSplit):
+    many = _count_bytes(files) > MEASURED_BYTES
+    if isinstance(train, TensorSplit) and not many:
         return measure_channels([train.images])
-    return measure_channels(decode_evenly(train, _MEASURED_IMAGES, num_workers))
+    numbers = space_evenly(len(train), _MEASURED_IMAGES if many else len(train))
+    if isinstance(train, TensorSplit):
+        return measure_channels([train.fetch(numbers)])
+    return measure_channels(decode_some(train, numbers, num_workers))

@@ -15,15 +15,19 @@ from input_pipeline.augmentation import (
     build_transforms,
     draw_plan,
     normalise,
+    send_draws,
 )
 from input_pipeline.decoding import build_decoding_loader, iterate_decoded
+from input_pipeline.delivery import Carrier
 from input_pipeline.splits import FileSplit, Split, TensorSplit
+from utils.device import is_out_of_memory
 from utils.errors import UserError
 from utils.registry import find_name
 
 # Images in memory are prepared for several batches at once, up to this many bytes in float32. With
-# one small batch at a time, the host would take longer to start the work than the GPU to do it.
-PIECE_BYTES = 2**25
+# one small batch at a time, the host would take longer to start the work than the GPU to do it. On
+# the CPU a piece stays in the cache.
+PIECE_BYTES = {"cuda": 2**27, "cpu": 2**23}
 
 
 class BatchLoader:
@@ -49,7 +53,7 @@ class BatchLoader:
         memory_format: of the images, as the network wants them.
 
     Raises:
-        UserError: `augment` is unknown or `batch_size` is below 1.
+        UserError: `augment` is unknown, `batch_size` is below 1, or a GPU's memory is too small.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class BatchLoader:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
         self.device = torch.device(device)
-        self.split = split.to(self.device)
+        self.split = _place(split, self.device)
         self.batch_size = batch_size
         # Built here once: a tensor built from Python numbers at every step would stall the GPU.
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
@@ -89,10 +93,11 @@ class BatchLoader:
         # Images prepared at once: whole batches.
         height, width = split.image_size
         batch_bytes = batch_size * 3 * height * width * 4
-        self._piece = batch_size * max(1, PIECE_BYTES // batch_bytes)
+        self._piece = batch_size * max(1, PIECE_BYTES[self.device.type] // batch_bytes)
         self._sampler = _OrderSampler(batch_size)
         self._files = None
         if isinstance(self.split, FileSplit):
+            self._carrier = Carrier(self.device)
             self._files = build_decoding_loader(
                 self.split,
                 self._sampler,
@@ -130,24 +135,23 @@ class BatchLoader:
         )
         on_device = plan.to(self.device)
         order = plan.order if self._files else on_device.order
+        labels = self.split.labels[on_device.order]
         step = start_step
         first = step * self.batch_size
         for images in self._fetch(order[: self.num_samples], first):
             at = slice(first, first + len(images))
-            labels = self.split.labels[on_device.order[at]]
             images = self._prepare(images, on_device, at)
-            for batch in zip(
-                images.split(self.batch_size), labels.split(self.batch_size), strict=True
-            ):
-                yield self._mix(*batch, epoch, step)
-                step += 1
+            for batches in self._mix(images, labels[at], epoch, step):
+                yield from self._cut(*batches)
+            step += -(-len(images) // self.batch_size)
             first = at.stop
 
     def _fetch(self, order: Tensor, first: int) -> Iterator[Tensor]:
         """Iterate over the images of `order` [num_samples] from its entry `first` on.
 
         Yields:
-            uint8 [n, 3, H, W] on the device, for one or for several batches.
+            uint8 [n, 3, H, W] on the device, for one or for several batches. They may be
+            overwritten once the next ones are asked for.
         """
         if isinstance(self.split, TensorSplit):
             for begin in range(first, len(order), self._piece):
@@ -155,20 +159,58 @@ class BatchLoader:
             return
         self._sampler.order = order[first:]
         assert self._files is not None
-        for images in iterate_decoded(self._files):
-            yield images.to(self.device, non_blocking=True)
+        yield from self._carrier.carry(iterate_decoded(self._files))
 
     def _prepare(self, images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
         """Augment and normalise the images of the epoch's positions `at`."""
-        images = normalise(augment_batch(images, plan, at), self.mean, self.std)
-        return images.contiguous(memory_format=self.memory_format)
+        return normalise(augment_batch(images, plan, at), self.mean, self.std)
 
-    def _mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mix one batch and its labels, if the augmentation mixes."""
+    def _mix(
+        self, images: Tensor, labels: Tensor, epoch: int, step: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mix the batches that begin at `step`, if the augmentation mixes.
+
+        Yields:
+            images and targets of whole batches; of a smaller last one apart, if they are mixed.
+        """
         if self.mixer is None:
-            return images, labels
-        images, targets = self.mixer(images, labels, epoch, step)
-        return images.contiguous(memory_format=self.memory_format), targets
+            yield images, labels
+            return
+        whole = len(images) // self.batch_size * self.batch_size
+        height, width = images.shape[-2:]
+        for at in (slice(0, whole), slice(whole, len(images))):
+            size = min(self.batch_size, at.stop - at.start)
+            if size == 0:
+                continue
+            shape = ((at.stop - at.start) // size, size)
+            draws = self.mixer.draw(epoch, range(step, step + shape[0]), (height, width))
+            mixed, targets = self.mixer.apply(
+                images[at].unflatten(0, shape),
+                labels[at].unflatten(0, shape),
+                send_draws(draws, self.device),
+            )
+            yield mixed.flatten(0, 1), targets.flatten(0, 1)
+            step += shape[0]
+
+    def _cut(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut images and targets, laid out as the network wants them, into batches."""
+        images = images.contiguous(memory_format=self.memory_format)
+        return zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+
+
+def _place(split: Split, device: torch.device) -> Split:
+    """Move the samples to the device. Raises UserError if they do not fit there."""
+    try:
+        return split.to(device)
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) and isinstance(split, TensorSplit)):
+            raise
+        size = split.images.nbytes / 2**30
+        raise UserError(
+            f"the {len(split):,} images of a split take {size:.2g} GiB, more than the memory that "
+            "the device has left: use a smaller --img_size or --sample_size, another --gpu_id, or "
+            "-1 for the CPU"
+        ) from error
 
 
 class _OrderSampler:

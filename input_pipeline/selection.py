@@ -86,3 +86,13 @@ def select_first(labels: Tensor, limits: Tensor | int) -> Tensor:
     firsts = counts.cumsum(0) - counts
     rank = torch.arange(len(labels)) - firsts[sorted_labels]
     return by_class[rank < limits[sorted_labels]].sort().values
+
+
+def space_evenly(count: int, most: int) -> Tensor:
+    """Choose `most` of `count` samples at equal distances, or all if there are not more.
+
+    Returns:
+        int64, ascending: the numbers of the samples.
+    """
+    chosen = min(count, most)
+    return torch.arange(chosen) * count // chosen

@@ -60,12 +60,15 @@ class FileSplit:
         image_size: (H, W) in pixels of every decoded image.
         size_from: the file whose size all others must share, or None where images of another
             size are resized and cropped (then H = W).
+        jpeg_draft: whether JPEGs that are resized may be decoded at a part of their size, see
+            `input_pipeline.image_files.open_rgb`.
     """
 
     paths: Sequence[str]
     labels: Tensor
     image_size: tuple[int, int]
     size_from: str | None = None
+    jpeg_draft: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,19 +91,20 @@ class FileSplit:
     def select(self, indices: Tensor) -> FileSplit:
         """Keep the samples `indices`, int64 [B]."""
         paths = [self.paths[i] for i in indices.tolist()]
-        return FileSplit(paths, self.labels[indices], self.image_size, self.size_from)
+        return replace(self, paths=paths, labels=self.labels[indices])
 
     def to(self, device: torch.device | str) -> FileSplit:
         """Move the labels to `device`; the images remain files."""
-        return FileSplit(self.paths, self.labels.to(device), self.image_size, self.size_from)
+        return replace(self, labels=self.labels.to(device))
 
     def _decode(self, path: str) -> np.ndarray:
         """Decode one file to uint8 [H, W, 3]."""
-        image = open_rgb(path)
+        resized = self.size_from is None
+        image = open_rgb(path, self.image_size[0] if self.jpeg_draft and resized else None)
         size = (image.height, image.width)
         if size == self.image_size:
             return np.asarray(image)
-        if self.size_from is None:
+        if resized:
             return np.asarray(fit_square(image, self.image_size[0]))
         (h0, w0), (h1, w1) = self.image_size, size
         raise UserError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.device import measure_free_memory
+
 
 @dataclass(frozen=True, eq=False)
 class HostFeatures:
@@ -80,8 +82,4 @@ def find_budget(device: torch.device) -> float:
     """
     if device.type != "cuda":
         return float("inf")
-    free, _ = torch.cuda.mem_get_info(device)
-    # Memory that torch keeps for its next tensors is free, too: the second checkpoint finds what
-    # the first one found.
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (free + kept) / 3
+    return measure_free_memory(device) / 3

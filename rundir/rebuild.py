@@ -16,6 +16,7 @@ from args import Settings
 from input_pipeline import PIXELS, SOURCES, SPLITS
 from input_pipeline.load import find_image_side, identify_dataset, load_dataset
 from input_pipeline.loader import BatchLoader
+from input_pipeline.room import find_room
 from input_pipeline.splits import DataSet
 from metrics.extraction import Extracted, build_split_batches, extract
 from models import NETWORKS, OLD_COMMIT, build_model
@@ -58,6 +59,7 @@ def build_data(
     data_dir: str | None = None,
     num_workers: int | None = None,
     pixels: int = PIXELS,
+    device: torch.device | None = None,
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
 
@@ -66,6 +68,7 @@ def build_data(
         splits: "train", "test" or both.
         data_dir, num_workers: in place of those of the settings.
         pixels: the number of the rules for pixels.
+        device: where the images will be used. None: the CPU.
 
     Raises:
         UserError: it cannot be loaded.
@@ -73,7 +76,12 @@ def build_data(
     options = _list_data_options(settings, data_dir)
     workers = settings.num_workers if num_workers is None else num_workers
     return load_dataset(
-        settings.dataset, num_workers=workers or 0, splits=splits, pixels=pixels, **options
+        settings.dataset,
+        num_workers=workers or 0,
+        splits=splits,
+        pixels=pixels,
+        in_memory_bytes=find_room(device),
+        **options,
     )
 
 
@@ -82,20 +90,22 @@ def _list_data_options(settings: Settings, data_dir: str | None) -> dict[str, An
     return options if data_dir is None else {**options, "data_dir": data_dir}
 
 
-def build_run_data(settings: Settings, directory: Path, resumed: bool) -> DataSet:
+def build_run_data(
+    settings: Settings, directory: Path, resumed: bool, device: torch.device
+) -> DataSet:
     """Load the data set of a run; one that goes on keeps the pixels, mean and std of its beginning.
 
     Raises UserError if it has changed since then, or if the network's definition has.
     """
     if not resumed:
-        return build_data(settings)
+        return build_data(settings, device=device)
     config = read_config(directory)
     if config.versions.network != NETWORKS[settings.model].version:
         raise UserError(
             f"--resume: {directory} was begun with an older definition of {settings.model}; "
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
-    data = build_data(settings, pixels=config.versions.pixels)
+    data = build_data(settings, pixels=config.versions.pixels, device=device)
     check_data(directory, config.facts, data.facts())
     return data.normalised_as(config.facts)
 
@@ -247,7 +257,7 @@ class Rebuilder:
             self.data(run)
             return run.facts
         options = _list_data_options(run.settings, self._data_dir)
-        del options["img_size"]
+        del options["img_size"], options["jpeg_draft"]
         splits = self._choose_splits(run)
         facts: dict[str, Any] = self._build_once(
             "facts",
@@ -279,6 +289,7 @@ class Rebuilder:
             data_dir=self._data_dir,
             num_workers=self._num_workers,
             pixels=run.versions.pixels,
+            device=self._device,
         )
         facts = data.facts()
         if self._select is None:

@@ -49,6 +49,14 @@ def test_the_decay_of_the_bias_follows_the_mode(flags, expected):
     assert read_settings(flags).weight_decay_bias == expected
 
 
+def test_workers_default_to_the_usable_cores_less_one(monkeypatch):
+    for cores, workers in ((1, 1), (2, 1), (64, 63)):
+        monkeypatch.setattr("utils.resources.count_usable_cores", lambda cores=cores: cores)
+        assert read_settings(["--dataset", "folder"]).num_workers == workers
+        assert read_settings(["--dataset", "folder", "--num_workers", "0"]).num_workers == 0
+        assert read_settings([]).num_workers == 0
+
+
 def test_milestones_default_to_half_and_three_quarters():
     settings = read_settings(["--schedule", "step", "--epochs", "40"])
     assert settings.step_milestones == [20, 30]
@@ -69,6 +77,8 @@ WITHOUT_EFFECT = [
     ["--step_gamma", "0.5"],
     ["--schedule", "constant", "--step_milestones", "3"],
     ["--num_workers", "2"],
+    ["--img_size", "16", "--jpeg_draft", ""],
+    ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", ""],
     ["--data_dir", "elsewhere"],
     ["--force", ""],
 ]
@@ -195,6 +205,7 @@ GIVEN = [
     ["--model", "ViT", "--patch_size", "2", "--width", "48", "--depth", "3"],
     ["--schedule", "step", "--epochs", "7", "--step_milestones", "2", "5", "--lr", "1"],
     ["--dataset", "folder", "--data_dir", "x", "--num_workers", "0", "--img_size", "64"],
+    ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", "--img_size", "64"],
     ["--sep_decay", "--bias_init_mean", "-3", "--imbalance_factor", "50", "--precision", "bf16"],
 ]
 
@@ -208,7 +219,7 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 
 # What runs computed from before there was a flag for it.
 BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
-BEFORE |= {"imbalance_factor": 1.0}
+BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False}
 
 
 def test_settings_of_before_a_setting_came_are_completed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -76,6 +77,21 @@ def shorten(value: object) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_check_path)]
+
+
+def _check_plain_name(text: str) -> str:
+    """Return the name of a directory that holds no path and nothing that is not printable."""
+    # In a locale without UTF-8 a name comes as surrogates, one for a byte.
+    shown = text
+    with contextlib.suppress(UnicodeEncodeError):
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    plain = Path(text).name == text and shown.isprintable() and len(shown.encode()) <= 200
+    if not plain or text in ("", ".", "..") or text.startswith("-"):
+        raise UserError(f"{shorten(text)} is not a plain directory name of at most 200 bytes")
+    return text
+
+
+PlainName = Annotated[str, AfterValidator(_check_plain_name)]
 
 
 def known(names: Iterable[str], kind: str) -> AfterValidator:

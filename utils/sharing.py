@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from utils.cores import count_usable_cores
+from utils.resources import count_usable_cores
 
 # Environment variable: how many processes share the GPU of this one. Each takes that part of its
 # memory at most, see utils.device.

@@ -25,6 +25,7 @@ from input_pipeline.splits import TensorSplit
 from utils.seeds import mix_seed
 
 DA1 = [CropAndFlip(), Rotation()]
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def unpack(plan):
@@ -72,9 +73,8 @@ def test_rotation_is_pillows_but_for_rounding():
 
 def test_normalise_is_torchvisions():
     images = noise(2)
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    result = normalise(images, torch.tensor(mean), torch.tensor(std))
-    conventional = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    result = normalise(images, torch.tensor(MEAN), torch.tensor(STD))
+    conventional = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     expected = torch.stack([conventional(image.permute(1, 2, 0).numpy()) for image in images])
     assert result.dtype == torch.float32
     assert torch.equal(result, expected)
@@ -188,61 +188,49 @@ def test_a_new_augmentation_is_a_class_and_an_entry(monkeypatch):
             assert torch.equal(batch, expected)
 
 
-@pytest.fixture
-def mixed():
-    """(images, labels, one (mixed images, targets) pair per step) of 60 steps."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(6, 3, 8, 8, generator=generator)
-    labels = torch.tensor([0, 1, 2, 3, 1, 0])
-    mixer = BatchMixer(num_classes=4, seed=5)
-    return images, labels, [mixer(images, labels, 0, step) for step in range(60)]
+def mix_by_torchvision(images, labels, seed, epoch, step):
+    """One batch mixed by torchvision itself; the default generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(seed, epoch, step))
+        kind, alpha = (v2.MixUp, 0.8) if torch.rand(()) < 0.5 else (v2.CutMix, 1.0)
+        return kind(alpha=alpha, num_classes=4)(images, labels), kind
 
 
-def test_mixed_images_are_the_mix_their_targets_describe(mixed):
-    images, labels, results = mixed
-    partners = images.roll(1, 0)
-    kinds = []
-    for mixture, targets in results:
-        assert targets.shape == (6, 4) and targets.dtype == torch.float32
-        torch.testing.assert_close(targets.sum(1), torch.ones(6))
-        share = targets[0, labels[0]] if labels[0] != labels[-1] else targets[1, labels[1]]
-        onehot = torch.nn.functional.one_hot(labels, 4).float()
-        expected = share * onehot + (1 - share) * onehot.roll(1, 0)
-        torch.testing.assert_close(targets, expected)
-
-        kept = (mixture == images).all(1)
-        cut = bool((kept | (mixture == partners).all(1)).all())
-        kinds.append("cutmix" if cut else "mixup")
-        if cut:
-            torch.testing.assert_close(kept.float().mean((1, 2)), share.expand(6))
-        else:
-            torch.testing.assert_close(mixture, share * images + (1 - share) * partners)
-    assert 18 <= kinds.count("mixup") <= 42
-
-
-def test_mix_follows_from_seed_epoch_and_step_and_leaves_the_generator(mixed):
-    images, labels, results = mixed
+@pytest.mark.parametrize("size", [(32, 32), (9, 14), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mixed_batches_are_torchvisions_bit_for_bit(size, layout):
+    """A short last batch, and an epoch that goes on at any step."""
+    images, labels = noise(53, *size), torch.arange(53) * 7 % 4
+    options = {"batch_size": 6, "device": "cpu", "num_classes": 4, "seed": 5, "shuffle": True}
+    options |= {"mean": MEAN, "std": STD, "memory_format": layout}
+    split = TensorSplit(images, labels)
+    plain = list(BatchLoader(split, **options, augment="DA1").batches(3))
+    expected, kinds = zip(
+        *(mix_by_torchvision(*batch, 5, 3, step) for step, batch in enumerate(plain)), strict=True
+    )
+    assert len(plain[-1][0]) == 5 and set(kinds) == {v2.MixUp, v2.CutMix}
+    loader = BatchLoader(split, **options, augment="DA1+DA2")
     state = torch.random.get_rng_state()
-    again = BatchMixer(num_classes=4, seed=5)(images, labels, 0, 17)
+    for start in (0, 1, 7, 8):
+        for ours, theirs in zip(loader.batches(3, start), expected[start:], strict=True):
+            for tensor, other in zip(ours, theirs, strict=True):
+                assert tensor.dtype == other.dtype == torch.float32
+                assert torch.equal(tensor, other)
+            assert ours[0].is_contiguous(memory_format=layout)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(again[0], results[17][0]) and torch.equal(again[1], results[17][1])
-    other_epoch = BatchMixer(num_classes=4, seed=5)(images, labels, 1, 17)
-    assert not torch.equal(other_epoch[0], again[0])
+    other_epoch = next(loader.batches(4))
+    assert not torch.equal(other_epoch[1], expected[0][1])
 
 
 def test_shares_of_mixup_have_the_papers_distribution():
-    """Beta(0.8, 0.8), by Kolmogorov and Smirnov: read off the targets of two classes."""
-    images, labels = torch.arange(2.0)[:, None, None, None].expand(-1, 3, 2, 2), torch.arange(2)
-    mixer = BatchMixer(num_classes=2, seed=0)
-    mixer.cutmix = lambda images, labels: (images, None)
-    drawn = [mixer(images, labels, 0, step)[1] for step in range(6000)]
-    shares = [targets[0, 0].item() for targets in drawn if targets is not None]
+    """Beta(0.8, 0.8), by Kolmogorov and Smirnov, for one half of the batches."""
+    pixels, shares = BatchMixer(num_classes=2, seed=0).draw(0, range(6000), (40, 40))
+    assert torch.equal(pixels.sum(1), torch.ones(6000, 40, 40))
+    lowest, highest = pixels[:, 0].flatten(1).aminmax(dim=1)
+    cut = (highest == 1) & ((lowest == 0) | (shares[:, 0] == 1))
+    inside = pixels[cut, 1].mean((1, 2))
+    torch.testing.assert_close(shares[cut, 1], inside)
+    shares = shares[~cut, 0].tolist()
     assert 2800 < len(shares) < 3200
     assert stats.kstest(shares, stats.beta(0.8, 0.8).cdf).pvalue > 0.01
     assert stats.kstest(shares, stats.uniform.cdf).pvalue < 0.01  # the test separates them
-
-
-def test_mixing_strengths_are_the_papers():
-    mixer = BatchMixer(num_classes=4, seed=0)
-    assert isinstance(mixer.mixup, v2.MixUp) and mixer.mixup.alpha == 0.8
-    assert isinstance(mixer.cutmix, v2.CutMix) and mixer.cutmix.alpha == 1.0

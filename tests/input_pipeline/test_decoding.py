@@ -11,8 +11,11 @@ import torch
 from input_pipeline import decoding
 from input_pipeline.load import load_dataset
 from input_pipeline.pixels import measure_channels
-from input_pipeline.splits import FileSplit
+from input_pipeline.room import find_room
+from input_pipeline.splits import FileSplit, TensorSplit
 from input_pipeline.transfer import share
+from rundir.rebuild import build_data
+from rundir.resuming import read_settings
 from tests.helpers import ROOT
 from tests.input_pipeline.helpers import break_file, picture, refusal
 
@@ -24,31 +27,63 @@ def test_workers_decode_the_same(folder, monkeypatch):
     assert alone.mean == helped.mean
 
 
-def test_a_large_folder_streams_the_same_images(folder, monkeypatch):
-    memory = load_dataset("folder", folder)
-    monkeypatch.setattr("input_pipeline.load.IN_MEMORY_BYTES", 10 * 3 * 10 * 12 - 1)
-    streamed = load_dataset("folder", folder)
+def test_a_large_folder_streams_the_same_images(folder):
+    size = 10 * 3 * 10 * 12
+    memory = load_dataset("folder", folder, in_memory_bytes=size)
+    streamed = load_dataset("folder", folder, in_memory_bytes=size - 1)
+    assert isinstance(memory.train, TensorSplit)
     assert isinstance(streamed.train, FileSplit) and isinstance(streamed.test, FileSplit)
     assert torch.equal(streamed.train.fetch(torch.arange(6)), memory.train.images)
     assert torch.equal(streamed.test.fetch([3, 0]), memory.test.images[[3, 0]])
     assert streamed.mean == memory.mean and streamed.image_shape == memory.image_shape
 
 
-def test_streamed_stats_are_of_evenly_spaced_images(folder, monkeypatch):
+@pytest.mark.parametrize("room", [0, None], ids=["streamed", "in memory"])
+def test_stats_of_many_bytes_are_of_evenly_spaced_images(folder, monkeypatch, room):
+    """They do not depend on where the images are, which differs from machine to machine."""
     images = load_dataset("folder", folder).train.images
-    monkeypatch.setattr("input_pipeline.load.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("input_pipeline.load._MEASURED_IMAGES", 3)
-    streamed = load_dataset("folder", folder)
-    assert (streamed.mean, streamed.std) == measure_channels([images[[0, 2, 4]]])
+    for most, measured in ((10 * 3 * 10 * 12, slice(None)), (10 * 3 * 10 * 12 - 1, [0, 2, 4])):
+        monkeypatch.setattr("input_pipeline.load.MEASURED_BYTES", most)
+        data = load_dataset("folder", folder, in_memory_bytes=room)
+        assert isinstance(data.train, TensorSplit if room is None else FileSplit)
+        assert (data.mean, data.std) == measure_channels([images[measured]])
+
+
+GIB, CUDA = 2**30, torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "gpu", "room"),
+    [
+        ("cpu", 24 * GIB, 1, 6 * GIB),
+        ("cpu", 0, 1, GIB // 4),
+        ("cuda", 24 * GIB, 80 * GIB, 6 * GIB),
+        ("cuda", 128 * GIB, 80 * GIB, 20 * GIB),
+        ("cuda", 128 * GIB, GIB // 8, GIB // 4),
+    ],
+)
+def test_a_quarter_of_the_free_memory_holds_images(monkeypatch, device, host, gpu, room):
+    monkeypatch.setattr("input_pipeline.room.read_available_memory", lambda: host)
+    monkeypatch.setattr("input_pipeline.room.measure_free_memory", lambda device: gpu)
+    assert find_room(torch.device(device)) == room
+    assert device == "cuda" or find_room() == room
+
+
+def test_a_full_device_lets_images_be_streamed(folder, monkeypatch):
+    for module in ("input_pipeline.load", "rundir.rebuild"):
+        monkeypatch.setattr(f"{module}.find_room", lambda device=None: 0 if device == CUDA else GIB)
+    settings = read_settings(["--dataset", "folder", "--data_dir", str(folder)])
+    for device, kind in ((None, TensorSplit), (CUDA, FileSplit)):
+        assert isinstance(build_data(settings, device=device, num_workers=0).train, kind)
+    assert isinstance(load_dataset("folder", folder).train, TensorSplit)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_mixed_sizes_are_reported_with_both_files(folder, monkeypatch, in_memory):
-    if not in_memory:
-        monkeypatch.setattr("input_pipeline.load.IN_MEMORY_BYTES", 0)
+def test_mixed_sizes_are_reported_with_both_files(folder, in_memory):
     odd = folder / "train" / "dog" / "1.png"
     picture(3, 7, 9).save(odd)
-    message = refusal("folder", folder)
+    message = refusal("folder", folder, in_memory_bytes=None if in_memory else 0)
     for part in (str(folder / "train" / "cat" / "0.png"), "12×10", str(odd), "7×9", "--img_size"):
         assert part in message
 

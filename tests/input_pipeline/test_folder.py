@@ -49,11 +49,10 @@ def test_sample_size_comes_before_decoding(folder):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_folder_with_a_long_tail(folder, monkeypatch, in_memory):
-    if not in_memory:
-        monkeypatch.setattr("input_pipeline.load.IN_MEMORY_BYTES", 0)
+def test_a_folder_with_a_long_tail(folder, in_memory):
     break_file(folder / "train" / "dog" / "1.jpg", "text")  # it is not reached
-    data = load_dataset("folder", folder, imbalance_factor=3)
+    room = None if in_memory else 0
+    data = load_dataset("folder", folder, imbalance_factor=3, in_memory_bytes=room)
     assert isinstance(data.train, TensorSplit if in_memory else FileSplit)
     assert data.class_sizes == [3, 1]
     files = [folder / "train" / "cat" / f"{i}.png" for i in range(3)]

@@ -88,7 +88,7 @@ def test_how_many_batches_are_prepared_at_once_changes_nothing(
 ):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
     expected = list(make(splits[1], **options).batches(2))  # all at once
-    monkeypatch.setattr(loader, "PIECE_BYTES", batches_at_once * 5 * 3 * SIZE * SIZE * 4)
+    monkeypatch.setitem(loader.PIECE_BYTES, "cpu", batches_at_once * 5 * 3 * SIZE * SIZE * 4)
     assert_same(make(splits[1], **options).batches(2), expected)
     assert_same(make(splits[1], **options).batches(2, start_step=1), expected[1:])
 
@@ -223,18 +223,30 @@ def test_wrong_settings_are_reported(splits, options, word):
         make(splits[1], **options)
 
 
+def test_images_that_do_not_fit_on_the_device_are_one_line(splits, monkeypatch):
+    def run_out(split, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(TensorSplit, "to", run_out)
+    with pytest.raises(UserError, match=r"^the 23 images .* take 1\.6e-05 GiB, .*--sample_size.*$"):
+        make(splits[1])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_no_step_waits_for_the_gpu(splits, augment):
-    loader = make(splits[1], device="cuda", shuffle=True, augment=augment, rotation=15.0)
-    batches = loader.batches(0)
-    next(batches)  # the plan crosses once, at the start of the epoch
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        rest = list(batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    on_cpu = make(splits[1], shuffle=True, augment=augment, rotation=15.0).batches(0, 1)
-    for (images, targets), (cpu_images, cpu_targets) in zip(rest, on_cpu, strict=True):
-        torch.testing.assert_close(images.cpu(), cpu_images)
-        torch.testing.assert_close(targets.cpu(), cpu_targets)
+@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
+def test_no_step_waits_for_the_gpu(splits, kind, augment):
+    options = {"shuffle": True, "augment": augment, "rotation": 15.0, "batch_size": 3}
+    loader = make(splits[kind], device="cuda", **options)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        batches = loader.batches(0)
+        next(batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rest = list(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        on_cpu = make(splits[1], **options).batches(0, 1)
+        for (images, targets), (cpu_images, cpu_targets) in zip(rest, on_cpu, strict=True):
+            torch.testing.assert_close(images.cpu(), cpu_images)
+            torch.testing.assert_close(targets.cpu(), cpu_targets)

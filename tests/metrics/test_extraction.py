@@ -138,10 +138,7 @@ def test_features_above_the_budget_lie_on_the_host(model):
 
 
 def test_the_budget_is_a_third_of_what_is_free(monkeypatch):
-    """Memory that torch keeps for its next tensors is free, too."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (500, 2000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1000)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 600)
+    monkeypatch.setattr(features, "measure_free_memory", lambda _: 900)
     assert find_budget(GPU) == 300
     monkeypatch.setattr(features, "find_budget", lambda _: 4 * 6 * 2 - 1)
     assert isinstance(allocate_features(6, 2, CPU), HostFeatures)

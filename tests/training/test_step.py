@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import train
 from input_pipeline.augmentation import BatchMixer
@@ -161,6 +162,20 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **options)
 
 
+class DescribedMixer(BatchMixer):
+    """Draws on the host read values, which described tensors lack."""
+
+    def draw(self, epoch, steps, image_size):
+        return torch.empty(len(steps), 2, *image_size), torch.empty(len(steps), 2)
+
+
+@pytest.fixture
+def described_gpu(monkeypatch):
+    """A GPU that can be described: torch does not describe pinned memory."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    return torch.device("cuda", 0)
+
+
 @pytest.mark.parametrize(
     ("name", "augment", "kind"),
     [
@@ -172,16 +187,16 @@ class Waits(TorchDispatchMode):
         ("MLP", "DA1", "fp16"),
     ],
 )
-def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment, kind):
+def test_a_step_on_a_gpu_stays_there(monkeypatch, described_gpu, name, augment, kind):
     """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
 
     Each of the epoch's three batches has another loss. Autograd needs a real one, so the gradients
     are put in place.
     """
-    gpu = torch.device("cuda", 0)
+    gpu = described_gpu
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    mixer = BatchMixer(10, seed=0)  # checks its parameters' values, which described tensors lack
+    mixer = DescribedMixer(10, seed=0) if augment == "DA1+DA2" else None
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         with gpu:
             model = build_model(name, 10, (3, 32, 32)).train()
@@ -191,7 +206,7 @@ def test_a_step_on_a_gpu_stays_there(monkeypatch, name, augment, kind):
             split, batch_size=16, device=gpu, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
             shuffle=True, augment="DA1", rotation=15.0,
         )  # fmt: skip
-        batches.mixer = mixer if augment == "DA1+DA2" else None
+        batches.mixer = mixer
         steps = [build_step(model, optimizer, loss, kind, gpu) for loss in ("CE", "BCE", "MSE")]
         assert Precision(kind, gpu).build_scaler().is_enabled() == (kind == "fp16")
         meter = Meter(len(batches), gpu)
@@ -215,32 +230,53 @@ def with_gradients(model):
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is asked of the device: an operation that only views a tensor is none."""
+    """Counts what is asked of a device: an operation that only views a tensor is none."""
 
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
-        self.count = 0
+        self.device, self.count = device, 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        results = function(*arguments, **(options or {}))
         views = any(argument.alias_info for argument in function._schema.returns)
-        in_place = function._schema.is_mutable
-        self.count += in_place or not views
-        return function(*arguments, **(options or {}))
+        on_device = any(getattr(x, "device", None) == self.device for x in tree_leaves(results))
+        self.count += on_device and (function._schema.is_mutable or not views)
+        return results
 
 
-def test_batches_and_meter_ask_little_of_the_device():
-    """A GPU finishes one small batch's augmentation and counts sooner than they are asked for."""
-    split = TensorSplit(torch.zeros(1024, 3, 8, 8, dtype=torch.uint8), torch.arange(1024) % 10)
-    batches = BatchLoader(
-        split, batch_size=16, device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
-        shuffle=True, augment="DA1", rotation=15.0,
-    )  # fmt: skip
-    meter = Meter(len(batches), CPU)
-    loss, logits = torch.ones(()), torch.zeros(16, 10)
-    with Operations() as operations:
-        for _, targets in batches.batches(1):
+@pytest.mark.parametrize(
+    ("augment", "rotation", "most"),
+    [
+        ("none", 0, 0.08),
+        ("DA1", 0, 0.25),
+        ("DA1", 15, 0.5),
+        ("DA1+DA2", 0, 0.4),
+        ("DA1+DA2", 15, 0.7),
+    ],
+)
+def test_batches_ask_less_than_once_a_step(described_gpu, augment, rotation, most):
+    """An epoch of CIFAR. A GPU ends a small batch's augmentation sooner than it is asked for."""
+    mixer = DescribedMixer(10, seed=0) if augment == "DA1+DA2" else None
+    with FakeTensorMode():
+        images = torch.empty(50_000, 3, 32, 32, dtype=torch.uint8)
+        split = TensorSplit(images, torch.empty(50_000, dtype=torch.int64))
+        batches = BatchLoader(
+            split, batch_size=128, device=described_gpu, mean=(0.5,) * 3, std=(0.5,) * 3,
+            num_classes=10, shuffle=True, augment=augment.removesuffix("+DA2"), rotation=rotation,
+        )  # fmt: skip
+        batches.mixer = mixer
+        with Operations(described_gpu) as operations:
+            assert sum(1 for _ in batches.batches(1)) == len(batches) == 391
+    assert 0 < operations.count / len(batches) < most
+
+
+def test_the_meter_asks_little_of_the_device():
+    meter = Meter(64, CPU)
+    loss, logits, targets = torch.ones(()), torch.zeros(16, 10), torch.arange(16) % 10
+    with Operations(CPU) as operations:
+        for _ in range(64):
             meter.add(loss, loss, logits, targets)
-    assert operations.count / len(batches) < 3
+    assert 0 < operations.count / 64 < 0.8
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from utils import cores, cuda_problems, sharing
+from utils import cuda_problems, sharing
 from utils.cli import MISTAKE, list_device_flags, run_command
 from utils.device import (
     CONTEXT,
@@ -401,15 +401,6 @@ def test_two_threads_of_a_core_count_once(monkeypatch, tmp_path):
     for number in range(4):
         (tmp_path / str(number)).write_text(f"{number % 2},{number % 2 + 2}\n")
     assert split_cores(1) == [2]
-
-
-@pytest.mark.parametrize(("text", "count"), [("max 100000", 8), ("250000 100000", 2), ("5 9", 1)])
-def test_a_quota_limits_the_cores(monkeypatch, tmp_path, text, count):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
-    assert cores.count_usable_cores() == 8
-    (tmp_path / "cpu.max").write_text(text)
-    assert cores.count_usable_cores() == count
 
 
 def test_a_device_is_handed_on_only_if_it_was_given():
