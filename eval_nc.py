@@ -197,12 +197,9 @@ class Work:
     def describe(self) -> str:
         """Describe the rows, and the checkpoints that failed or could not be verified."""
         words = f"{self.computed} evaluated, {self.kept} unchanged rows kept"
-        if self.failed:
-            words += f", {format_count(self.failed, 'checkpoint')} failed"
-        if self.unverified:
-            unverified = format_count(self.unverified, "checkpoint")
-            words += f", {unverified} unverified (no checksums)"
-        return words
+        failed, unverified = (format_count(n, "checkpoint") for n in (self.failed, self.unverified))
+        words += f", {failed} failed" if self.failed else ""
+        return words + (f", {unverified} unverified (no checksums)" if self.unverified else "")
 
 
 class Evaluator:
@@ -250,10 +247,9 @@ class Evaluator:
         return rows, work.failed
 
     def _evaluate_chosen(self, run: ChosenRun, rows: MetricsTable, facts: dict[str, Any]) -> Work:
-        """Compute the rows that are missing of a run on the data set of `facts`.
+        """Compute the missing rows of a run on the data set of `facts`.
 
-        While a checkpoint is evaluated, a thread reads the next one, and another writes the row
-        that was computed last.
+        Meanwhile a thread reads the next checkpoint, and another writes the last row.
         """
         dependencies = self._list_dependencies(run, facts)
 
@@ -275,18 +271,23 @@ class Evaluator:
                 if idle or not self._can_build(run, work):
                     progress.skip(splits)
                     continue
-                try:
-                    for split, values in self._measure(run, reading):
-                        writer.put((reading.epoch, split), reading.fingerprint, values)
-                        work.computed += 1
-                except CheckpointError as error:
-                    print_error(PROGRAM, error)
-                    work.failed += 1
+                self._compute_rows(run, reading, writer, work)
                 progress.skip(splits - len(reading.missing))
                 if progress.is_due():
                     progress.show(count * splits, f"epoch {reading.epoch}")
         progress.close()
         return work
+
+    def _compute_rows(
+        self, run: ChosenRun, reading: Reading, writer: RowWriter, work: Work
+    ) -> None:
+        try:
+            for split, values in self._measure(run, reading):
+                writer.put((reading.epoch, split), reading.fingerprint, values)
+                work.computed += 1
+        except CheckpointError as error:
+            print_error(PROGRAM, error)
+            work.failed += 1
 
     def _record(self, reading: Reading, rows: MetricsTable, work: Work) -> None:
         """Count a checkpoint that was read, print its fault, and take out rows that changed."""

@@ -34,19 +34,16 @@ from utils.precision import Precision, choose_precision
 
 EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
 # Small images pass in batches of at least so many. A GPU computes a smaller one sooner than the
-# host can launch it. On a CPU with 2 cores they made 8×8 images 1.02 to 1.9 times as fast, and did
-# nothing from 32×32 on.
+# host can launch it. On a CPU with 2 cores 8×8 images passed 1.1 to 1.9 times as fast as 128 at a
+# time, and 32×32 ones as fast.
 SMALL_IMAGES_BATCH = 1024
 SMALL_SIDE = {"cpu": 16, "cuda": 64}  # pixels
 
 
 def choose_test_batch(device: torch.device, side: int, usual: int) -> int:
-    """Choose how many images pass a network at once, where nothing is trained.
+    """Choose how many images of `side` pixels pass at once, where nothing is trained.
 
-    Args:
-        device: where the network computes.
-        side: of the images, in pixels.
-        usual: the number for images that are not small.
+    `usual` is the number for images that are not small.
     """
     small = side <= SMALL_SIDE[device.type]
     return max(usual, SMALL_IMAGES_BATCH) if small else usual

@@ -58,6 +58,15 @@ def test_progress_is_escaped(capsys):
     assert said.endswith("note \\u202e\n")
 
 
+def test_what_was_there_already_does_not_count_as_speed(capsys, monkeypatch):
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr("utils.console.time.monotonic", lambda: next(now))
+    progress = Progress(Console(), "run", total=100, unit="split")
+    progress.skip(60)
+    progress.show(80, "")
+    assert capsys.readouterr().out == "run: 80/100 splits, 2 splits/s, 10 s left\n"
+
+
 def test_a_cell_stays_in_its_line_and_the_columns_aligned():
     lines = format_table(["name", "x"], [["a\nb", "1"], ["long name", "10"]]).splitlines()
     assert lines == ["name        x", "---------  --", "a\\nb        1", "long name  10"]
