@@ -154,8 +154,9 @@ def test_weights_are_cast_once_for_all_batches(model, batch_size):
     assert operations.casts == len(weights) == 4
 
 
-def test_a_pass_on_a_gpu_reads_nothing_before_its_end():
-    """On a GPU that is only described: torch refuses to mix devices."""
+def test_a_pass_on_a_gpu_reads_nothing_before_its_end(monkeypatch):
+    """On a GPU that is only described: torch refuses to mix devices, and knows no pinned memory."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), Operations() as operations:
         with GPU:
             network = build_model("MLP", 10, (3, 8, 8), width=24, depth=2)
