@@ -7,7 +7,12 @@ from torch.optim import lr_scheduler
 
 from models import build_model
 from models.linear import Classifier
-from objective.optimizers import build_optimizer
+from objective.optimizers import (
+    build_optimizer,
+    make_recordable,
+    mark_capturable,
+    set_learning_rate,
+)
 from objective.schedules import compute_learning_rate as rate_of
 
 
@@ -133,3 +138,40 @@ def test_sgd_begins_with_momentum_of_zeros():
         scaler.update()
     assert torch.equal(ours.state[parameter]["momentum_buffer"], torch.ones(5))
     assert torch.equal(parameter.detach(), torch.full((5,), 0.9))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_rate_in_a_tensor_is_that_rate(name):
+    """All groups share the tensor, which keeps its address, and the steps are the same bits."""
+    rates = (0.25, 0.125, 0.0625)
+    results = []
+    for recordable in (False, True):
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = build_optimizer(name, model, 0.5, 1e-3, 1e-2)
+        tensors = []
+        for rate in rates:
+            if recordable:
+                make_recordable(optimizer, torch.device("cpu"))
+                tensors += [group["lr"] for group in optimizer.param_groups]
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad()
+            model.fc(model.body(torch.ones(2, 3))).square().sum().backward()
+            optimizer.step()
+        results.append([*model.parameters()])
+        assert {float(group["lr"]) for group in optimizer.param_groups} == {rates[-1]}
+        assert len({id(tensor) for tensor in tensors}) == recordable
+        assert all(tensor.dtype == torch.float32 for tensor in tensors)
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_mark_of_a_recorded_update_is_taken_back():
+    for name in ("SGD", "AdamW"):
+        optimizer = build_optimizer(name, Net(), 0.1, 0.0, 0.0)
+        before = [dict(group) for group in optimizer.param_groups]
+        with pytest.raises(RuntimeError), mark_capturable(optimizer):
+            marks = [group.get("capturable") for group in optimizer.param_groups]
+            assert marks == [True if name == "AdamW" else None] * 2
+            raise RuntimeError
+        assert optimizer.param_groups == before

@@ -16,7 +16,7 @@ from input_pipeline.splits import TensorSplit
 from models import build_model
 from objective import LOSSES
 from objective.objective import Decays, Objective
-from objective.optimizers import build_optimizer
+from objective.optimizers import build_optimizer, set_learning_rate
 from tests.helpers import SMALL, train_here
 from training import step
 from training.meter import Meter
@@ -26,12 +26,10 @@ CPU = torch.device("cpu")
 DECAYS = Decays(0.03, 0.02, 0.05)
 
 
-def build_step(model, optimizer, loss="BCE", kind="fp32", device=CPU, compiled=False):
+def build_step(model, optimizer, loss="BCE", kind="fp32", device=CPU, compiled=False, graphs=False):
     precision = Precision(kind, device)
-    objective = Objective(loss, 0.1, DECAYS)
-    return train.build_step(
-        model, optimizer, precision.build_scaler(), objective, precision, compiled
-    )
+    scaler, objective = precision.build_scaler(), Objective(loss, 0.1, DECAYS)
+    return step.build_step(model, optimizer, scaler, objective, precision, compiled, graphs)
 
 
 def small_step(compiled=False, kind="fp32", device=CPU, name="MLP", loss="BCE"):
@@ -138,14 +136,16 @@ def test_nothing_in_a_step_is_read_back(kind, augment):
 
 
 class Waits(TorchDispatchMode):
-    """Records reads and copies from a GPU to the host, over tensors that are only described.
+    """Records reads and copies between a GPU and the host, over tensors that are only described.
 
     Draws on the CPU may be read; as these tensors have no values, some number is made up.
     """
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.found = []  # from the GPU
+        self.sent = []  # to it, which a CUDA graph could not repeat
+        self.updated = set()  # devices of what an optimizer reads and writes
         self.multiplied = set()  # types of what is multiplied or convolved
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
@@ -157,9 +157,24 @@ class Waits(TorchDispatchMode):
             target = options.get("device")
             if name in READS or (name == "_to_copy" and target and target.type == "cpu"):
                 self.found.append(name)
+        self._find_sent(name, arguments, options)
+        if name.startswith("_fused_"):  # torch does not describe all of these updates
+            tensors = tree_leaves((arguments, options))
+            self.updated |= {x.device.type for x in tensors if isinstance(x, torch.Tensor)}
+            return None
         if name == "_local_scalar_dense":
             return 0.3 if source.is_floating_point() else 0
         return function(*arguments, **options)
+
+    def _find_sent(self, name, arguments, options):
+        if name == "_to_copy":
+            source, target = arguments[0].device, options.get("device")
+        elif name == "copy_":
+            source, target = arguments[1].device, arguments[0].device
+        else:
+            return
+        if target is not None and (source.type, target.type) == ("cpu", "cuda"):
+            self.sent.append(name)
 
 
 class DescribedMixer(BatchMixer):
@@ -177,51 +192,67 @@ def described_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "augment", "kind"),
+    ("name", "augment", "kind", "optimizer"),
     [
-        *itertools.product(["ResNet18", "ViT", "MLP"], ["DA1", "DA1+DA2"], ["bf16"]),
+        *itertools.product(["ResNet18", "ViT", "MLP"], ["DA1", "DA1+DA2"], ["bf16"], ["AdamW"]),
         *(
-            pytest.param(name, augment, "bf16", marks=pytest.mark.slow)
+            pytest.param(name, augment, "bf16", "SGD", marks=pytest.mark.slow)
             for name, augment in itertools.product(["DenseNet121", "Swin"], ["DA1", "DA1+DA2"])
         ),
-        ("MLP", "DA1", "fp16"),
+        *itertools.product(["MLP"], ["DA1"], ["fp16"], ["SGD", "AdamW"]),
     ],
 )
-def test_a_step_on_a_gpu_stays_there(monkeypatch, described_gpu, name, augment, kind):
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_step_on_a_gpu_stays_there(
+    monkeypatch, described_gpu, name, augment, kind, optimizer, graphs
+):
     """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
 
-    Each of the epoch's three batches has another loss. Autograd needs a real one, so the gradients
-    are put in place.
+    With `graphs` the steps are those before the recording, which has the same operations. Each of
+    the epoch's three batches has another loss. Autograd needs a real one, so the gradients are put
+    in place.
     """
     gpu = described_gpu
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(step, "leave_default_stream", lambda device: None)
     mixer = DescribedMixer(10, seed=0) if augment == "DA1+DA2" else None
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         with gpu:
             model = build_model(name, 10, (3, 32, 32)).train()
-        optimizer = build_optimizer("AdamW", model, 0.05, weight_decay=0.1, weight_decay_bias=0.0)
+        optimizer = build_optimizer(optimizer, model, 0.05, weight_decay=0.1, weight_decay_bias=0.0)
         split = TensorSplit(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
         batches = BatchLoader(
             split, batch_size=16, device=gpu, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10,
             shuffle=True, augment="DA1", rotation=15.0,
         )  # fmt: skip
         batches.mixer = mixer
-        steps = [build_step(model, optimizer, loss, kind, gpu) for loss in ("CE", "BCE", "MSE")]
+        steps = [
+            build_step(model, optimizer, loss, kind, gpu, graphs=graphs)
+            for loss in ("CE", "BCE", "MSE")
+        ]
         assert Precision(kind, gpu).build_scaler().is_enabled() == (kind == "fp16")
         meter = Meter(len(batches), gpu)
         monkeypatch.setattr(torch.Tensor, "backward", lambda _: with_gradients(model))
         waits.found.clear()  # what drawing the weights read
         for one, (images, targets) in zip(steps, batches.batches(1), strict=True):
+            set_learning_rate(optimizer, 0.01)
+            waits.sent.clear()  # the batch's random draws
             results = one(images, targets)
+            assert waits.sent == []
             meter.add(*results, targets)
             for value in (images, targets, *results):
                 assert value.device == gpu
             assert {value.dtype for value in results} == {torch.float32}
         assert waits.found == []
         assert AUTOCAST[kind] in waits.multiplied
+        assert waits.updated == {"cuda"}
         results[1].item()
         assert waits.found == ["_local_scalar_dense"]  # the recorder does see one
+        torch.ones(1).to(gpu)
+        assert waits.sent == ["_to_copy"]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert all(rate.device == gpu for rate in rates) if graphs else rates == [0.01] * 2
 
 
 def with_gradients(model):
