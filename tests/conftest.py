@@ -15,6 +15,6 @@ def cache_of_its_own(tmp_path_factory):
         yield
 
 
-# A described GPU (FakeTensorMode) counts as a device from then on. If the first backward pass of a
-# process came later, it would start threads, and torch refuses to train in a fork of such a process.
+# A described GPU (FakeTensorMode) counts as a device from then on. If the first backward pass came
+# later, it would start threads, and torch refuses to train in a fork of such a process.
 torch.ones((), requires_grad=True).backward()
