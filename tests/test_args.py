@@ -177,7 +177,10 @@ def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
 
 PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "demo"]
 PARSERS += [f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed")]
-PARSERS += ["benchmarks.precision_agreement", "benchmarks.score_memory", "reproduction.flags"]
+PARSERS += [
+    f"benchmarks.{name}" for name in ("precision_agreement", "score_memory", "decode_speed")
+]
+PARSERS += ["reproduction.flags"]
 
 
 @pytest.mark.parametrize("module", PARSERS)
