@@ -12,12 +12,12 @@ import csv
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from input_pipeline import SPLITS
 from metrics import EVALUATED, Measure
+from utils.background import Background
 from utils.console import list_some
 from utils.errors import UserError
 from utils.files import (
@@ -204,26 +204,19 @@ class RowWriter:
     """
 
     def __init__(self, table: MetricsTable) -> None:
-        self._table = table
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
-        self._last: Future[None] | None = None
+        self._table, self._thread = table, Background("rows")
 
     def __enter__(self) -> RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
+        self._thread.close()
         if kind is None:
-            self._wait()
+            self._thread.wait()
 
     def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
         """Add or replace a row once the one before is written."""
-        self._wait()
-        self._last = self._thread.submit(self._table.put, key, fingerprint, values)
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
+        self._thread.start(self._table.put, key, fingerprint, values)
 
 
 def name_key(key: Key) -> str:

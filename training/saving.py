@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Hashable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,10 +13,11 @@ from torch import Tensor
 from rundir.aside import remove_aside
 from rundir.directory import Run
 from training.state import TrainState
+from utils.background import Background
 from utils.signals import Stopped
 
 
-class Snapshot:
+class HostCopy:
     """A copy of nested containers of tensors in host memory. The next copy uses its memory again.
 
     Args:
@@ -85,11 +84,10 @@ class Saver:
 
     def __init__(self, run: Run, state: TrainState) -> None:
         self._run, self._state, self._settings = run, state, state.settings
-        self._kept, self._best = Snapshot(state.device), Snapshot(state.device)
+        self._kept, self._best = HostCopy(state.device), HostCopy(state.device)
         self._best_weights: Any = None  # of the best epoch, if no file of its own holds them
         self._unsaved: Any = None  # the copy after the last epoch, until last.pth holds it
-        self._thread = ThreadPoolExecutor(1, "saving")
-        self._writing: Future[None] | None = None
+        self._thread = Background("saving")
         self._failed = False
         known = state.epoch > 0 or state.step > 0
         self._saved_best = state.best_epoch
@@ -99,21 +97,16 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._finish(stopped=kind is Stopped)
         finally:
-            self._thread.shutdown()
+            self._thread.close()
 
     def _finish(self, stopped: bool) -> None:
         if self._failed:
             return
-        self.wait()
+        self._thread.wait()
         if stopped:
             self._state.seconds = time.monotonic() - self._begun
             self._unsaved = self._kept.take(self._state.state_dict())
@@ -128,7 +121,7 @@ class Saver:
         Waits for the files of the epoch before, and copies the state. After the last epoch it waits
         for all files; `seconds` contain that time.
         """
-        self.wait()
+        self._thread.wait()
         state, settings, now = self._state, self._settings, time.monotonic()
         row["seconds"] = now - self._begun
         self._begun = now
@@ -143,22 +136,15 @@ class Saver:
             self._best_weights = None if own_file else self._best.take(weights)
         if due:
             self._saved_at = now
-        self._writing = self._thread.submit(self._write, stored, regular, due)
+        self._thread.start(self._write, stored, regular, due)
         if final:
-            self.wait()
+            self._thread.wait()
             row["seconds"] += time.monotonic() - now
             self._run.write_metrics(state.history)
 
     def check(self) -> None:
         """Raise the error of the thread, if there is one; waits for nothing."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Wait until the files are written. Raises UserError if one could not be written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        self._thread.check()
 
     def _write(self, stored: dict[str, Any], regular: bool, due: bool) -> None:
         try:

@@ -19,7 +19,7 @@ from rundir.weights import load
 from tests.helpers import train_here
 from training import saving
 from training.meter import Meter
-from training.saving import Saver, Snapshot
+from training.saving import HostCopy, Saver
 from training.setup import build_optimizer
 from training.state import TrainState
 from utils import files
@@ -35,7 +35,7 @@ def test_a_copy_is_equal_and_stays_as_it_was():
     model = build_model("ResNet18", 3, (3, 8, 8)).to(memory_format=torch.channels_last)
     state = {"model": model.state_dict(), "rows": [{"a": 1}], "none": None, "half": torch.ones(3)}
     state["half"] = state["half"].half()
-    snapshot = Snapshot(CPU)
+    snapshot = HostCopy(CPU)
     copied = snapshot.take(state)
     snapshot.wait()
     expected = {name: value.clone() for name, value in model.state_dict().items()}
@@ -55,7 +55,7 @@ def test_a_copy_is_equal_and_stays_as_it_was():
 
 
 def test_the_next_copy_uses_the_same_memory():
-    snapshot = Snapshot(CPU)
+    snapshot = HostCopy(CPU)
     places = [snapshot.take({"a": torch.full((4,), float(i))})["a"].data_ptr() for i in range(3)]
     assert len(set(places)) == 1
     assert snapshot.take({"a": torch.ones(5)})["a"].tolist() == [1] * 5
