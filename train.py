@@ -134,19 +134,21 @@ def evaluate(
     """
     model.eval()
     collected, targets_seen = [], []
-    context = precision.autocast()
-    for images, targets in batches.batches(epoch=0):
-        with context:
+    with precision.autocast():  # once: the weights are not cast again for every batch
+        for images, targets in batches.batches(epoch=0):
             collected.append(model(images)[0])
-        targets_seen.append(targets)
-        if stop.requested:
-            raise Stopped
+            targets_seen.append(targets)
+            if stop.requested:
+                raise Stopped
     logits, labels = torch.cat(collected), torch.cat(targets_seen)
-    if not torch.isfinite(logits).all():
+    mean_loss = load_function(LOSSES[loss].function)(logits, labels)
+    figures = [torch.isfinite(logits).all(), mean_loss, *count_correct(logits, labels)]
+    finite, test_loss, *hits = torch.stack([one.double() for one in figures]).tolist()
+    if not finite:
         return {"test_loss": math.nan}
-    top1, top5 = (100 * (hits / len(labels)) for hits in count_correct(logits, labels).tolist())
+    top1, top5 = (100 * (count / len(labels)) for count in hits)
     return {
-        "test_loss": load_function(LOSSES[loss].function)(logits, labels).item(),
+        "test_loss": test_loss,
         "test_top1": top1,
         "test_top5": top5,
         "test_uniform": 100 * compute_uniform_accuracy(logits, labels)[0],

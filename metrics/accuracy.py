@@ -108,18 +108,24 @@ def find_best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, fl
     greatest number of intervals that share a point is reached at some interval's left end: two
     sorts, O(N log N). Raises ValueError if the logits are not finite.
     """
-    if not (torch.isfinite(positives).all() and torch.isfinite(negatives).all()):
-        raise ValueError("logits are not finite")
-    correct = positives > negatives
-    starts = negatives[correct].double().sort().values
-    ends = positives[correct].double().sort().values
-    if len(starts) == 0:
+    if len(positives) == 0:
         return 0.0, float("nan")
+    finite = torch.isfinite(positives).all() & torch.isfinite(negatives).all()
+    # Intervals of the samples that are not classified correctly begin and end at infinity: they
+    # serve no threshold. Nothing is read from the device before the end.
+    wrong = positives <= negatives
+    starts = negatives.double().masked_fill(wrong, torch.inf).sort().values
+    ends = positives.double().masked_fill(wrong, torch.inf).sort().values
     begun = torch.searchsorted(starts, starts, right=True)
     ended = torch.searchsorted(ends, starts, right=True)
     served = begun - ended
     best = served.max()
-    return best.item() / len(positives), starts[served == best][0].item()
+    threshold = starts.masked_fill(served < best, torch.inf).min()
+    found = torch.stack([finite.double(), best.double(), threshold])
+    is_finite, best_count, value = found.tolist()
+    if not is_finite:
+        raise ValueError("logits are not finite")
+    return best_count / len(positives), value if best_count else float("nan")
 
 
 def split_margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
