@@ -14,6 +14,13 @@ from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
 from metrics.features import Features, HostFeatures, allocate_features
 
+EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
+# Small images pass in batches of at least so many. A GPU computes a smaller one sooner than the
+# host can launch it. On a CPU with 2 cores 8×8 images passed 1.1 to 1.9 times as fast as 128 at a
+# time, and 32×32 ones as fast.
+SMALL_IMAGES_BATCH = 1024
+SMALL_IMAGES_SIDE = {"cpu": 16, "cuda": 64}  # pixels
+
 
 def build_split_batches(data: DataSet, split: str, **options: Any) -> BatchLoader:
     """Build a loader of the train or test images of `data`, in order and not augmented.
@@ -27,6 +34,15 @@ def build_split_batches(data: DataSet, split: str, **options: Any) -> BatchLoade
         num_classes=data.num_classes,
         **options,
     )
+
+
+def choose_test_batch(device: torch.device, side: int, usual: int) -> int:
+    """Choose how many images of `side` pixels pass at once, where nothing is trained.
+
+    `usual` is the number for images that are not small.
+    """
+    small = side <= SMALL_IMAGES_SIDE[device.type]
+    return max(usual, SMALL_IMAGES_BATCH) if small else usual
 
 
 @dataclass

@@ -18,7 +18,13 @@ from input_pipeline.load import find_image_side, identify_dataset, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.room import find_room
 from input_pipeline.splits import DataSet
-from metrics.extraction import Extracted, build_split_batches, extract
+from metrics.extraction import (
+    EVALUATION_BATCH,
+    Extracted,
+    build_split_batches,
+    choose_test_batch,
+    extract,
+)
 from models import NETWORKS, OLD_COMMIT, build_model
 from rundir.bare import STEMS
 from rundir.checkpoints import check_origin
@@ -31,22 +37,6 @@ from rundir.weights import open_checkpoint
 from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
-
-EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
-# Small images pass in batches of at least so many. A GPU computes a smaller one sooner than the
-# host can launch it. On a CPU with 2 cores 8×8 images passed 1.1 to 1.9 times as fast as 128 at a
-# time, and 32×32 ones as fast.
-SMALL_IMAGES_BATCH = 1024
-SMALL_SIDE = {"cpu": 16, "cuda": 64}  # pixels
-
-
-def choose_test_batch(device: torch.device, side: int, usual: int) -> int:
-    """Choose how many images of `side` pixels pass at once, where nothing is trained.
-
-    `usual` is the number for images that are not small.
-    """
-    small = side <= SMALL_SIDE[device.type]
-    return max(usual, SMALL_IMAGES_BATCH) if small else usual
 
 
 def build_data(

@@ -5,7 +5,8 @@ import torch
 
 from args import parse_settings
 from input_pipeline.load import load_dataset
-from rundir.rebuild import build_batches, choose_test_batch
+from metrics.extraction import choose_test_batch
+from rundir.rebuild import build_batches
 from utils.precision import Precision
 
 
