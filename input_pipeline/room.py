@@ -7,9 +7,8 @@ import torch
 from utils.device import measure_free_memory
 from utils.resources import read_available_memory
 
-_SHARE = (
-    4  # the images may take one part in so many: network, step and other programs need the rest
-)
+# The images may take one part in so many: network, step and other programs need the rest.
+_SHARE = 4
 _LEAST = 2**28  # bytes that they may always take
 
 
