@@ -200,6 +200,7 @@ def measure_largest_feature(evaluation):
     return evaluation.extracted.features.max().item()
 
 
+@pytest.mark.slow
 def test_an_added_measure_gets_column_title_and_curve(run_dir, capsys, monkeypatch):
     """Rows of an old table are computed again when their checkpoint is chosen."""
     evaluate(capsys, run_dir)
@@ -657,6 +658,7 @@ def test_rows_of_bare_weights_depend_on_the_contents_of_the_data(folder_run, cap
     assert float(read_table(folder_run)[3, "test"]["top1"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_pixels_mean_and_std_of_its_training(run_dir, capsys, monkeypatch):
     """Its mean was computed with other rounding, and its images were resized by rule 1."""
     evaluate(capsys, run_dir, "--checkpoints", "1")

@@ -34,6 +34,7 @@ def test_a_convolution_of_torch_is_reported_with_its_operations():
     assert operations == 2 * 4 * 16 * 32 * 8 * 8 * 3 * 3
 
 
+@pytest.mark.slow
 def test_the_parts_add_up_to_the_step(capsys):
     flags = ["--img_size", "8", "--batch_size", "4", "--precision", "fp32", "--repeats", "1"]
     assert step_profile.main(flags) == 0

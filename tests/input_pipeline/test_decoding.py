@@ -151,6 +151,7 @@ def test_a_full_dev_shm_is_reported(files):
     assert "/dev/shm" in line and "--shm-size" in line and "--num_workers 0" in line
 
 
+@pytest.mark.slow
 def test_few_file_descriptors_are_reported(files):
     line = decode(files, workers=8, files=30)  # enough to start some of them
     assert "30 open files are too few for --num_workers 8" in line and "ulimit -n" in line

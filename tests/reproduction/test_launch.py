@@ -93,6 +93,7 @@ if count == 0:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_preempted_job_saves_and_is_requeued(tmp_path):
     submitit = pytest.importorskip("submitit")

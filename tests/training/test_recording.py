@@ -182,7 +182,9 @@ def test_mixed_targets_are_recorded_too(tapes):
 
 
 @pytest.mark.parametrize("case", [("MLP", "BCE", "SGD", "fp16"), ("ViT", "BCE", "AdamW", "fp32")])
-@pytest.mark.parametrize("stop", [1, 2, 6, 9])
+@pytest.mark.parametrize(
+    "stop", [2, 6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 9))]
+)
 def test_a_resumed_run_ends_as_one_that_never_stopped(tapes, tmp_path, case, stop):
     """Stopped before and after the recording, and before an epoch's short batch.
 

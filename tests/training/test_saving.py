@@ -155,7 +155,11 @@ def check_promises(run, settings, accuracies):
     assert not (run / "best_model.pth.next").exists()
 
 
-@pytest.mark.parametrize(("step", "seed"), [(1, 0), (3, 1), (6, 3)])
+# --epoch_save_step and what is drawn: an epoch_NNN.pth after each, some, or the last epoch.
+SEEDS = [(3, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (6, 3)))]
+
+
+@pytest.mark.parametrize(("step", "seed"), SEEDS)
 def test_a_kill_at_any_rename_keeps_every_promise(tmp_path, monkeypatch, step, seed):
     draw = random.Random(seed)
     accuracies = [float(draw.randint(0, 6)) for _ in range(6)]
