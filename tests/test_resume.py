@@ -361,3 +361,31 @@ def test_a_run_of_before_some_settings_came_is_resumed_exactly(tmp_path):
     assert resume_here(run_dir, "--epochs", 4) == 0
     assert_same_run(run_dir, expected)
     assert read_config(run_dir).settings.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("kind", "an H100", f"{torch.get_num_threads()} × CPU"),
+        ("count", 64, "64 × CPU"),
+        ("torch", "1.0", f"torch {torch.__version__}, 1.0 before"),
+    ],
+)
+def test_a_resume_elsewhere_says_that_it_is_no_longer_exact(tmp_path, whole, key, value, named):
+    run_dir = copy_run(whole, tmp_path / "elsewhere")
+    state = load(run_dir / "last.pth")
+    state["hardware"][key] = value
+    torch.save(state, run_dir / "last.pth")
+    assert resume_here(run_dir) == 0
+    [line] = [text for text in read_log(run_dir) if "no longer bit for bit" in text]
+    assert named in line
+
+
+def test_a_resume_at_the_same_place_says_nothing(tmp_path, whole):
+    run_dir = copy_run(whole, tmp_path / "here")
+    assert resume_here(run_dir) == 0
+    assert not any("no longer" in text for text in read_log(run_dir))
+
+
+def read_log(run_dir):
+    return (run_dir / "train_log.txt").read_text(encoding="utf-8").splitlines()

@@ -72,8 +72,8 @@ class RunLog:
             )
         if state.moved:
             self.console.say(
-                f"other hardware ({escape(state.moved)}): no longer bit for bit as a run that was "
-                "never stopped"
+                "no longer bit for bit as a run that was never stopped: now "
+                f"{escape(state.moved)}"
             )
         if state.epoch == self._settings.epochs:
             self.console.say("nothing is left to do")

@@ -38,7 +38,7 @@ class TrainState:
         history: a row of metrics.csv for each finished epoch.
         seconds: that the epoch after them has taken before a resume.
         newer: epochs that a kill had left newer than last.pth, which a resume has set aside.
-        moved: what differs in the hardware since the state was saved, in words; "" for nothing.
+        moved: what differs in hardware and torch since the state was saved; "" for nothing.
     """
 
     settings: Settings
@@ -170,16 +170,22 @@ def identify(settings: Settings) -> dict[str, Any]:
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
-    """Describe what the bits of a run depend on: the kind of processor and the number in use."""
+    """Describe what the bits of a run depend on: kind and number of processors, and torch."""
+    software = {"torch": str(torch.__version__)}  # a plain str can be unpickled
     if device.type == "cuda":
-        return {"kind": torch.cuda.get_device_name(device), "count": 1}
+        return {"kind": torch.cuda.get_device_name(device), "count": 1, **software}
     kind = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
-    return {"kind": kind, "count": torch.get_num_threads()}
+    return {"kind": kind, "count": torch.get_num_threads(), **software}
 
 
 def compare_hardware(before: Any, now: dict[str, Any]) -> str:
     """Return in words what has changed since a state was saved; "" for nothing, or if unknown."""
-    if not isinstance(before, dict) or before == now:
+    if not isinstance(before, dict):
         return ""
-    old, new = (f"{one.get('count')} × {one.get('kind')}" for one in (before, now))
-    return f"{new}, {old} before"
+    changes = []
+    if any(before.get(key) != now[key] for key in ("count", "kind")):
+        old, new = (f"{one.get('count')} × {one.get('kind')}" for one in (before, now))
+        changes.append(f"{new}, {old} before")
+    if before.get("torch", now["torch"]) != now["torch"]:
+        changes.append(f"torch {now['torch']}, {before['torch']} before")
+    return "; ".join(changes)
