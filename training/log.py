@@ -72,8 +72,7 @@ class RunLog:
             )
         if state.moved:
             self.console.say(
-                "no longer bit for bit as a run that was never stopped: now "
-                f"{escape(state.moved)}"
+                f"no longer bit for bit as a run that was never stopped: now {escape(state.moved)}"
             )
         if state.epoch == self._settings.epochs:
             self.console.say("nothing is left to do")
