@@ -110,9 +110,13 @@ def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
     """Refuse a flag that has no effect in this combination. Raises UserError."""
     reasons = {}
     if not work.runs:
-        reasons = dict.fromkeys((*GRID_FLAGS, *CLUSTER_FLAGS), f"{work.name} trains nothing")
+        reasons = dict.fromkeys(
+            (*GRID_FLAGS, "gpu_ids", *CLUSTER_FLAGS), f"{work.name} trains nothing"
+        )
         if args.seeds > 1:
             reasons["seeds"] = f"{work.name} trains nothing"
+        if args.jobs > 1 and not args.gpu_ids:
+            reasons["jobs"] = f"{work.name} trains nothing"
     if not args.launcher:
         reasons["job_minutes"] = "it belongs to --launcher"
     if args.launcher != "slurm":

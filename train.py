@@ -163,7 +163,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
         check_compiler(device)
     precision = build_precision(settings, settings.precision, device)
     # config.json keeps what was resolved: a resumed run goes on in the same way anywhere.
-    graphs = choose_graphs(settings, device)
+    graphs = choose_graphs(settings, device, device_name)
     settings = settings.replace(precision=precision.name, graphs=graphs)
     run = choose_run(settings)
     data = build_run_data(settings, run.directory, run.resumed, device)

@@ -58,6 +58,13 @@ def decode_some(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator
     return iterate_decoded(build_decoding_loader(split, chunks, num_workers=num_workers))
 
 
+class _Loader(DataLoader[Batch]):
+    """A DataLoader that does not warn of more workers than cores: the user has asked for them."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Overrides the warning, which would be two lines for each loader."""
+
+
 def build_decoding_loader(
     split: FileSplit,
     batches: Iterable[list[int]],
@@ -75,7 +82,7 @@ def build_decoding_loader(
         pin_memory: deliver in page-locked memory, for copies that don't block.
         persistent: keep the workers between epochs.
     """
-    return DataLoader(
+    return _Loader(
         _Decoder(split),
         sampler=batches,
         batch_size=None,

@@ -127,7 +127,9 @@ def test_mistakes(tmp_path, capsys):
         return error
 
     assert "no effect" in refuse("theory", "--epochs", 3)
-    assert "no effect" in refuse("theory", "--seeds", 3)
+    for flags in (("--seeds", 3), ("--jobs", 2), ("--gpu_ids", 0, 1)):
+        line = refuse("theory", *flags)
+        assert f"{flags[0]} has no effect here: theory trains nothing" in line
     assert "no effect" in refuse("tsne", "--slurm", "partition=gpu")
     assert "--data_dir" in refuse("imagenet", "--scale", "full")
     assert "--data_dir" in refuse("tsne", "--dataset", "folder")

@@ -366,8 +366,8 @@ def test_a_run_of_before_some_settings_came_is_resumed_exactly(tmp_path):
 @pytest.mark.parametrize(
     "key, value, named",
     [
-        ("kind", "an H100", f"{torch.get_num_threads()} × CPU"),
-        ("count", 64, "64 × CPU"),
+        ("kind", "an H100", f"{torch.get_num_threads()} threads on CPU"),
+        ("count", 64, "64 threads on CPU"),
         ("torch", "1.0", f"torch {torch.__version__}, 1.0 before"),
     ],
 )

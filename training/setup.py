@@ -13,17 +13,18 @@ from training.recording import GRAPHS
 from utils.errors import UserError
 
 
-def choose_graphs(settings: Settings, device: torch.device) -> str:
+def choose_graphs(settings: Settings, device: torch.device, device_name: str) -> str:
     """Resolve --graphs to on or off for a device.
 
     A run that began with it on keeps that word where there is no GPU, and its steps are ordinary
-    there. Raises UserError where it is asked for and cannot be.
+    there. Raises UserError where a new run asks for it and cannot have it; `device_name` says why.
     """
     able = device.type in GRAPHS
     if settings.graphs == "auto":
         return AUTO_GRAPHS if able else "off"
-    if settings.graphs == "on" and not able and "graphs" in settings.model_fields_set:
-        raise UserError("--graphs on has no effect here: it is for NVIDIA GPUs")
+    asked = "graphs" in settings.model_fields_set and not settings.resume
+    if settings.graphs == "on" and not able and asked:
+        raise UserError(f"--graphs on is for NVIDIA GPUs, this run is on the {device_name}")
     return settings.graphs
 
 

@@ -112,7 +112,8 @@ class TrainState:
             # metrics.csv gets its first row, and a second epoch its weights, after last.pth.
             if run.has_checkpoints() or ((run / METRICS).exists() and read_csv(run / METRICS)):
                 raise UserError(
-                    f"{run / LAST} is missing: nothing to resume from; --force starts over"
+                    f"{run / LAST} is missing: nothing to resume from; --force without "
+                    "--resume starts over"
                 )
             return
         state = load(run / LAST)
@@ -184,8 +185,12 @@ def compare_hardware(before: Any, now: dict[str, Any]) -> str:
         return ""
     changes = []
     if any(before.get(key) != now[key] for key in ("count", "kind")):
-        old, new = (f"{one.get('count')} × {one.get('kind')}" for one in (before, now))
-        changes.append(f"{new}, {old} before")
+        changes.append(f"{_describe_processors(now)}, {_describe_processors(before)} before")
     if before.get("torch", now["torch"]) != now["torch"]:
         changes.append(f"torch {now['torch']}, {before['torch']} before")
     return "; ".join(changes)
+
+
+def _describe_processors(hardware: dict[str, Any]) -> str:
+    kind, count = str(hardware.get("kind")), hardware.get("count")
+    return f"{count} threads on {kind}" if kind.startswith("CPU") else f"{count} × {kind}"

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.sharing import read_sharers
 
 CONTEXT = 3 * 2**28  # bytes of a GPU that a process takes besides its tensors: kernels, libraries
+OR_CPU = "or give --gpu_id -1 for the CPU"
 NEARLY_FULL = 2**29  # bytes; cuDNN loads kernels of some hundred megabytes
 
 # Words of errors that mean too little memory, and of those that mean it on a GPU that is full.
@@ -62,7 +63,7 @@ def pick_device(
     if number >= 0 and problem is None:
         return _open_gpu(number)
     if given and problem is not None and problem.at_card:
-        raise UserError(f"--gpu_id {number}: {problem.reason}, or give --gpu_id -1 for the CPU")
+        raise UserError(f"--gpu_id {number}: {problem.reason}, {OR_CPU}")
     if keep_memory:
         _keep_freed_memory()
     reason = f": {problem.reason}" if problem else ""
@@ -79,7 +80,7 @@ def check_gpus(flag: str, numbers: Sequence[int]) -> None:
         if problem is None:
             _check_number(f"{flag} {number}", number)
         elif problem.at_card:
-            raise UserError(f"{flag} {number}: {problem.reason}")
+            raise UserError(f"{flag} {number}: {problem.reason}, {OR_CPU}")
 
 
 def _check_number(flag: str, number: int) -> None:

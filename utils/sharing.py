@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from utils.errors import UserError
 from utils.resources import count_usable_cores
 
 # Environment variable: how many processes share the GPU of this one. Each takes that part of its
@@ -15,9 +16,11 @@ TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def read_sharers() -> int:
-    """Read how many processes share the GPU of this one, this one included."""
-    text = os.environ.get(GPU_SHARERS, "")
-    return max(1, int(text)) if text.isdecimal() else 1
+    """Read how many processes share the GPU of this one, this one included. Raises UserError."""
+    text = os.environ.get(GPU_SHARERS, "1")
+    if not (text.isdecimal() and int(text) > 0):
+        raise UserError(f"{GPU_SHARERS}={text!r} in the environment must be a whole number above 0")
+    return int(text)
 
 
 def split_cores(parts: int) -> list[int]:

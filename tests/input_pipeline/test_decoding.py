@@ -20,11 +20,15 @@ from tests.helpers import ROOT
 from tests.input_pipeline.helpers import break_file, picture, refusal
 
 
-def test_workers_decode_the_same(folder, monkeypatch):
+def test_workers_decode_the_same(folder, monkeypatch, recwarn):
     monkeypatch.setattr(decoding, "_DECODE_CHUNK", 2)
+    # torch would warn that two workers are more than this one core.
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
     alone, helped = (load_dataset("folder", folder, num_workers=n) for n in (0, 2))
     assert torch.equal(alone.train.images, helped.train.images)
     assert alone.mean == helped.mean
+    assert not [str(warning.message) for warning in recwarn]
 
 
 def test_a_large_folder_streams_the_same_images(folder):

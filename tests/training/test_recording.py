@@ -393,9 +393,9 @@ def test_a_run_says_how_it_goes_on(tapes, tmp_path, capsys, monkeypatch):
     assert len(lines) == 1 and "without a CUDA graph: it needs an NVIDIA GPU" in lines[0]
     state = load(run_dir / "last.pth")
     assert state["position"]["epoch"] == 3 and state["settings"]["graphs"] == "on"
-    for more in (["--resume", "--epochs", 4], [*flags, "--force"]):
-        train_here(tmp_path, *more, "--graphs", "on", status=2)
-        assert capsys.readouterr().err.count("--graphs on has no effect here") == 1
+    train_here(tmp_path, *flags, "--force", "--graphs", "on", status=2)
+    assert capsys.readouterr().err.count("--graphs on is for NVIDIA GPUs") == 1
+    train_here(tmp_path, "--resume", "--epochs", 4, "--graphs", "on")
 
 
 def test_what_graphs_means_on_a_device():
@@ -406,11 +406,12 @@ def test_what_graphs_means_on_a_device():
         ({"graphs": "on"}, gpu, "on"),
         ({"graphs": "off"}, gpu, "off"),
     ):
-        assert choose_graphs(Settings(**given), device) == expected
+        assert choose_graphs(Settings(**given), device, "here") == expected
     stored = Settings.from_json(Settings(graphs="on").values())
-    assert choose_graphs(stored, CPU) == "on"  # a run that began on a GPU
-    with pytest.raises(UserError, match="--graphs on has no effect here"):
-        choose_graphs(Settings(graphs="on"), CPU)
+    assert choose_graphs(stored, CPU, "CPU") == "on"  # a run that began on a GPU
+    assert choose_graphs(Settings(graphs="on", resume=True), CPU, "CPU") == "on"
+    with pytest.raises(UserError, match="this run is on the CPU: no driver"):
+        choose_graphs(Settings(graphs="on"), CPU, "CPU: no driver")
 
 
 @pytest.mark.parametrize("marked", [True, False])

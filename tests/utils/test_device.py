@@ -302,10 +302,18 @@ def test_a_shared_gpu_gives_its_part(machine, monkeypatch):
     assert machine.fractions[-1] == 0.0
 
 
-@pytest.mark.parametrize(("text", "count"), [("3", 3), ("0", 1), ("", 1), ("x", 1), ("-2", 1)])
-def test_sharers_are_read(monkeypatch, text, count):
+def test_sharers_are_read(monkeypatch):
+    monkeypatch.delenv(GPU_SHARERS, raising=False)
+    assert read_sharers() == 1
+    monkeypatch.setenv(GPU_SHARERS, "3")
+    assert read_sharers() == 3
+
+
+@pytest.mark.parametrize("text", ["0", "", "x", "-2"])
+def test_a_wrong_number_of_sharers_is_refused(monkeypatch, text):
     monkeypatch.setenv(GPU_SHARERS, text)
-    assert read_sharers() == count
+    with pytest.raises(UserError, match=r"GPU_SHARERS=.* must be a whole number above 0"):
+        read_sharers()
 
 
 @pytest.mark.parametrize(
