@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import utils.signals
-from reproduction.places import Places
+from reproduction.places import Place, Places
 from utils.errors import UserError
 from utils.signals import PARENT, hold_signals
 
@@ -108,6 +108,34 @@ class Command:
         return DelayedSubmission(Command(self.words, self._variables))
 
 
+class Job:
+    """A command in a job of submitit on this machine, with the methods of one that runs here."""
+
+    def __init__(self, executor: Any, command: Command) -> None:
+        self._executor, self._command = executor, command
+        self._job: Any = None
+
+    def start(self) -> None:
+        """Submit the job."""
+        self._job = self._executor.submit(self._command)
+
+    def is_running(self) -> bool:
+        """Return whether the job was submitted and has not ended."""
+        return self._job is not None and not self._job.done()
+
+    def wait(self) -> Outcome:
+        """Wait for the end of its command."""
+        return _read_outcome(self._job)
+
+    def ask_to_stop(self) -> None:
+        """End the job, which asks its command to stop, see `Command.__call__`."""
+        if self._job is not None:
+            self._job.cancel(check=False)
+
+    def stop(self) -> None:
+        """Do nothing: the job's own process waits for its command."""
+
+
 def run_here(
     commands: Mapping[str, Sequence[str]], places: Places
 ) -> Iterator[tuple[str, Outcome]]:
@@ -115,26 +143,9 @@ def run_here(
 
     If the caller leaves early (a stop, an error), the running commands are stopped first.
     """
-    waiting, running = dict(commands), dict[str, Command]()
-    try:
-        while waiting or running:
-            while (chosen := places.take(waiting)) is not None:
-                name, place = chosen
-                words = [*waiting.pop(name), *place.list_flags()]
-                running[name] = Command(words, place.get_environment())
-                running[name].start()
-            ended = [name for name, command in running.items() if not command.is_running()]
-            for name in ended:
-                command = running.pop(name)
-                places.leave(name)
-                yield name, command.wait()
-            if not ended:
-                time.sleep(POLL)
-    finally:
-        for command in running.values():  # ask all to stop before waiting for one
-            command.ask_to_stop()
-        for command in running.values():
-            command.stop()
+    return _run_in_places(
+        commands, places, lambda words, place: Command(words, place.get_environment())
+    )
 
 
 def run_local_jobs(
@@ -147,22 +158,38 @@ def run_local_jobs(
     executor = _build_executor("local", folder, minutes)
     # submitit hides the GPUs from a job. Its command sees them as this process does.
     visible = {VISIBLE: os.environ.get(VISIBLE)}
-    waiting, running = dict(commands), dict[str, Any]()
+
+    def build(words: Sequence[str], place: Place) -> Job:
+        return Job(executor, Command(words, {**place.get_environment(), **visible}))
+
+    return _run_in_places(commands, places, build)
+
+
+def _run_in_places(
+    commands: Mapping[str, Sequence[str]],
+    places: Places,
+    build: Callable[[Sequence[str], Place], Command | Job],
+) -> Iterator[tuple[str, Outcome]]:
+    waiting, running = dict(commands), dict[str, Command | Job]()
     try:
         while waiting or running:
             while (chosen := places.take(waiting)) is not None:
                 name, place = chosen
-                words = [*waiting.pop(name), *place.list_flags()]
-                command = Command(words, {**place.get_environment(), **visible})
-                running[name] = executor.submit(command)
-            for name in [name for name, job in running.items() if job.done()]:
+                # Noted before it starts: a stop in that moment must reach it, too.
+                running[name] = build([*waiting.pop(name), *place.list_flags()], place)
+                running[name].start()
+            ended = [name for name, work in running.items() if not work.is_running()]
+            for name in ended:
+                work = running.pop(name)
                 places.leave(name)
-                yield name, _read_outcome(running.pop(name))
-            if running:
+                yield name, work.wait()
+            if not ended:
                 time.sleep(POLL)
     finally:
-        for job in running.values():  # their commands are asked to stop, see Command.__call__
-            job.cancel(check=False)
+        for work in running.values():  # ask all to stop before waiting for one
+            work.ask_to_stop()
+        for work in running.values():
+            work.stop()
 
 
 def run_on_slurm(
