@@ -110,13 +110,9 @@ def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
     """Refuse a flag that has no effect in this combination. Raises UserError."""
     reasons = {}
     if not work.runs:
-        reasons = dict.fromkeys(
-            (*GRID_FLAGS, "gpu_ids", *CLUSTER_FLAGS), f"{work.name} trains nothing"
-        )
-        if args.seeds > 1:
-            reasons["seeds"] = f"{work.name} trains nothing"
-        if args.jobs > 1 and not args.gpu_ids:
-            reasons["jobs"] = f"{work.name} trains nothing"
+        counts = [name for name in ("seeds", "jobs") if getattr(args, name) > 1]
+        idle = (*GRID_FLAGS, "gpu_ids", *CLUSTER_FLAGS, *counts)
+        reasons = dict.fromkeys(idle, f"{work.name} trains nothing")
     if not args.launcher:
         reasons["job_minutes"] = "it belongs to --launcher"
     if args.launcher != "slurm":

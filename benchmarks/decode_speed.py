@@ -12,15 +12,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import LARGEST_INTEGER, Count, Parser, check_value, run_command
+from benchmarks.train_speed import Side, add_number
+from utils.cli import Count, Parser, check_value, run_command
 
-Side = Annotated[int, Field(ge=4, le=LARGEST_INTEGER)]
 FILES = 64  # JPEGs of 500×375 pixels; they stay in the system's cache
 
 
@@ -39,13 +37,7 @@ def build_parser() -> Parser:
         metavar="N",
         help="sides in pixels (default: 224 64 32)",
     )
-    parser.add_argument(
-        "--rounds",
-        type=check_value(Count),
-        default=9,
-        metavar="N",
-        help="turns of each way (default: 9)",
-    )
+    add_number(parser, "--rounds", Count, 9, "turns of each way (default: 9)")
     return parser
 
 

@@ -6,14 +6,18 @@ from pathlib import Path
 
 from rundir.checkpoints import list_files
 from rundir.names import METRICS, read_epoch
-from utils.errors import UserError
-from utils.files import read_csv, rename_whole, write_whole
+from utils.files import rename_whole, write_whole
 
 ENDING = ".aside"
 
 
-def set_newer_aside(directory: Path, epoch: int) -> list[int]:
+def set_newer_aside(directory: Path, epoch: int, rows: int) -> list[int]:
     """Rename the checkpoints of later epochs than `epoch`, and copy a metrics.csv with their rows.
+
+    Args:
+        directory: of the run.
+        epoch: the epochs that last.pth contains.
+        rows: of metrics.csv; 0 if it is absent or damaged.
 
     Returns:
         The epochs, in order.
@@ -27,7 +31,6 @@ def set_newer_aside(directory: Path, epoch: int) -> list[int]:
         if number is not None and number > epoch:
             rename_whole(path, _name_aside(path))
             newer.add(number)
-    rows = _count_rows(directory / METRICS)
     if rows > epoch:  # the older rows are needed under the old name
         content = (directory / METRICS).read_bytes()
         write_whole(_name_aside(directory / METRICS), lambda file: file.write(content))
@@ -43,11 +46,3 @@ def remove_aside(directory: Path) -> None:
 
 def _name_aside(path: Path) -> Path:
     return path.with_name(path.name + ENDING)
-
-
-def _count_rows(path: Path) -> int:
-    """Return the number of rows of a table; 0 if it is absent or damaged."""
-    try:
-        return len(read_csv(path))
-    except UserError:
-        return 0

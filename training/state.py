@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,15 +123,16 @@ class TrainState:
         except REFUSED as error:
             reason = textwrap.shorten(str(error), 90, placeholder=" …")
             raise UserError(f"{run / LAST} does not fit the run's config.json: {reason}") from error
-        self._take_over_seconds(run)
-        self.newer = set_newer_aside(run.directory, self.epoch)
+        rows = run.read_metrics()
+        self._take_over_seconds(rows)
+        self.newer = set_newer_aside(run.directory, self.epoch, len(rows))
         if self.history:
             is_last = self.step == 0 and self.best_epoch == self.epoch
             run.complete_best(self.best_epoch, self.model.state_dict() if is_last else None)
 
-    def _take_over_seconds(self, run: Run) -> None:
+    def _take_over_seconds(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Take the seconds of metrics.csv: a last epoch's contain the writing of last.pth."""
-        for row, written in zip(self.history, run.read_metrics(), strict=False):
+        for row, written in zip(self.history, rows, strict=False):
             with contextlib.suppress(ValueError, KeyError):
                 row["seconds"] = float(written["seconds"])
 

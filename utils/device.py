@@ -17,8 +17,8 @@ from utils.errors import UserError
 from utils.sharing import read_sharers
 
 CONTEXT = 3 * 2**28  # bytes of a GPU that a process takes besides its tensors: kernels, libraries
-OR_CPU = "or give --gpu_id -1 for the CPU"
 NEARLY_FULL = 2**29  # bytes; cuDNN loads kernels of some hundred megabytes
+OR_CPU = "or give --gpu_id -1 for the CPU"
 
 # Words of errors that mean too little memory, and of those that mean it on a GPU that is full.
 MEMORY_ERRORS = (
