@@ -6,14 +6,14 @@ names of runs all follow from these entries. Imports no torch and never touches 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from input_pipeline import AUGMENTATIONS, SOURCES
-from models import BIAS_MODES, NETWORKS
+from input_pipeline import AUGMENTATIONS, SOURCES, explain_bundled, explain_no_files
+from models import BIAS_MODES, NETWORKS, explain_missing_option, list_takers
 from objective import LOSSES, OPTIMIZERS, SCHEDULES
 from utils.cli import (
     LARGEST_INTEGER,
@@ -31,8 +31,9 @@ from utils.cli import (
     known,
 )
 from utils.errors import UserError
+from utils.registry import describe_names
 from utils.resources import count_default_workers
-from utils.settings import Table, setting
+from utils.settings import Table, require, setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 GRAPHS = ("auto", "on", "off")
@@ -41,40 +42,17 @@ LARGEST_SIDE = 16_384  # pixels of an image's side: 3 GiB in float32
 REFERENCE_BATCH = 128  # --lr is for this batch size, and scales in proportion for others
 
 
-def _require(name: str, value: Any = True) -> Callable[[Settings], str | None]:
-    flag = f"--{name}" if value is True else f"--{name} {value}"
-    return lambda s: None if getattr(s, name) == value else f"it belongs to {flag}"
-
-
 def _require_option(name: str) -> Callable[[Settings], str | None]:
-    return lambda s: None if name in NETWORKS[s.model].options else f"{s.model} has no such setting"
-
-
-def _list_takers(option: str) -> str:
-    return ", ".join(name for name, network in NETWORKS.items() if option in network.options)
-
-
-def _describe_names(registry: Mapping[str, Any], separator: str) -> str:
-    return separator.join(f"{k}: {v.help}" if v.help else k for k, v in registry.items())
+    return lambda s: explain_missing_option(s.model, name)
 
 
 def _explain_no_bias(settings: Settings) -> str | None:
     return "--bias_mode none leaves no bias" if settings.bias_mode == "none" else None
 
 
-def _explain_bundled(settings: Settings) -> str | None:
-    package = SOURCES[settings.dataset].bundled_with
-    return f"{settings.dataset} come with {package}" if package else None
-
-
-def _explain_no_files(settings: Settings) -> str | None:
-    files = SOURCES[settings.dataset].streams
-    return None if files else f"{settings.dataset} does not consist of image files"
-
-
 def _explain_no_draft(settings: Settings) -> str | None:
     sized = "without --img_size images keep their size" if settings.img_size is None else None
-    return _explain_no_files(settings) or sized
+    return explain_no_files(settings.dataset) or sized
 
 
 def _explain_unnamed(settings: Settings) -> str | None:
@@ -102,7 +80,7 @@ class Settings(Table):
 
     model: Annotated[str, known(NETWORKS, "model")] = main("ResNet18", f"{', '.join(NETWORKS)}")
     dataset: Annotated[str, known(SOURCES, "data set")] = main(
-        "digits", _describe_names(SOURCES, ", ")
+        "digits", describe_names(SOURCES, ", ")
     )
     loss: Annotated[str, known(LOSSES, "loss")] = main("BCE", ", ".join(LOSSES))
     optimizer: Annotated[str, known(OPTIMIZERS, "optimizer")] = main("SGD", ", ".join(OPTIMIZERS))
@@ -158,7 +136,7 @@ class Settings(Table):
     data_dir: PathText = data(
         "./data",
         "where data sets are, or are downloaded to; folder: the parent of train/ and test/",
-        why_idle=_explain_bundled,
+        why_idle=lambda s: explain_bundled(s.dataset),
         shapes=False,
         builds="data",
         metavar="DIR",
@@ -183,7 +161,7 @@ class Settings(Table):
         None, "test images per class, the first N", default_text="all", builds="data"
     )
     augment: Annotated[str, known(AUGMENTATIONS, "augmentation")] = data(
-        "none", _describe_names(AUGMENTATIONS, "; "), short="{}"
+        "none", describe_names(AUGMENTATIONS, "; "), short="{}"
     )
     jpeg_draft: bool = data(
         False,
@@ -197,27 +175,27 @@ class Settings(Table):
         None,
         "processes that decode the images of a folder",
         default_text="the usable cores less one, at least one",
-        why_idle=_explain_no_files,
+        why_idle=lambda s: explain_no_files(s.dataset),
         shapes=False,
     )
 
     patch_size: Count | None = network(
         None,
-        f"{_list_takers('patch_size')}: side of a patch in pixels",
+        f"{list_takers('patch_size')}: side of a patch in pixels",
         default_text="by the side of the images",
         why_idle=_require_option("patch_size"),
         builds="model",
     )
     width: Count | None = network(
         None,
-        f"{_list_takers('width')}: features of a token, of the first stage, of a hidden layer",
+        f"{list_takers('width')}: features of a token, of the first stage, of a hidden layer",
         default_text="the network's",
         why_idle=_require_option("width"),
         builds="model",
     )
     depth: Count | None = network(
         None,
-        f"{_list_takers('depth')}: number of blocks or hidden layers",
+        f"{list_takers('depth')}: number of blocks or hidden layers",
         default_text="the network's",
         why_idle=_require_option("depth"),
         builds="model",
@@ -248,16 +226,16 @@ class Settings(Table):
     )
     epochs_warmup: Natural = optimisation(0, "epochs of linear rise before the schedule begins")
     min_lr: NonNegative = optimisation(
-        1e-5, "end of the cosine schedule", why_idle=_require("schedule", "cosine")
+        1e-5, "end of the cosine schedule", why_idle=require("schedule", "cosine")
     )
     step_milestones: Milestones | None = optimisation(
         None,
         "step schedule: finished epochs after which the rate is multiplied",
         default_text="half and three quarters of --epochs",
-        why_idle=_require("schedule", "step"),
+        why_idle=require("schedule", "step"),
     )
     step_gamma: Positive = optimisation(
-        0.1, "step schedule: the factor", why_idle=_require("schedule", "step")
+        0.1, "step schedule: the factor", why_idle=require("schedule", "step")
     )
     smoothing: Annotated[Real, Field(ge=0, lt=1)] = optimisation(
         0.0, "label smoothing: targets become (1-S) onehot + S/K"
@@ -279,7 +257,7 @@ class Settings(Table):
         short="sep",
     )
     feature_decay_rate: NonNegative = optimisation(
-        5e-4, "lambda_H of --sep_decay", why_idle=_require("sep_decay")
+        5e-4, "lambda_H of --sep_decay", why_idle=require("sep_decay")
     )
 
     @property

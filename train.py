@@ -28,8 +28,8 @@ from args import Settings
 from input_pipeline.loader import BatchLoader
 from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
+from rundir.building import build_batches, build_network, build_precision, build_run_data
 from rundir.directory import Run, choose_run
-from rundir.rebuild import build_batches, build_network, build_precision, build_run_data
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.saving import Saver

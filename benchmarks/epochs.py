@@ -21,8 +21,8 @@ from benchmarks.images import get_training_images
 from benchmarks.loops import RATE, Seconds, choose_bench_precision, draw_network, take_first
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
+from rundir.building import build_batches
 from rundir.directory import Run
-from rundir.rebuild import build_batches
 from training.log import RunLog
 from utils.signals import Stopped, StopSignal
 

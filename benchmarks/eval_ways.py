@@ -17,8 +17,9 @@ from benchmarks.ratios import format_ratio
 from input_pipeline import SPLITS
 from metrics.extraction import extract
 from metrics.measures import Evaluation, compute_measures
+from rundir.building import build_network
 from rundir.checkpoints import select_checkpoints
-from rundir.rebuild import Rebuilder, build_network
+from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun, open_run
 from rundir.weights import load
 from utils.console import format_table

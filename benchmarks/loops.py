@@ -28,7 +28,7 @@ from input_pipeline import AUGMENTATIONS
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
 from objective import LOSSES
 from objective.optimizers import build_optimizer
-from rundir.rebuild import build_batches, build_network, build_precision
+from rundir.building import build_batches, build_network, build_precision
 from training.meter import Meter
 from training.setup import build_objective
 from training.step import Step, build_step

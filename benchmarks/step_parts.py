@@ -23,7 +23,7 @@ from benchmarks.bench import Bench
 from benchmarks.images import load_images
 from benchmarks.loops import run_step_alone
 from benchmarks.matrix_rate import measure_matrix_rate
-from rundir.rebuild import build_precision
+from rundir.building import build_precision
 from utils.console import format_table
 from utils.device import pick_device
 from utils.errors import UserError

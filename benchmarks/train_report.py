@@ -19,7 +19,7 @@ from benchmarks.matrix_rate import MatrixShare, compute_shares
 from benchmarks.ratios import format_ratio
 from benchmarks.turns import Timing, measure_loops
 from input_pipeline.splits import Split, TensorSplit
-from rundir.rebuild import build_precision
+from rundir.building import build_precision
 from training.step import check_compiler
 from utils.console import format_count, format_table
 from utils.device import pick_device

@@ -146,3 +146,15 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         mixer="input_pipeline.augmentation:BatchMixer",
     ),
 }
+
+
+def explain_bundled(dataset: str) -> str | None:
+    """Return why a data set needs no --data_dir; None if it needs one."""
+    package = SOURCES[dataset].bundled_with
+    return f"{dataset} come with {package}" if package else None
+
+
+def explain_no_files(dataset: str) -> str | None:
+    """Return why there is nothing to decode in a data set; None if it consists of image files."""
+    files = SOURCES[dataset].streams
+    return None if files else f"{dataset} does not consist of image files"

@@ -133,3 +133,13 @@ def _check_options(name: str, network: Network, options: Mapping[str, Any]) -> N
             raise UserError(f"{name} takes no {option} (got {value}); its options: {allowed}")
         if value < 1:
             raise UserError(f"{option} of {name} is {value}: it must be 1 or more")
+
+
+def explain_missing_option(name: str, option: str) -> str | None:
+    """Return why an option has no effect for a network; None if the network takes it."""
+    return None if option in NETWORKS[name].options else f"{name} has no such setting"
+
+
+def list_takers(option: str) -> str:
+    """List the networks that take an option."""
+    return ", ".join(name for name, network in NETWORKS.items() if option in network.options)

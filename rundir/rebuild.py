@@ -1,4 +1,4 @@
-"""Data, batches and networks from settings: for training, and again from a run directory."""
+"""Data, batches and networks of trained runs, built again from their directories."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from args import Settings
-from input_pipeline import PIXELS, SOURCES, SPLITS
-from input_pipeline.load import find_image_side, identify_dataset, load_dataset
+from input_pipeline import SPLITS
+from input_pipeline.load import identify_dataset
 from input_pipeline.loader import BatchLoader
-from input_pipeline.room import find_room
 from input_pipeline.splits import DataSet
 from metrics.extraction import (
     EVALUATION_BATCH,
@@ -25,10 +24,10 @@ from metrics.extraction import (
     choose_test_batch,
     extract,
 )
-from models import NETWORKS, OLD_COMMIT, build_model
-from rundir.bare import STEMS
+from models import NETWORKS
+from rundir.building import build_data, build_network, list_data_options
 from rundir.checkpoints import check_origin
-from rundir.config import check_data, read_config
+from rundir.config import check_data
 from rundir.foreign import explain_misfit, read_content, translate_content, translate_own
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
@@ -37,131 +36,6 @@ from rundir.weights import open_checkpoint
 from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
-
-
-def build_data(
-    settings: Settings,
-    splits: Sequence[str] = SPLITS,
-    *,
-    data_dir: str | None = None,
-    num_workers: int | None = None,
-    pixels: int = PIXELS,
-    device: torch.device | None = None,
-) -> DataSet:
-    """Load the data set of these settings, without augmentation.
-
-    Args:
-        settings: complete.
-        splits: "train", "test" or both.
-        data_dir, num_workers: in place of those of the settings.
-        pixels: the number of the rules for pixels.
-        device: where the images will be used. None: the CPU.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    options = _list_data_options(settings, data_dir)
-    workers = settings.num_workers if num_workers is None else num_workers
-    return load_dataset(
-        settings.dataset,
-        num_workers=workers or 0,
-        splits=splits,
-        pixels=pixels,
-        in_memory_bytes=find_room(device),
-        **options,
-    )
-
-
-def _list_data_options(settings: Settings, data_dir: str | None) -> dict[str, Any]:
-    options = settings.values(Settings.names(builds="data"))
-    return options if data_dir is None else {**options, "data_dir": data_dir}
-
-
-def build_run_data(
-    settings: Settings, directory: Path, resumed: bool, device: torch.device
-) -> DataSet:
-    """Load the data set of a run; one that goes on keeps the pixels, mean and std of its beginning.
-
-    Raises UserError if it has changed since then, or if the network's definition has.
-    """
-    if not resumed:
-        return build_data(settings, device=device)
-    config = read_config(directory)
-    if config.versions.network != NETWORKS[settings.model].version:
-        raise UserError(
-            f"--resume: {directory} was begun with an older definition of {settings.model}; "
-            f"commit {OLD_COMMIT} of this program goes on with it"
-        )
-    data = build_data(settings, pixels=config.versions.pixels, device=device)
-    check_data(directory, config.facts, data.facts())
-    return data.normalised_as(config.facts)
-
-
-def build_network(settings: Settings, data: DataSet, stem: str | None = None) -> nn.Module:
-    """Build the network of these settings for the images of `data`, with freshly drawn weights.
-
-    `stem` is that of a convolutional network, if not the one for images of this size. Raises
-    UserError for a value that the network cannot use.
-    """
-    names = Settings.names(builds="model") + Settings.names(builds="initial weights")
-    options = settings.values(names)
-    shape = data.image_shape
-    if stem is not None and NETWORKS[settings.model].convolutional:
-        shape = (shape[0], STEMS[stem], STEMS[stem])
-    elif stem is not None:
-        raise UserError(f"--stem has no effect here: {settings.model} is not convolutional")
-    return build_model(settings.model, data.num_classes, shape, **options)
-
-
-def build_precision(settings: Settings, asked: str, device: torch.device) -> Precision:
-    """Decide in which precision the network of these settings computes.
-
-    Args:
-        settings: complete; the images' side follows from them.
-        asked: auto, fp32, tf32, bf16 or fp16.
-        device: where the network computes.
-
-    Raises:
-        UserError: the device does not have that precision, or a folder holds no images.
-    """
-    network = NETWORKS[settings.model]
-    return choose_precision(
-        asked,
-        device,
-        find_image_side(settings.dataset, settings.data_dir, settings.img_size),
-        convolutional=network.convolutional,
-        bf16_side=network.bf16_side,
-        channels_last_side=network.channels_last_side,
-    )
-
-
-def build_batches(
-    settings: Settings, data: DataSet, precision: Precision
-) -> tuple[BatchLoader, BatchLoader]:
-    """Build the training batches, shuffled and augmented, and the test batches, in order and plain.
-
-    Raises UserError if the training set has a single image.
-    """
-    common: dict[str, Any] = {
-        "device": precision.device,
-        "num_workers": settings.num_workers,
-        "memory_format": precision.memory_format,
-    }
-    train_batches = build_split_batches(
-        data,
-        "train",
-        batch_size=settings.batch_size,
-        shuffle=True,
-        augment=settings.augment,
-        rotation=SOURCES[settings.dataset].rotation,
-        seed=settings.seed,
-        drop_single=True,
-        **common,
-    )
-    if len(train_batches) == 0:
-        raise UserError("the training set has a single image: at least two are needed")
-    test_batch = choose_test_batch(precision.device, data.side, settings.batch_size)
-    return train_batches, build_split_batches(data, "test", batch_size=test_batch, **common)
 
 
 def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:
@@ -243,7 +117,7 @@ class Rebuilder:
         if run.facts and "fingerprints" not in run.facts:  # a run of an earlier version
             self.data(run)
             return run.facts
-        options = _list_data_options(run.settings, self._data_dir)
+        options = list_data_options(run.settings, self._data_dir)
         del options["img_size"], options["jpeg_draft"]
         splits = self._choose_splits(run)
         facts: dict[str, Any] = self._build_once(

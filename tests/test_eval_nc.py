@@ -19,8 +19,7 @@ from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
 from models import build_model
-from rundir import rebuild as evaluation
-from rundir import weights
+from rundir import building, evaluator, rebuild, weights
 from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
 from tests.helpers import (
@@ -135,12 +134,12 @@ def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
             raise KeyboardInterrupt
         return whole(*inputs)
 
-    whole = eval_nc.compute_measures
-    monkeypatch.setattr(eval_nc, "compute_measures", measure_twice)
+    whole = evaluator.compute_measures
+    monkeypatch.setattr(evaluator, "compute_measures", measure_twice)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, run_dir)
     assert len(read_table(run_dir)) == 2
-    monkeypatch.setattr(eval_nc, "compute_measures", whole)
+    monkeypatch.setattr(evaluator, "compute_measures", whole)
     capsys.readouterr()
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
 
@@ -338,14 +337,14 @@ def test_the_best_model_of_an_earlier_version_must_fit_metrics_csv(run_dir, caps
 
 def test_two_evaluations_of_one_run_keep_each_others_rows(run_dir, capsys, monkeypatch):
     """The second one begins and ends while the first has read the table, but not yet written."""
-    compute = eval_nc.compute_measures
+    compute = evaluator.compute_measures
 
     def compute_beside_another(evaluation):
-        monkeypatch.setattr(eval_nc, "compute_measures", compute)
+        monkeypatch.setattr(evaluator, "compute_measures", compute)
         evaluate(capsys, run_dir, "--checkpoints", "3")
         return compute(evaluation)
 
-    monkeypatch.setattr(eval_nc, "compute_measures", compute_beside_another)
+    monkeypatch.setattr(evaluator, "compute_measures", compute_beside_another)
     evaluate(capsys, run_dir, "--checkpoints", "1-2")
     assert len(read_table(run_dir)) == 6
     assert "0 evaluated, 6 unchanged rows kept" in evaluate(capsys, run_dir).out
@@ -421,10 +420,8 @@ def test_an_edited_config_is_one_line(run_dir, capsys, edit):
 def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys, monkeypatch):
     other = train_run(tmp_path, "ce", "--epochs", 2, "--loss", "CE", "--optimizer", "AdamW")
     loads = []
-    whole = evaluation.build_data
-    monkeypatch.setattr(
-        evaluation, "build_data", lambda *a, **kw: loads.append(a) or whole(*a, **kw)
-    )
+    whole = rebuild.build_data
+    monkeypatch.setattr(rebuild, "build_data", lambda *a, **kw: loads.append(a) or whole(*a, **kw))
     said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures")
     assert len(loads) == 1
     assert "0 unchanged" in said.out
@@ -676,7 +673,7 @@ def test_a_run_keeps_the_pixels_mean_and_std_of_its_training(run_dir, capsys, mo
         asked.append(pixels)
         return load_dataset(*words, pixels=pixels, **options)
 
-    monkeypatch.setattr(evaluation, "load_dataset", load)
+    monkeypatch.setattr(building, "load_dataset", load)
     for versions, pixels in (({}, 1), ({"pixels": 2}, 2)):
         config["versions"] = {**config["versions"], "pixels": 1, **versions}
         (run_dir / "config.json").write_text(json.dumps(config))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from utils.errors import UserError
@@ -47,3 +47,8 @@ def suggest(text: str, names: Iterable[str]) -> str:
     begun = [name for name in known if text and name.startswith(text.lower())]
     near = begun or difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.55)
     return f" (did you mean {known[near[0]]}?)" if near else ""
+
+
+def describe_names(registry: Mapping[str, Any], separator: str) -> str:
+    """List the names of a registry, each with the `help` of its entry if that has one."""
+    return separator.join(f"{k}: {v.help}" if v.help else k for k, v in registry.items())

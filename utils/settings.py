@@ -50,6 +50,12 @@ def setting(group: str, default: Any, help: str, **facts: Any) -> Any:
     return Field(default, description=help, json_schema_extra=entry)
 
 
+def require(name: str, value: Any = True) -> Callable[[Any], str | None]:
+    """Return the `why_idle` of a setting that has an effect only where another has `value`."""
+    flag = f"--{name}" if value is True else f"--{name} {value}"
+    return lambda settings: None if getattr(settings, name) == value else f"it belongs to {flag}"
+
+
 class Table(BaseModel):
     """Settings; `model_fields_set` holds the names of those that a user gave."""
 

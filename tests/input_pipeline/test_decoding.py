@@ -14,7 +14,7 @@ from input_pipeline.pixels import measure_channels
 from input_pipeline.room import find_room
 from input_pipeline.splits import FileSplit, TensorSplit
 from input_pipeline.transfer import share
-from rundir.rebuild import build_data
+from rundir.building import build_data
 from rundir.resuming import read_settings
 from tests.helpers import ROOT
 from tests.input_pipeline.helpers import break_file, picture, refusal
@@ -75,7 +75,7 @@ def test_a_quarter_of_the_free_memory_holds_images(monkeypatch, device, host, gp
 
 
 def test_a_full_device_lets_images_be_streamed(folder, monkeypatch):
-    for module in ("input_pipeline.load", "rundir.rebuild"):
+    for module in ("input_pipeline.load", "rundir.building"):
         monkeypatch.setattr(f"{module}.find_room", lambda device=None: 0 if device == CUDA else GIB)
     settings = read_settings(["--dataset", "folder", "--data_dir", str(folder)])
     for device, kind in ((None, TensorSplit), (CUDA, FileSplit)):

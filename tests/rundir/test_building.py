@@ -6,7 +6,7 @@ import torch
 from args import parse_settings
 from input_pipeline.load import load_dataset
 from metrics.extraction import choose_test_batch
-from rundir.rebuild import build_batches
+from rundir.building import build_batches
 from utils.precision import Precision
 
 

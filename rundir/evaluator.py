@@ -1,0 +1,242 @@
+"""The evaluation of runs: rows of nc_metrics.csv for their checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from args import Settings
+from input_pipeline import SPLITS
+from metrics import MEASURES
+from metrics.extraction import Extracted, extract
+from metrics.measures import Evaluation, compute_measures
+from metrics.table import MetricsTable, RowWriter, compute_fingerprint
+from rundir.archives import Archive
+from rundir.config import ChangedData
+from rundir.foreign import explain_sign
+from rundir.prediction import PREDICTION_SETTINGS
+from rundir.reading import Reader, Reading, read_ahead
+from rundir.rebuild import Rebuilder
+from rundir.trained import ChosenRun
+from utils.cli import make_directory, print_error
+from utils.console import Console, Progress, escape, format_count
+from utils.errors import UserError
+
+
+class CheckpointError(Exception):
+    """One checkpoint cannot be evaluated; the others can."""
+
+
+@dataclass
+class Work:
+    """What was done for a run.
+
+    Attributes:
+        missing: checkpoints of which a row had to be computed.
+        computed, kept: rows that were computed, and that still held.
+        failed: checkpoints that could not be evaluated.
+        unverified: checkpoints without checksums.
+        blocked: whether the run's network or data could not be built.
+    """
+
+    missing: int = 0
+    computed: int = 0
+    kept: int = 0
+    failed: int = 0
+    unverified: int = 0
+    blocked: bool = False
+
+    def describe(self) -> str:
+        """Describe the rows, and the checkpoints that failed or could not be verified."""
+        words = f"{self.computed} evaluated, {self.kept} unchanged rows kept"
+        failed, unverified = (format_count(n, "checkpoint") for n in (self.failed, self.unverified))
+        words += f", {failed} failed" if self.failed else ""
+        return words + (f", {unverified} unverified (no checksums)" if self.unverified else "")
+
+
+class Evaluator:
+    """Evaluator of one run after another.
+
+    Args:
+        program: what its messages begin with.
+        rebuilder: builds the runs' networks and loads `splits` of their data.
+        splits: the splits to evaluate.
+        precision: that of the networks.
+        console: for progress and results.
+        force: whether rows that still hold are computed again.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        rebuilder: Rebuilder,
+        splits: Sequence[str],
+        precision: str,
+        console: Console,
+        *,
+        force: bool = False,
+    ) -> None:
+        self._program, self._rebuilder, self._splits = program, rebuilder, tuple(splits)
+        self._precision, self._console, self._force = precision, console, force
+        self._warned: set[str] = set()
+
+    def evaluate(self, run: ChosenRun) -> tuple[MetricsTable, int]:
+        """Return the run's table with the chosen rows, and how many checkpoints failed."""
+        make_directory("--load_path", run.directory)  # a file's results have one of their own
+        rows = MetricsTable(run.directory, MEASURES)
+        for note in rows.notes:
+            self._print_warning(note)
+        absent = None
+        try:
+            facts = self._rebuilder.identify(run)
+        except UserError as error:
+            if isinstance(error, ChangedData) or not run.facts:  # no row may hold any more
+                print_error(self._program, error)
+                for key in rows.rows:
+                    rows.exclude(key)
+                return rows, len(run.chosen)
+            facts, absent = run.facts, error
+        work = self._evaluate_chosen(run, rows, facts)
+        if absent is not None and not work.missing:  # rows are shown also where the data is not
+            self._print_warning(
+                f"{run.directory}: the rows are not compared with the data set: {absent}"
+            )
+        if not work.blocked:
+            self._console.say(f"{escape(str(run.directory))}: {work.describe()}")
+        return rows, work.failed
+
+    def _evaluate_chosen(self, run: ChosenRun, rows: MetricsTable, facts: dict[str, Any]) -> Work:
+        """Compute the missing rows of a run on the data set of `facts`.
+
+        Meanwhile a thread reads the next checkpoint, and another writes the last row.
+        """
+        dependencies = self._list_dependencies(run, facts)
+
+        def compute_print(archive: Archive) -> str:
+            return compute_fingerprint(archive.content, *dependencies)
+
+        def list_missing(epoch: int, fingerprint: str) -> list[str]:
+            forced = self._force
+            return [s for s in self._splits if forced or not rows.holds((epoch, s), fingerprint)]
+
+        reader = Reader(run.id, compute_print, list_missing)
+        readings = read_ahead(lambda item: reader.read(*item), run.chosen.items())
+        work, splits = Work(), len(self._splits)
+        progress = Progress(self._console, run.name, len(run.chosen) * splits, unit="split")
+        with RowWriter(rows) as writer, contextlib.closing(readings):
+            for count, reading in enumerate(readings, start=1):
+                self._record(reading, rows, work)
+                idle = reading.fault is not None or not reading.missing
+                if idle or not self._can_build(run, work):
+                    progress.skip(splits)
+                    continue
+                self._compute_rows(run, reading, writer, work)
+                progress.skip(splits - len(reading.missing))
+                if progress.is_due():
+                    progress.show(count * splits, f"epoch {reading.epoch}")
+        progress.close()
+        return work
+
+    def _compute_rows(
+        self, run: ChosenRun, reading: Reading, writer: RowWriter, work: Work
+    ) -> None:
+        try:
+            for split, values in self._measure(run, reading):
+                writer.put((reading.epoch, split), reading.fingerprint, values)
+                work.computed += 1
+        except CheckpointError as error:
+            print_error(self._program, error)
+            work.failed += 1
+
+    def _record(self, reading: Reading, rows: MetricsTable, work: Work) -> None:
+        """Count a checkpoint that was read, print its fault, and take out rows that changed."""
+        if reading.fault is not None:
+            print_error(self._program, reading.fault)
+            work.failed += 1
+        if not reading.fingerprint:  # the rows of a file that is damaged now are not shown
+            for split in SPLITS:
+                rows.exclude((reading.epoch, split))
+            return
+        work.unverified += not reading.verified
+        work.kept += len(self._splits) - len(reading.missing)
+        work.missing += bool(reading.missing)
+        for split in reading.missing:
+            rows.mark_changed((reading.epoch, split), reading.fingerprint)
+
+    def _can_build(self, run: ChosenRun, work: Work) -> bool:
+        """Return whether the run's network can be built; if not, one line for the run says why."""
+        if not work.blocked:
+            try:
+                self._rebuilder.model(run)
+                return True
+            except UserError as error:  # e.g. without its data set
+                print_error(self._program, error)
+                work.blocked = True
+        work.failed += 1
+        return False
+
+    def _list_dependencies(self, run: ChosenRun, facts: dict[str, Any]) -> tuple[Any, ...]:
+        """List the values that a row depends on besides the checkpoint."""
+        entries = Settings.entries()
+        builders = ["model", "dataset", *Settings.names(builds="data")]
+        settings = run.settings.values([*builders, *Settings.names(builds="model")])
+        # A row from before a setting existed still holds.
+        settings = {k: v for k, v in settings.items() if v != entries[k].before}
+        del settings["data_dir"]  # the facts show whether the data set has changed
+        decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
+        if run.bare is None:  # False stands where earlier versions had --bias_added
+            return self._precision, False, settings, decays, run.facts
+        return self._precision, run.bare, settings, decays, facts
+
+    def _measure(
+        self, run: ChosenRun, reading: Reading
+    ) -> Iterator[tuple[str, dict[str, float | None]]]:
+        """Yield each missing split and its measures. Raises CheckpointError."""
+        try:
+            model = self._rebuilder.fill_model(run, reading.path, reading.content)
+        except UserError as error:
+            raise CheckpointError(str(error)) from error
+        reading.content = None  # the model has a copy
+        for split in reading.missing:
+            evaluation = self._evaluate_split(run, split, model)
+            try:
+                values = compute_measures(evaluation)
+            except ValueError as error:
+                raise CheckpointError(f"{reading.path}, {split} set: {error}") from error
+            del evaluation  # its features leave room for those of the next split
+            yield split, values
+
+    def _evaluate_split(self, run: ChosenRun, split: str, model: torch.nn.Module) -> Evaluation:
+        """Pass a split through a network."""
+        classifier: Any = model.fc
+        context = self._rebuilder.precision(run).autocast()
+        extracted = extract(model, self._rebuilder.batches(run, split), context)
+        self._check_sign(run, split, extracted, classifier)
+        return Evaluation(
+            extracted,
+            classifier.weight.detach(),
+            classifier.bias_vector().detach(),
+            self._rebuilder.class_sizes(run),
+            long_tailed=run.settings.imbalance_factor != 1,
+            prediction=self._rebuilder.prediction(run),
+        )
+
+    def _check_sign(
+        self, run: ChosenRun, split: str, extracted: Extracted, classifier: Any
+    ) -> None:
+        """Warn once for a run of bare weights that the bias's other sign fits clearly better."""
+        if run.bare is None or run.bare.documented or run.name in self._warned:
+            return
+        warning = explain_sign(run.bare, split, extracted, classifier)
+        if warning is not None:
+            self._warned.add(run.name)
+            self._print_warning(f"{run.directory}: {warning}")
+
+    def _print_warning(self, text: str) -> None:
+        """Print a warning as one line on stderr."""
+        print(f"{self._program}: warning: {escape(text)}", file=sys.stderr)
