@@ -14,7 +14,7 @@ from pydantic import Field
 
 from input_pipeline import AUGMENTATIONS, SOURCES, explain_bundled, explain_no_files
 from models import BIAS_MODES, NETWORKS, explain_missing_option, list_takers
-from objective import LOSSES, OPTIMIZERS, SCHEDULES
+from objective import LOSSES, OPTIMIZERS, SCHEDULES, explain_untaken, list_optimizers
 from utils.cli import (
     LARGEST_INTEGER,
     SMALLEST_BATCH,
@@ -46,6 +46,10 @@ def _require_option(name: str) -> Callable[[Settings], str | None]:
     return lambda s: explain_missing_option(s.model, name)
 
 
+def _require_taker(name: str) -> Callable[[Settings], str | None]:
+    return lambda s: explain_untaken(s.optimizer, name)
+
+
 def _explain_no_bias(settings: Settings) -> str | None:
     return "--bias_mode none leaves no bias" if settings.bias_mode == "none" else None
 
@@ -66,6 +70,8 @@ def _explain_fixed_weight(settings: Settings) -> str | None:
 
 
 Milestones = Annotated[list[Count], Field(min_length=1)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Pair = Annotated[list[Share], Field(min_length=2, max_length=2)]
 main = partial(setting, "what to train")
 run = partial(setting, "run")
 speed = partial(setting, "speed")
@@ -237,9 +243,45 @@ class Settings(Table):
     step_gamma: Positive = optimisation(
         0.1, "step schedule: the factor", why_idle=require("schedule", "step")
     )
-    smoothing: Annotated[Real, Field(ge=0, lt=1)] = optimisation(
-        0.0, "label smoothing: targets become (1-S) onehot + S/K"
+    momentum: Share = optimisation(
+        0.9,
+        f"{list_optimizers('momentum')}: share of the last step in the next",
+        why_idle=_require_taker("momentum"),
+        before=0.9,
+        short="momentum{:g}",
     )
+    betas: Pair = optimisation(
+        [0.9, 0.999],
+        f"{list_optimizers('betas')}: shares of the old means of gradients and of their squares",
+        default_text="0.9 0.999",
+        why_idle=_require_taker("betas"),
+        before=[0.9, 0.999],
+    )
+    clip_grad_norm: Positive | None = optimisation(
+        None,
+        "largest norm of the gradient over all trained parameters, with the terms of --sep_decay, "
+        "before weight decay",
+        default_text="off",
+        before=None,
+        short="clip{:g}",
+    )
+    accumulate: Count = optimisation(
+        1,
+        "compute an update of --batch_size images in N parts, one after another; batch "
+        "normalisation sees the parts",
+        before=1,
+        short="acc{}",
+    )
+    ema: Annotated[Share, Field(gt=0)] | None = optimisation(
+        None,
+        "also test and keep an average of the weights: at each update DECAY of the old one, "
+        "1-DECAY of the weights",
+        default_text="off",
+        before=None,
+        short="ema{:g}",
+        metavar="DECAY",
+    )
+    smoothing: Share = optimisation(0.0, "label smoothing: targets become (1-S) onehot + S/K")
     weight_decay: NonNegative = optimisation(
         5e-4, "decay of all parameters; with --sep_decay: lambda_W", why_idle=_explain_fixed_weight
     )
@@ -302,6 +344,11 @@ def complete(settings: Settings) -> Settings:
     s, filled = settings, dict[str, Any]()
     if s.epochs_warmup >= s.epochs:
         raise UserError(f"--epochs_warmup {s.epochs_warmup} must be below --epochs {s.epochs}")
+    if s.batch_size < SMALLEST_BATCH * s.accumulate:
+        raise UserError(
+            f"--accumulate {s.accumulate} needs a --batch_size of at least "
+            f"{SMALLEST_BATCH * s.accumulate}, not {s.batch_size}: each part has two images or more"
+        )
     if s.schedule == "cosine" and s.min_lr > s.scaled_lr:
         raise UserError(f"--min_lr {s.min_lr:g} is above the learning rate {s.scaled_lr:g}")
     if s.schedule == "step":

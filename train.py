@@ -30,12 +30,19 @@ from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
 from rundir.building import build_batches, build_network, build_precision, build_run_data
 from rundir.directory import Run, choose_run
+from rundir.names import EMA_PREFIX
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.saving import Saver
-from training.setup import build_objective, build_optimizer, choose_graphs, set_epoch_rate
+from training.setup import (
+    build_average,
+    build_optimizer,
+    build_run_step,
+    choose_graphs,
+    set_epoch_rate,
+)
 from training.state import TrainState
-from training.step import Step, build_step, check_compiler, explain_compile_error
+from training.step import Step, check_compiler, explain_compile_error
 from utils.cli import NOT_FINITE, run_command
 from utils.console import Progress
 from utils.device import pick_device
@@ -60,12 +67,10 @@ def train(
     train_batches, test_batches = batches
     optimizer = build_optimizer(settings, model)
     scaler = precision.build_scaler()
-    objective = build_objective(settings)
-    step = build_step(
-        model, optimizer, scaler, objective, precision, settings.compile, settings.graphs == "on"
-    )
+    average = build_average(settings, model, optimizer)  # None without --ema
+    step = build_run_step(settings, model, optimizer, scaler, precision, average)
     meter = Meter(len(train_batches), precision.device)
-    state = TrainState(settings, model, optimizer, scaler, meter)
+    state = TrainState(settings, model, optimizer, scaler, meter, average)
     if run.resumed:
         state.load(run)
         run.extend_config(settings.epochs)
@@ -76,7 +81,10 @@ def train(
             row: dict[str, float] = {"epoch": epoch, "lr": rate}
             row |= train_epoch(state, step, train_batches, rate, log, stop, saver)
             row |= evaluate(model, test_batches, settings.loss, precision, stop)
-            if not math.isfinite(row["test_loss"]):
+            if average is not None:
+                tested = evaluate(average.module, test_batches, settings.loss, precision, stop)
+                row |= {EMA_PREFIX + column: figure for column, figure in tested.items()}
+            if not all(map(math.isfinite, row.values())):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
             saver.save_epoch(row)
             log.record_epoch(state)

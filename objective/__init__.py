@@ -33,13 +33,14 @@ class Optimizer:
     """An optimizer.
 
     Attributes:
-        function: maps (parameter groups, learning rate) to a torch.optim.Optimizer.
-        help: its fixed settings, in a few words.
+        function: maps (parameter groups, learning rate) and its options, by name, to a
+            torch.optim.Optimizer.
+        options: the settings of train.py that it takes.
         line: the line style in figures.
     """
 
     function: str
-    help: str = ""
+    options: tuple[str, ...] = ()
     line: str = ":"
 
 
@@ -60,7 +61,17 @@ LOSSES: dict[str, Loss] = {
     "MSE": Loss("objective.losses:mean_squared_error", colour="#2ca02c"),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
-    "SGD": Optimizer("objective.optimizers:build_sgd", help="momentum 0.9", line="--"),
-    "AdamW": Optimizer("objective.optimizers:build_adamw", line="-"),
+    "SGD": Optimizer("objective.optimizers:build_sgd", options=("momentum",), line="--"),
+    "AdamW": Optimizer("objective.optimizers:build_adamw", options=("betas",), line="-"),
 }
 SCHEDULES = ("cosine", "step", "constant")  # see objective.schedules
+
+
+def explain_untaken(name: str, option: str) -> str | None:
+    """Return why an option has no effect for an optimizer; None if the optimizer takes it."""
+    return None if option in OPTIMIZERS[name].options else f"{name} has no such setting"
+
+
+def list_optimizers(option: str) -> str:
+    """List the optimizers that take an option."""
+    return ", ".join(name for name, entry in OPTIMIZERS.items() if option in entry.options)

@@ -35,25 +35,35 @@ class Objective:
         self._smoothing, self._decays = smoothing, decays
 
     def __call__(
-        self, classifier: Any, logits: Tensor, features: Tensor, targets: Tensor
+        self,
+        classifier: Any,
+        logits: Tensor,
+        features: Tensor,
+        targets: Tensor,
+        share: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Return (objective, loss without decay terms) of one batch, float32 scalars.
+
+        Those of the parts of a batch, each with its share, add up to those of the batch.
 
         Args:
             classifier: the network's, a `models.linear.Classifier`.
             logits: [B, K].
             features: [B, d].
             targets: int64 [B], or probabilities [B, K].
+            share: these samples' share of a batch of which they are a part, in (0, 1].
         """
         loss = self._compute_loss(logits, targets, self._smoothing)
+        if share != 1:
+            loss = loss * share
         if self._decays is None:
             return loss, loss
         decay = compute_decay(
             features,
             classifier.weight,
             classifier.bias_vector(),
-            self._decays.weight_decay,
-            self._decays.feature_decay_rate,
-            self._decays.weight_decay_bias,
+            self._decays.weight_decay * share,
+            self._decays.feature_decay_rate,  # its term sums over samples: it has its share already
+            self._decays.weight_decay_bias * share,
         )
         return loss + decay, loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from objective import OPTIMIZERS
 from utils.registry import load_function
-
-MOMENTUM = 0.9
 
 Groups = list[dict[str, Any]]
 
@@ -23,6 +21,7 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float,
     weight_decay_bias: float,
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer over the trainable parameters of a model.
 
@@ -32,6 +31,7 @@ def build_optimizer(
         learning_rate: the rate of the first step.
         weight_decay: the decay of all parameters but the classifier's bias.
         weight_decay_bias: the decay of the classifier's bias.
+        options: those that the optimizer's entry names, where they are not its defaults.
     """
     classifier: Any = model.fc
     bias = classifier.bias
@@ -39,27 +39,32 @@ def build_optimizer(
     groups: Groups = [{"params": others, "weight_decay": weight_decay}]
     if bias is not None:
         groups.append({"params": [bias], "weight_decay": weight_decay_bias})
-    optimizer: torch.optim.Optimizer = load_function(OPTIMIZERS[name].function)(
-        groups, learning_rate
-    )
+    build = load_function(OPTIMIZERS[name].function)
+    optimizer: torch.optim.Optimizer = build(groups, learning_rate, **options)
     return optimizer
 
 
-def build_sgd(groups: Groups, learning_rate: float) -> torch.optim.Optimizer:
-    """Build SGD with momentum 0.9. Its buffers are there, as zeros, before the first step.
+def build_sgd(groups: Groups, learning_rate: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Build SGD. The buffers of its momentum are there, as zeros, before the first step.
 
     torch's fused kernel would leave them uninitialised if float16 overflows in that step. From
-    zeros the first step gives the same buffers as from none: the gradient.
+    zeros the first step gives the same buffers as from none: the gradient. Without momentum there
+    are none.
     """
-    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+    if momentum == 0:
+        return optimizer
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def build_adamw(groups: Groups, learning_rate: float) -> torch.optim.Optimizer:
-    """Build AdamW with torch's defaults."""
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+def build_adamw(
+    groups: Groups, learning_rate: float, betas: Sequence[float] = (0.9, 0.999)
+) -> torch.optim.Optimizer:
+    """Build AdamW; `betas` are the shares of the old means of gradients and of their squares."""
+    first, second = betas
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(first, second), fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

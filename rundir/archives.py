@@ -30,10 +30,14 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Origin:
-    """The epoch whose weights a checkpoint holds, and the `id` in the config.json of its run."""
+    """The epoch whose weights a checkpoint holds, and the `id` in the config.json of its run.
+
+    `average` shows whether they are the average of the weights (`--ema`).
+    """
 
     run: str
     epoch: int
+    average: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def _read_origin(archive: zipfile.ZipFile) -> Origin | None:
         return None
     try:
         stored = json.loads(archive.read(names[0]))
-        return Origin(str(stored["run"]), int(stored["epoch"]))
-    except (KeyError, TypeError, RecursionError) as error:
+        return Origin(str(stored["run"]), int(stored["epoch"]), bool(stored.get("average")))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{ORIGIN} is not as this program writes it") from error
 
 
@@ -142,6 +146,7 @@ def add_origin(file: BinaryIO, origin: Origin) -> None:
     """Add the origin to an archive that torch.save has written to `file`; torch.load ignores it."""
     with zipfile.ZipFile(file, "a") as archive:
         top = archive.namelist()[0].partition("/")[0]
-        content = json.dumps({"run": origin.run, "epoch": origin.epoch})
+        average = {"average": True} if origin.average else {}
+        content = json.dumps({"run": origin.run, "epoch": origin.epoch, **average})
         # A fixed time: equal weights of one run give equal files.
         archive.writestr(zipfile.ZipInfo(f"{top}/{ORIGIN}"), content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rundir.checkpoints import list_files
-from rundir.names import METRICS, read_epoch
+from rundir.names import METRICS, read_ema_epoch, read_epoch
 from utils.files import rename_whole, write_whole
 
 ENDING = ".aside"
@@ -27,8 +27,8 @@ def set_newer_aside(directory: Path, epoch: int, rows: int) -> list[int]:
     """
     newer = set()
     for path in list_files(directory):
-        number = read_epoch(path.name)
-        if number is not None and number > epoch:
+        number = read_epoch(path.name) or read_ema_epoch(path.name) or 0
+        if number > epoch:
             rename_whole(path, _name_aside(path))
             newer.add(number)
     if rows > epoch:  # the older rows are needed under the old name

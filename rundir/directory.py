@@ -26,10 +26,11 @@ from rundir.names import (
     LOCK,
     LOG,
     METRICS,
-    METRICS_COLUMNS,
     NAMED_FIRST,
     NEXT_BEST,
+    list_metrics_columns,
     name_checkpoint,
+    name_ema,
 )
 from rundir.resuming import list_changes
 from rundir.weights import save
@@ -50,7 +51,7 @@ from utils.locks import Lock, Occupied
 
 LONGEST_NAME = 180
 PATIENCE = 90  # seconds that a resume waits for another trainer, which may be saving its state
-WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_")  # what files of a trainer begin with
+WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_", "ema_")  # what files of a trainer begin with
 
 
 @dataclass
@@ -199,7 +200,7 @@ class Run:
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Write metrics.csv, a row for each finished epoch."""
-        write_csv(self / METRICS, METRICS_COLUMNS, history)
+        write_csv(self / METRICS, list_metrics_columns(self.settings), history)
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Read the rows of metrics.csv as text; none if it is absent or damaged."""
@@ -211,6 +212,10 @@ class Run:
     def write_weights(self, weights: Mapping[str, Any], epoch: int) -> None:
         """Write a state_dict as epoch_NNN.pth."""
         save(self / name_checkpoint(epoch), weights, Origin(self.id, epoch))
+
+    def write_average(self, weights: Mapping[str, Any], epoch: int) -> None:
+        """Write the state_dict of the average of the weights as ema_NNN.pth."""
+        save(self / name_ema(epoch), weights, Origin(self.id, epoch, average=True))
 
     def write_next_best(self, weights: Mapping[str, Any], epoch: int) -> None:
         """Write the state_dict that `replace_best` will use if the epoch has no file of its own."""

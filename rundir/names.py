@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from args import Settings
+
 CONFIG = "config.json"
 METRICS = "metrics.csv"
 LAST = "last.pth"
@@ -28,6 +30,13 @@ METRICS_COLUMNS = (
     "seconds",
     "images_per_second",
 )
+EMA_PREFIX = "ema_"  # of the columns of the average of the weights
+EMA_COLUMNS = tuple(f"{EMA_PREFIX}{name}" for name in METRICS_COLUMNS if name.startswith("test_"))
+
+
+def list_metrics_columns(settings: Settings) -> list[str]:
+    """List the columns of metrics.csv of a run."""
+    return [*METRICS_COLUMNS, *(EMA_COLUMNS if settings.ema is not None else ())]
 
 
 def name_checkpoint(epoch: int) -> str:
@@ -35,7 +44,21 @@ def name_checkpoint(epoch: int) -> str:
     return f"epoch_{epoch:03d}.pth"
 
 
+def name_ema(epoch: int) -> str:
+    """Return the name of the average of the weights after an epoch."""
+    return f"ema_{epoch:03d}.pth"
+
+
 def read_epoch(name: str) -> int | None:
     """Return the epoch of a name such as epoch_001.pth; None for any other name."""
-    match = re.fullmatch(r"epoch_(\d+)\.pth", name)
+    return _read_number("epoch", name)
+
+
+def read_ema_epoch(name: str) -> int | None:
+    """Return the epoch of a name such as ema_001.pth; None for any other name."""
+    return _read_number("ema", name)
+
+
+def _read_number(stem: str, name: str) -> int | None:
+    match = re.fullmatch(rf"{stem}_(\d+)\.pth", name)
     return int(match[1]) if match else None

@@ -81,14 +81,20 @@ WITHOUT_EFFECT = [
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", ""],
     ["--data_dir", "elsewhere"],
     ["--force", ""],
+    ["--optimizer", "AdamW", "--momentum", "0.9"],
+    ["--betas", "0.9", "0.99"],
 ]
+
+
+def name_last(flags):
+    return [word for word in flags if word.startswith("--")][-1]
 
 
 @pytest.mark.parametrize("flags", WITHOUT_EFFECT, ids=" ".join)
 def test_a_flag_without_effect_is_refused(capsys, flags):
     line = refused(capsys, *filter(None, flags))
     assert "has no effect here" in line
-    assert flags[-2] in line
+    assert name_last(flags) in line
 
 
 WRONG_VALUES = [
@@ -133,6 +139,15 @@ WRONG_VALUES = [
     (["--dataset", "cifar-10"], "did you mean cifar10"),
     (["--loss", "bec"], "did you mean BCE"),
     (["--graphs", "yes"], "use one of auto, on, off"),
+    (["--momentum", "1"], "below 1"),
+    (["--optimizer", "AdamW", "--betas", "0.9"], "2 or more values"),
+    (["--optimizer", "AdamW", "--betas", "0.9", "0.9", "0.9"], "2 or fewer values"),
+    (["--optimizer", "AdamW", "--betas", "0.9", "1"], "below 1"),
+    (["--clip_grad_norm", "0"], "above 0"),
+    (["--ema", "0"], "above 0"),
+    (["--ema", "1"], "below 1"),
+    (["--accumulate", "0"], "at least 1"),
+    (["--batch_size", "7", "--accumulate", "4"], "--batch_size of at least 8, not 7"),
 ]
 
 
@@ -223,6 +238,8 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 # What runs computed from before there was a flag for it.
 BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
 BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False}
+BEFORE |= {"momentum": 0.9, "betas": [0.9, 0.999], "clip_grad_norm": None, "accumulate": 1}
+BEFORE |= {"ema": None}
 
 
 def test_settings_of_before_a_setting_came_are_completed():
@@ -266,7 +283,7 @@ def test_settings_cannot_be_changed_or_misspelt():
 
 def test_every_reason_for_no_effect_is_tested():
     """One of the lines above for each setting that can be without effect."""
-    refused = {flags[-2].lstrip("-") for flags in WITHOUT_EFFECT}
+    refused = {name_last(flags).lstrip("-") for flags in WITHOUT_EFFECT}
     entries = Settings.entries()
     conditional = {n for n, e in entries.items() if e.why_idle is not entries["epochs"].why_idle}
     assert conditional <= refused

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rundir.names import METRICS_COLUMNS
-
 
 def check_tensors(what: str, found: Any, expected: Mapping[str, Any]) -> None:
     """Refuse anything but tensors of the names, shapes and types of `expected` (ValueError)."""
@@ -68,13 +66,13 @@ def compute_state_after_step(optimizer: torch.optim.Optimizer, parameter: Tensor
     return dict(twin.state[zeros])
 
 
-def check_history(history: Any, epochs: int) -> None:
-    """Refuse anything but a row of metrics.csv for each of `epochs` epochs (ValueError)."""
+def check_history(history: Any, epochs: int, columns: Sequence[str]) -> None:
+    """Refuse anything but a row of these columns for each of `epochs` epochs (ValueError)."""
     if not isinstance(history, Sequence) or len(history) != epochs:
         raise ValueError(f"it does not hold the metrics of {epochs} epochs")
     for epoch, row in enumerate(history, start=1):
-        if not isinstance(row, Mapping) or not set(row) >= set(METRICS_COLUMNS):
+        if not isinstance(row, Mapping) or not set(row) >= set(columns):
             raise ValueError(f"the metrics of epoch {epoch} are not complete")
-        numbers = [row[name] for name in METRICS_COLUMNS]
+        numbers = [row[name] for name in columns]
         if row["epoch"] != epoch or not all(isinstance(n, int | float) for n in numbers):
             raise ValueError(f"the metrics of epoch {epoch} are not as they were written")

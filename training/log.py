@@ -11,7 +11,7 @@ from torch import nn
 from args import Settings
 from input_pipeline.splits import DataSet
 from rundir.directory import Run
-from rundir.names import METRICS_COLUMNS
+from rundir.names import list_metrics_columns
 from training.state import TrainState
 from utils.console import Console, escape, format_count, list_some
 from utils.errors import UserError
@@ -81,7 +81,7 @@ class RunLog:
         """Record the epoch that was finished last."""
         row = state.history[-1]
         if self._events is not None:
-            for column in METRICS_COLUMNS[1:]:
+            for column in list_metrics_columns(self._settings)[1:]:
                 self._events.add_scalar(column, row[column], row["epoch"])
             self._events.flush()
         self.console.say(_format_epoch(row, self._settings.epochs))
@@ -100,11 +100,12 @@ class RunLog:
 
 
 def _format_epoch(row: dict[str, Any], epochs: int) -> str:
+    average = f"ema top-1 {row['ema_test_top1']:6.2f} %  " if "ema_test_top1" in row else ""
     return (
         f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.2e}  "
         f"train loss {row['train_loss']:.4g} top-1 {row['train_top1']:6.2f} %  "
         f"test loss {row['test_loss']:.4g} top-1 {row['test_top1']:6.2f} % "
-        f"uniform {row['test_uniform']:6.2f} %  "
+        f"uniform {row['test_uniform']:6.2f} %  {average}"
         f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s"
     )
 

@@ -70,12 +70,12 @@ def _describe(tensor: Tensor) -> tuple[object, ...]:
 class Saver:
     """Writer of a run's files while it trains, and the clock of its epochs.
 
-    The files of an epoch are written in this order: epoch_NNN.pth, last.pth, best_model.pth, its
-    row of metrics.csv. last.pth, with best_model.pth, is left out within `save_interval` seconds
-    after the last one, but never at a stop, at the end, or if training fails. What is newer than
-    last.pth is set aside by a resume. best_model.pth always holds the best weights of the epochs
-    that last.pth contains. If neither last.pth nor an epoch_NNN.pth holds them, they are written to
-    best_model.pth.next before last.pth and renamed after it.
+    The files of an epoch are written in this order: epoch_NNN.pth, ema_NNN.pth, last.pth,
+    best_model.pth, its row of metrics.csv. last.pth, with best_model.pth, is left out within
+    `save_interval` seconds after the last one, but never at a stop, at the end, or if training
+    fails. What is newer than last.pth is set aside by a resume. best_model.pth always holds the
+    best weights of the epochs that last.pth contains. If neither last.pth nor an epoch_NNN.pth
+    holds them, they are written to best_model.pth.next before last.pth and renamed after it.
 
     The `with` block ends with all files written: with the state in the middle of an epoch if
     Stopped leaves it, else with that after the last epoch. An error in the thread is raised by the
@@ -158,6 +158,8 @@ class Saver:
         position = stored["position"]
         if regular:
             self._run.write_weights(stored["model"], position["epoch"])
+            if "average" in stored:
+                self._run.write_average(stored["average"], position["epoch"])
         if due:
             self._write_state(stored)
             self._unsaved = None

@@ -1,4 +1,4 @@
-"""Objective, optimizer and learning rate of a run, from its settings."""
+"""Objective, optimizer, step and learning rate of a run, from its settings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import torch
 from torch import nn
 
 from args import AUTO_GRAPHS, Settings
-from objective import optimizers
+from objective import OPTIMIZERS, optimizers
 from objective.objective import Decays, Objective
 from objective.schedules import compute_learning_rate
+from training.averaging import Average
 from training.recording import GRAPHS
+from training.step import Step, build_step
+from training.update import Parts
 from utils.errors import UserError
+from utils.precision import Precision
 
 
 def choose_graphs(settings: Settings, device: torch.device, device_name: str) -> str:
@@ -42,8 +46,39 @@ def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
     weight_decay, weight_decay_bias = settings.weight_decay, settings.weight_decay_bias or 0.0
     if settings.sep_decay:
         weight_decay = weight_decay_bias = 0.0
+    options = settings.values(list(OPTIMIZERS[settings.optimizer].options))
     return optimizers.build_optimizer(
-        settings.optimizer, model, settings.scaled_lr, weight_decay, weight_decay_bias
+        settings.optimizer, model, settings.scaled_lr, weight_decay, weight_decay_bias, **options
+    )
+
+
+def build_average(
+    settings: Settings, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Average | None:
+    """Build the average of --ema, which follows the optimizer; None without it."""
+    return None if settings.ema is None else Average(model, settings.ema, optimizer)
+
+
+def build_run_step(
+    settings: Settings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    precision: Precision,
+    average: Average | None,
+) -> Step:
+    """Build the training step of a run, as `training.step.build_step` does."""
+    return build_step(
+        model,
+        optimizer,
+        scaler,
+        build_objective(settings),
+        precision,
+        compiled=settings.compile,
+        graphs=settings.graphs == "on",
+        parts=Parts(settings.accumulate, settings.batch_size),
+        clip_grad_norm=settings.clip_grad_norm,
+        average=average,
     )
 
 

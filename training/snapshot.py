@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.averaging import Average
+
 Results = tuple[Tensor, Tensor, Tensor]  # objective, loss, logits
 
 # How far a replay may be from an ordinary step, in each tensor (Euclidean norms):
@@ -35,7 +37,10 @@ class Snapshot:
 
 
 class StepState:
-    """All that a training step changes: network, optimizer, scaler, the device's generator."""
+    """All that a training step changes.
+
+    These are network, optimizer, scaler, the device's generator and the average of the weights.
+    """
 
     def __init__(
         self,
@@ -43,9 +48,10 @@ class StepState:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         device: torch.device,
+        average: Average | None = None,
     ) -> None:
         self._model, self.optimizer, self._scaler = model, optimizer, scaler
-        self.device = device
+        self.device, self._average = device, average
 
     def _list_tensors(self) -> dict[str, Tensor]:
         parameters = dict(self._model.named_parameters())
@@ -54,6 +60,10 @@ class StepState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{key} of {name}"] = value
+        if self._average is not None:
+            module = self._average.module
+            averages = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            tensors |= {f"average of {name}": value for name, value in averages.items()}
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def copy(self, results: Results | tuple[()] = ()) -> Snapshot:

@@ -14,8 +14,9 @@ from torch import nn
 from args import Settings
 from rundir.aside import set_newer_aside
 from rundir.directory import Run
-from rundir.names import LAST, METRICS
+from rundir.names import LAST, METRICS, list_metrics_columns
 from rundir.weights import load, read_rng_state, restore_rng_state
+from training.averaging import Average
 from training.checks import check_history, check_tensors, merge_optimizer_state
 from training.meter import Meter
 from utils.errors import UserError
@@ -28,7 +29,7 @@ REFUSED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexE
 
 @dataclass
 class TrainState:
-    """Network, optimizer, loss scaler and meter of a run, and how far it has come.
+    """Network, optimizer, loss scaler, meter and average of a run, and how far it has come.
 
     Sample order, augmentation and learning rate follow from the seed and the epoch: they have no
     state.
@@ -47,6 +48,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     meter: Meter
+    average: Average | None = None
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -93,10 +95,12 @@ class TrainState:
             "best": self.best,
             "history": self.history,
         }
+        average = {} if self.average is None else {"average": self.average.module.state_dict()}
         return {
             "settings": identify(self.settings),
             "position": position,
             "model": self.model.state_dict(),
+            **average,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict() if self.step else None,
@@ -149,8 +153,10 @@ class TrainState:
             raise ValueError("it does not show how far the run has come")
         if not (0 <= epoch <= self.settings.epochs and 0 <= step <= self.meter.steps):
             raise ValueError(f"epoch {epoch} and step {step} are not of this run")
-        check_history(position["history"], epoch)
+        check_history(position["history"], epoch, list_metrics_columns(self.settings))
         check_tensors("the network", state["model"], self.model.state_dict())
+        if self.average is not None:
+            check_tensors("the average", state["average"], self.average.module.state_dict())
         optimizer = merge_optimizer_state(self.optimizer, state["optimizer"])
         meter = state["meter"]
         if meter is not None:
@@ -162,6 +168,8 @@ class TrainState:
         restore_rng_state(state["rng"], self.device)
         self.moved = compare_hardware(state.get("hardware"), describe_hardware(self.device))
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(optimizer)
         self.epoch, self.step, self.seconds = epoch, step, seconds
         self.history = [dict(row) for row in position["history"]]

@@ -6,20 +6,24 @@ import os
 import shutil
 import textwrap
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from objective.objective import Objective
+from training.averaging import Average
 from training.recording import GRAPHS, BatchFunction, RecordedStep
 from training.snapshot import Results, StepState
+from training.update import Parts, Update
 from utils.device import leave_default_stream, synchronise
 from utils.errors import UserError
 from utils.precision import Precision
 
 # What a step does once for batches of a shape, beside training; the log shows its time.
 COMPILED, RECORDED, NOT_RECORDED = "compiled", "recorded", "failed to record"
+WHOLE = Parts()  # batches that are computed at once
 
 
 @dataclass
@@ -126,6 +130,10 @@ def build_step(
     precision: Precision,
     compiled: bool = False,
     graphs: bool = False,
+    *,
+    parts: Parts = WHOLE,
+    clip_grad_norm: float | None = None,
+    average: Average | None = None,
 ) -> Step:
     """Build the training step of a network; nothing in it waits for the device.
 
@@ -138,42 +146,60 @@ def build_step(
         compiled: compile model and objective.
         graphs: replay the whole step as one CUDA graph. The process then leaves CUDA's default
             stream. On another device the steps are ordinary ones.
+        parts: in which a batch is computed.
+        clip_grad_norm: the largest norm of the gradient, or None.
+        average: of the weights. It follows the optimizer, so that the step changes it, too.
     """
     context, device = precision.autocast(), precision.device
+    update = Update(optimizer, scaler, clip_grad_norm)
 
-    def forward(images: Tensor, targets: Tensor) -> Results:
+    def forward(images: Tensor, targets: Tensor, share: float) -> Results:
         with context:
             logits, features = model(images)
-        total, loss = objective(model.fc, logits, features, targets)
+        total, loss = objective(model.fc, logits, features, targets, share)
         return total, loss, logits
 
     run_forward = compile_function(forward, device) if compiled else forward
 
+    def add_gradient(images: Tensor, targets: Tensor, share: float) -> Results:
+        # A function of its own: what a part holds for its gradient is freed before the next part.
+        total, loss, logits = run_forward(images, targets, share)
+        scaler.scale(total).backward()
+        return total.detach(), loss.detach(), logits.detach()
+
     def take_step(images: Tensor, targets: Tensor) -> Results:
         # Also while a graph is recorded: the gradients then lie in the graph's own memory.
         optimizer.zero_grad(set_to_none=True)
-        total, loss, logits = run_forward(images, targets)
-        scaler.scale(total).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        return total.detach(), loss.detach(), logits.detach()
+        results = [add_gradient(*part) for part in parts.split(images, targets)]
+        update()
+        return join_results(results)
 
     if not graphs:
         return Step(take_step, device, compiled)
     if device.type not in GRAPHS:
         return Step(take_step, device, compiled, explain_ordinary("it needs an NVIDIA GPU"))
     leave_default_stream(device)
-    state = StepState(model, optimizer, scaler, device)
+    state = StepState(model, optimizer, scaler, device, average)
     return Step(RecordedStep(take_step, state, precision), device, compiled)
 
 
-def compile_function(function: BatchFunction, device: torch.device) -> BatchFunction:
+def join_results(results: Sequence[Results]) -> Results:
+    """Return the objective and the loss of a batch, and its logits, from those of its parts."""
+    if len(results) == 1:
+        return results[0]
+    objectives, losses, logits = zip(*results, strict=True)
+    return torch.stack(objectives).sum(), torch.stack(losses).sum(), torch.cat(logits)
+
+
+def compile_function(
+    function: Callable[..., Results], device: torch.device
+) -> Callable[..., Results]:
     """Compile a function for fixed shapes: an epoch has two, of the full and of the last batch.
 
-    Raises UserError if there is no compiler.
+    With parts it has at most four. Raises UserError if there is no compiler.
     """
     check_compiler(device)
-    compiled: BatchFunction = torch.compile(function, dynamic=False, fullgraph=True)
+    compiled: Callable[..., Results] = torch.compile(function, dynamic=False, fullgraph=True)
     return compiled
 
 

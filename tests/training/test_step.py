@@ -60,11 +60,11 @@ def test_the_network_and_its_batches_have_one_memory_format(tmp_path, monkeypatc
     """ResNet18 on 32×32 and on 8×8 images, as train.py hands them to the step."""
     seen = []
 
-    build = train.build_step
+    build = train.build_run_step
 
-    def build_recorder(model, *rest, **options):
+    def build_recorder(settings, model, *rest):
         one, weight, form = (
-            build(model, *rest, **options),
+            build(settings, model, *rest),
             model.layer1[0].conv1.weight,
             torch.channels_last,
         )
@@ -76,7 +76,7 @@ def test_the_network_and_its_batches_have_one_memory_format(tmp_path, monkeypatc
         record.take_compile_time, record.take_note = one.take_compile_time, one.take_note
         return record
 
-    monkeypatch.setattr(train, "build_step", build_recorder)
+    monkeypatch.setattr(train, "build_run_step", build_recorder)
     flags = ["--sample_size", 1, "--test_sample_size", 1, "--epochs", 1, "--precision", "fp32"]
     for side in (32, 8):
         train_here(tmp_path / str(side), *flags, "--img_size", side)
