@@ -35,7 +35,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Measure neural collapse, feature properties and scores of runs' checkpoints.\n"
-        "Writes nc_metrics.csv and nc_curves.png into each run directory. More: docs/measures.md",
+        "Writes nc_metrics.csv and nc_curves.png into each run directory, with --ema\n"
+        "nc_metrics_ema.csv and nc_curves_ema.png. More: docs/measures.md",
     )
     add = parser.add_argument_group("what to evaluate").add_argument
     add(
@@ -108,7 +109,9 @@ from rundir.trained import ChosenRun, refuse_idle_flag
 from utils.console import Console, escape
 from utils.device import pick_device
 
-PICTURE, OVERLAY = "nc_curves.png", "nc_curves_overlay.png"
+# Of the weights, and of their averages (--ema).
+PICTURES = {False: "nc_curves.png", True: "nc_curves_ema.png"}
+OVERLAYS = {False: "nc_curves_overlay.png", True: "nc_curves_overlay_ema.png"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,12 +149,12 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         failures += failed
         tables.append(rows)
         if rows.current:
-            failures += draw([build_curve(run, rows)], run.directory / PICTURE, console)
+            failures += draw([build_curve(run, rows)], run.directory / PICTURES[args.ema], console)
     curves = [
         build_curve(run, rows) for run, rows in zip(runs, tables, strict=True) if rows.current
     ]
     if len(curves) > 1:
-        failures += draw(curves, pictures / OVERLAY, console)
+        failures += draw(curves, pictures / OVERLAYS[args.ema], console)
     if any(rows.current for rows in tables):
         console.say("\n" + format_rows([(run.name, run.chosen) for run in runs], tables, splits))
     return MISTAKE if failures else 0

@@ -194,7 +194,8 @@ def draw_runs(args: argparse.Namespace) -> int:
     )
     labels = check_samples(rebuilder, runs, args.split)
     check_perplexity(args.perplexity, len(labels))
-    out = make_directory("--out", Path(args.out) if args.out else runs[0].directory / "tsne")
+    usual = runs[0].directory / ("tsne_ema" if args.ema else "tsne")
+    out = make_directory("--out", Path(args.out) if args.out else usual)
     return Drawing(args, runs, rebuilder, classes, out, console).draw(epochs)
 
 

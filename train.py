@@ -31,6 +31,8 @@ from objective import LOSSES
 from rundir.building import build_batches, build_network, build_precision, build_run_data
 from rundir.directory import Run, choose_run
 from rundir.names import EMA_PREFIX
+from rundir.space import describe_space
+from training.collapse import CollapseRecorder
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.saving import Saver
@@ -39,6 +41,7 @@ from training.setup import (
     build_optimizer,
     build_run_step,
     choose_graphs,
+    count_bytes,
     set_epoch_rate,
 )
 from training.state import TrainState
@@ -57,6 +60,7 @@ def train(
     model: nn.Module,
     precision: Precision,
     log: RunLog,
+    collapse: CollapseRecorder,
     stop: StopSignal,
 ) -> None:
     """Train and test epoch by epoch; save the weights and the state after each epoch.
@@ -73,7 +77,7 @@ def train(
     state = TrainState(settings, model, optimizer, scaler, meter, average)
     if run.resumed:
         state.load(run)
-        run.extend_config(settings.epochs)
+        run.extend_config()
     log.begin(state)
     with Saver(run, state) as saver:  # writes the files, also at a stop
         for epoch in range(state.epoch + 1, settings.epochs + 1):
@@ -86,7 +90,8 @@ def train(
                 row |= {EMA_PREFIX + column: figure for column, figure in tested.items()}
             if not all(map(math.isfinite, row.values())):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
-            saver.save_epoch(row)
+            measured = collapse.measure(model, epoch, stop)
+            saver.save_epoch(row | measured.columns, measured)
             log.record_epoch(state)
     log.end(state)
 
@@ -178,15 +183,17 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     torch.manual_seed(settings.seed)
     model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)
+    space = describe_space(run, *count_bytes(model))
 
     with run:
         if not run.resumed:
             run.write_config(settings, data.facts(), device_name)
         log = RunLog(run, settings)
-        log.introduce(data, model, device_name)
+        log.introduce(data, model, device_name, space)
+        collapse = CollapseRecorder(run, data, batches, log.console)
         stop.wait_for_step()
         try:
-            train(settings, run, batches, model, precision, log, stop)
+            train(settings, run, batches, model, precision, log, collapse, stop)
         except Stopped:
             log.record_stop()
             raise

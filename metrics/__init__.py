@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EVALUATED = "nc_metrics.csv"  # a run's table of measures
+EVALUATED_EMA = "nc_metrics_ema.csv"  # the same of the averages of its weights
 SPLIT_NAMES = {"train": "training set", "test": "test set"}
 
 

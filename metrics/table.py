@@ -31,8 +31,6 @@ from utils.files import (
 )
 from utils.locks import Lock, Occupied
 
-FINGERPRINTS = "nc_metrics.json"
-LOCK = ".nc_metrics.lock"
 PATIENCE = 60  # seconds that one evaluation waits for another, which writes for a moment
 DELIMITERS = ",;\t"  # the first is ours, the others are a spreadsheet's
 FAULTS_NAMED = 3  # faults of one file that a message names; it counts the others
@@ -50,6 +48,7 @@ class MetricsTable:
         directory: the run.
         measures: the columns after epoch and split. The optional ones may be empty, or missing in
             an older file.
+        name: of its file.
 
     Attributes:
         rows: by key; an empty cell is None.
@@ -58,17 +57,20 @@ class MetricsTable:
     Raises UserError if a file cannot be opened or written.
     """
 
-    def __init__(self, directory: Path, measures: Mapping[str, Measure]) -> None:
-        self._directory = directory
+    def __init__(
+        self, directory: Path, measures: Mapping[str, Measure], name: str = EVALUATED
+    ) -> None:
+        self._path, stem = directory / name, name.removesuffix(".csv")
+        self._prints_path = directory / f"{stem}.json"
         self._columns = (*KEY_COLUMNS, *measures)
         self._optional = tuple(name for name, measure in measures.items() if measure.optional)
         self.rows: dict[Key, dict[str, Any]] = {}
         self.notes: list[str] = []
         self._fingerprints: dict[Key, str] = {}
         self._changed: set[Key] = set()
-        self._lock = Lock(directory / LOCK)
+        self._lock = Lock(directory / f".{stem}.lock")
         with self._hold_lock():
-            remove_temporaries(directory, EVALUATED, FINGERPRINTS)
+            remove_temporaries(directory, name, self._prints_path.name)
             self._read()
 
     @property
@@ -85,15 +87,19 @@ class MetricsTable:
         """Return whether there is a row with this fingerprint."""
         return self._fingerprints.get(key) == fingerprint
 
-    def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
+    def put(self, key: Key, fingerprint: str | None, values: Mapping[str, float | None]) -> None:
         """Add or replace a row, and write both files with it.
 
-        Rows that another evaluation has written meanwhile stay: the files are read again first.
+        A row of weights that no file holds has no fingerprint. Rows that another evaluation has
+        written meanwhile stay: the files are read again first.
         """
         with self._hold_lock():
             self._read()
             self.rows[key] = {"epoch": key[0], "split": key[1], **values}
-            self._fingerprints[key] = fingerprint
+            if fingerprint is None:
+                self._fingerprints.pop(key, None)
+            else:
+                self._fingerprints[key] = fingerprint
             self._changed.discard(key)
             self._write_rows()
             # The CSV is written first: a kill between the two leaves a row without a fingerprint,
@@ -117,7 +123,7 @@ class MetricsTable:
         try:
             self._lock.acquire(PATIENCE)
         except Occupied as error:
-            raise UserError(f"another evaluation keeps {self._directory / EVALUATED}") from error
+            raise UserError(f"another evaluation keeps {self._path}") from error
         try:
             yield
         finally:
@@ -125,7 +131,7 @@ class MetricsTable:
 
     def _read(self) -> None:
         """Read what can be read, and rewrite the files if they differ from it."""
-        path = self._directory / EVALUATED
+        path = self._path
         if not path.exists():
             return
         with open_regular(path) as file:
@@ -153,7 +159,7 @@ class MetricsTable:
             self._write_rows()
 
     def _move_aside(self, reason: str) -> None:
-        path = self._directory / EVALUATED
+        path = self._path
         aside = find_free_name(path)
         try:
             os.replace(path, aside)
@@ -162,7 +168,7 @@ class MetricsTable:
         self.notes.append(f"{path} is damaged: {reason}; it is moved to {aside.name}")
 
     def _keep_copy(self, content: bytes, faults: list[str]) -> None:
-        path = self._directory / EVALUATED
+        path = self._path
         aside = find_free_name(path)
         write_whole(aside, lambda file: file.write(content))
         self.notes.append(
@@ -171,7 +177,7 @@ class MetricsTable:
         )
 
     def _read_fingerprints(self) -> dict[str, str]:
-        path = self._directory / FINGERPRINTS
+        path = self._prints_path
         if not path.exists():
             return {}
         try:
@@ -186,10 +192,10 @@ class MetricsTable:
     def _write_fingerprints(self) -> None:
         known = [key for key in self.keys if key in self._fingerprints]
         content = {name_key(key): self._fingerprints[key] for key in known}
-        write_json(self._directory / FINGERPRINTS, content)
+        write_json(self._prints_path, content)
 
     def _write_rows(self) -> None:
-        write_csv(self._directory / EVALUATED, self._columns, [self.rows[key] for key in self.keys])
+        write_csv(self._path, self._columns, [self.rows[key] for key in self.keys])
 
     def _format_rows(self) -> bytes:
         rows = [self.rows[key] for key in self.keys]

@@ -37,11 +37,13 @@ class Optimizer:
             torch.optim.Optimizer.
         options: the settings of train.py that it takes.
         line: the line style in figures.
+        buffers: numbers that it keeps for each trained parameter, all in last.pth.
     """
 
     function: str
     options: tuple[str, ...] = ()
     line: str = ":"
+    buffers: int = 0
 
 
 LOSSES: dict[str, Loss] = {
@@ -61,8 +63,8 @@ LOSSES: dict[str, Loss] = {
     "MSE": Loss("objective.losses:mean_squared_error", colour="#2ca02c"),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
-    "SGD": Optimizer("objective.optimizers:build_sgd", options=("momentum",), line="--"),
-    "AdamW": Optimizer("objective.optimizers:build_adamw", options=("betas",), line="-"),
+    "SGD": Optimizer("objective.optimizers:build_sgd", options=("momentum",), line="--", buffers=1),
+    "AdamW": Optimizer("objective.optimizers:build_adamw", options=("betas",), line="-", buffers=2),
 }
 SCHEDULES = ("cosine", "step", "constant")  # see objective.schedules
 

@@ -6,25 +6,28 @@ import re
 from pathlib import Path
 
 from rundir.archives import Origin, hold_the_same, read_origin
-from rundir.names import BEST, METRICS, name_checkpoint, read_epoch
+from rundir.names import BEST, METRICS, name_checkpoint, name_ema, read_ema_epoch, read_epoch
 from utils.errors import UserError
 from utils.files import read_csv
 
+EMA_TOP1 = "ema_test_top1"  # the column of metrics.csv that shows which average is best
 
-def list_checkpoints(directory: Path) -> dict[int, Path]:
-    """Return the run's epoch_NNN.pth by epoch. Raises UserError if there is none."""
+
+def find_checkpoints(directory: Path, average: bool = False) -> dict[int, Path]:
+    """Return the run's epoch_NNN.pth by epoch, if any; with `average` its ema_NNN.pth.
+
+    Raises UserError if the directory cannot be read.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     found: dict[int, Path] = {}
     for path in list_files(directory):
-        epoch = read_epoch(path.name)
+        epoch = read_ema_epoch(path.name) if average else read_epoch(path.name)
         if epoch is None:
             continue
         twin = found.setdefault(epoch, path)
         if twin != path:
             raise UserError(f"{twin} and {path.name} are both of epoch {epoch}: remove one")
-    if not found:
-        raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth)")
     return dict(sorted(found.items()))
 
 
@@ -39,12 +42,35 @@ def list_files(directory: Path) -> list[Path]:
 def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
     """Return the checkpoints of `last`, `all`, `best` or a list such as 1,5,10-20, by epoch.
 
-    A range takes those of its epochs that were saved. Raises UserError if a range has none, or if
-    a single epoch was not saved.
+    A range takes those of its epochs that were saved. `all` is best_model.pth where nothing else
+    was kept. Raises UserError if a range has none, or if a single epoch was not saved.
     """
-    if selection == "best":
+    found = {} if selection == "best" else find_checkpoints(directory)
+    if selection == "best" or (selection == "all" and not found and (directory / BEST).is_file()):
         return {find_best_epoch(directory): directory / BEST}
-    return pick_epochs(directory, list_checkpoints(directory), selection)
+    if not found:
+        hint = ", give best for its best_model.pth" if (directory / BEST).is_file() else ""
+        raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth){hint}")
+    return pick_epochs(directory, found, selection)
+
+
+def select_averages(directory: Path, selection: str) -> dict[int, Path]:
+    """Return a run's averages (ema_NNN.pth) as `select_checkpoints` returns its checkpoints.
+
+    `best` is the one of the best test top-1 of an average. Raises UserError.
+    """
+    found = find_checkpoints(directory, average=True)
+    if not found:
+        raise UserError(f"{directory} holds no averages of the weights (ema_NNN.pth)")
+    if selection != "best":
+        return pick_epochs(directory, found, selection)
+    epoch = read_best_epoch(directory, EMA_TOP1)
+    if epoch not in found:
+        raise UserError(
+            f"{directory}: {name_ema(epoch)}, of the best {EMA_TOP1}, is not there: it was not "
+            "saved, or is removed"
+        )
+    return {epoch: found[epoch]}
 
 
 def pick_epochs(directory: Path, found: dict[int, Path], selection: str) -> dict[int, Path]:
@@ -94,11 +120,7 @@ def find_best_epoch(directory: Path) -> int:
     origin = read_origin(best)
     if origin is not None:
         return origin.epoch
-    try:
-        rows = read_csv(directory / METRICS)
-        epoch = int(max(rows, key=lambda row: float(row["test_top1"]))["epoch"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{directory / METRICS} does not show which epoch was best") from error
+    epoch = read_best_epoch(directory, "test_top1")
     checkpoint = directory / name_checkpoint(epoch)
     if checkpoint.is_file() and not hold_the_same(checkpoint, best):
         raise UserError(
@@ -108,14 +130,29 @@ def find_best_epoch(directory: Path) -> int:
     return epoch
 
 
-def check_origin(path: Path, origin: Origin | None, run_id: str) -> None:
-    """Refuse a checkpoint of another run, or epoch_NNN.pth of another epoch. Raises UserError.
+def read_best_epoch(directory: Path, column: str) -> int:
+    """Return the first epoch of the largest number in a column of metrics.csv. Raises UserError."""
+    try:
+        rows = read_csv(directory / METRICS)
+        return int(max(rows, key=lambda row: float(row[column]))["epoch"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{directory / METRICS} does not show which epoch was best") from error
 
-    A file of another program, or of an earlier version, does not show its origin.
+
+def check_origin(path: Path, origin: Origin | None, run_id: str) -> None:
+    """Refuse a checkpoint of another run or epoch, or an average for weights. Raises UserError.
+
+    Names such as epoch_NNN.pth show epoch and kind. A file of another program, or of an earlier
+    version, does not show its origin.
     """
     if origin is None:
         return
     if run_id and origin.run != run_id:
         raise UserError(f"{path} is a checkpoint of another run")
-    if read_epoch(path.name) not in (None, origin.epoch):
-        raise UserError(f"{path} holds the weights of epoch {origin.epoch}")
+    kind = "average" if origin.average else "weights"
+    own, other = read_epoch(path.name), read_ema_epoch(path.name)
+    own, other = (other, own) if origin.average else (own, other)
+    if own not in (None, origin.epoch) or other is not None:
+        raise UserError(f"{path} holds the {kind} of epoch {origin.epoch}")
+    if path.name == BEST and origin.average:
+        raise UserError(f"{path} holds an average, not the weights of the best epoch")

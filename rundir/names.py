@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from args import Settings
 
@@ -32,11 +34,26 @@ METRICS_COLUMNS = (
 )
 EMA_PREFIX = "ema_"  # of the columns of the average of the weights
 EMA_COLUMNS = tuple(f"{EMA_PREFIX}{name}" for name in METRICS_COLUMNS if name.startswith("test_"))
+# Measures of --nc_every: a row has them for the epochs that were measured.
+NC_PREFIX = "train_"
+NC_COLUMNS = ("train_nc1", "train_nc2", "train_nc2_h", "train_nc3")
 
 
-def list_metrics_columns(settings: Settings) -> list[str]:
-    """List the columns of metrics.csv of a run."""
-    return [*METRICS_COLUMNS, *(EMA_COLUMNS if settings.ema is not None else ())]
+def list_metrics_columns(
+    settings: Settings, history: Iterable[Mapping[str, Any]] = ()
+) -> list[str]:
+    """List the columns of metrics.csv of a run.
+
+    Those of --nc_every are among them if it is on, or if a row of `history` has them: a resume may
+    turn it off.
+    """
+    averaged = settings.ema is not None
+    measured = settings.nc_every > 0 or any(name in row for row in history for name in NC_COLUMNS)
+    return [
+        *METRICS_COLUMNS,
+        *(EMA_COLUMNS if averaged else ()),
+        *(NC_COLUMNS if measured else ()),
+    ]
 
 
 def name_checkpoint(epoch: int) -> str:

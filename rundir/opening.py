@@ -13,10 +13,16 @@ from input_pipeline.load import identify_dataset
 from models import NETWORKS
 from rundir.archives import hold_the_same
 from rundir.bare import Bare, describe_bare, list_given_flags
-from rundir.checkpoints import find_best_epoch, list_files, pick_epochs, select_checkpoints
+from rundir.checkpoints import (
+    find_best_epoch,
+    list_files,
+    pick_epochs,
+    select_averages,
+    select_checkpoints,
+)
 from rundir.config import Versions, read_config
 from rundir.foreign import find_bias_mode, read_state
-from rundir.names import BEST, CONFIG, LAST, read_epoch
+from rundir.names import BEST, CONFIG, LAST, read_ema_epoch, read_epoch
 from rundir.trained import ChosenRun, TrainedRun
 from utils.errors import UserError
 
@@ -45,7 +51,7 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
         path: a directory of this program, of the authors' or of any other, or a single file.
         selection: `last`, `all`, `best`, epochs such as 1,5,10-20; for weights without a
             config.json also names of files.
-        args: the flags of `rundir.bare`.
+        args: the flags of `rundir.bare`, and `ema`: whether to choose averages of the weights.
 
     Raises:
         UserError: nothing is there, it is damaged, or the flags do not describe it.
@@ -54,12 +60,9 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if (directory / CONFIG).exists():
-        config = read_config(directory)
-        chosen = select_checkpoints(directory, selection) if path.is_dir() else {}
-        chosen = chosen or {read_own_epoch(path): path}
-        return ChosenRun(
-            directory, config.settings, config.facts, config.run_id, config.versions, chosen
-        )
+        return _open_own(path, directory, selection, args.ema)
+    if args.ema:
+        raise UserError(f"--ema has no effect here: {path} is of no run with a {CONFIG}")
     if path.is_dir():
         chosen = select_weights(directory, selection)
     else:
@@ -73,14 +76,45 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
     return ChosenRun(directory, settings, {}, "", versions, chosen, bare=bare)
 
 
-def read_own_epoch(path: Path) -> int:
-    """Return the epoch of a file that a user chose in a run directory. Raises UserError."""
-    if path.name == BEST:
-        return find_best_epoch(path.parent)
-    epoch = read_epoch(path.name)
-    if epoch is None:
-        raise UserError(f"{path} is no checkpoint of {path.parent}: epoch_NNN.pth or {BEST}")
-    return epoch
+def _open_own(path: Path, directory: Path, selection: str, average: bool) -> ChosenRun:
+    """Open a run directory of this program, or a file in it."""
+    config = read_config(directory)
+    if average and config.settings.ema is None:
+        raise UserError(f"--ema has no effect here: {directory} was trained without --ema")
+    if path.is_dir():
+        select = select_averages if average else select_checkpoints
+        chosen = select(directory, selection)
+    else:
+        chosen = {read_own_epoch(path, average): path}
+    return ChosenRun(
+        directory,
+        config.settings,
+        config.facts,
+        config.run_id,
+        config.versions,
+        chosen,
+        average=average,
+    )
+
+
+def read_own_epoch(path: Path, average: bool | None = None) -> int:
+    """Return the epoch of a file that a user chose in a run directory. Raises UserError.
+
+    Args:
+        path: of the file.
+        average: whether it must be an average of the weights, or must not; None: either.
+    """
+    weights, averages = read_epoch(path.name), read_ema_epoch(path.name)
+    if average is not True:
+        if path.name == BEST:
+            return find_best_epoch(path.parent)
+        if weights is not None:
+            return weights
+    if average is not False and averages is not None:
+        return averages
+    names = "ema_NNN.pth" if average else f"epoch_NNN.pth or {BEST}"
+    hint = "; --ema evaluates an average" if averages is not None else ""
+    raise UserError(f"{path} is no checkpoint of {path.parent}: {names}{hint}")
 
 
 def select_weights(directory: Path, selection: str) -> dict[int, Path]:

@@ -56,9 +56,18 @@ class TrainedRun:
 
 @dataclass
 class ChosenRun(TrainedRun):
-    """A run, and the checkpoints to evaluate, by epoch."""
+    """A run, and the checkpoints to evaluate, by epoch.
+
+    With `average` these are averages of its weights.
+    """
 
     chosen: dict[int, Path]
+    average: bool = field(default=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """The name of the directory, and whether averages are evaluated."""
+        return f"{super().name} (EMA)" if self.average else super().name
 
 
 def open_run(directory: Path) -> TrainedRun:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rundir.names import NC_COLUMNS
+
 
 def check_tensors(what: str, found: Any, expected: Mapping[str, Any]) -> None:
     """Refuse anything but tensors of the names, shapes and types of `expected` (ValueError)."""
@@ -67,12 +69,17 @@ def compute_state_after_step(optimizer: torch.optim.Optimizer, parameter: Tensor
 
 
 def check_history(history: Any, epochs: int, columns: Sequence[str]) -> None:
-    """Refuse anything but a row of these columns for each of `epochs` epochs (ValueError)."""
+    """Refuse anything but a row of these columns for each of `epochs` epochs (ValueError).
+
+    A row need not have the columns of --nc_every.
+    """
+    required = [name for name in columns if name not in NC_COLUMNS]
     if not isinstance(history, Sequence) or len(history) != epochs:
         raise ValueError(f"it does not hold the metrics of {epochs} epochs")
     for epoch, row in enumerate(history, start=1):
-        if not isinstance(row, Mapping) or not set(row) >= set(columns):
+        if not isinstance(row, Mapping) or not set(row) >= set(required):
             raise ValueError(f"the metrics of epoch {epoch} are not complete")
-        numbers = [row[name] for name in columns]
+        present = [*required, *(name for name in NC_COLUMNS if name in row)]
+        numbers = [row[name] for name in present]
         if row["epoch"] != epoch or not all(isinstance(n, int | float) for n in numbers):
             raise ValueError(f"the metrics of epoch {epoch} are not as they were written")

@@ -105,6 +105,21 @@ def name_of(names: Iterable[str], kind: str) -> Any:
     return Annotated[str, known(names, kind)]
 
 
+def count_or(*words: str) -> Any:
+    """Return the type of a whole number of at least 1, or one of these words in any case."""
+    listed = ", ".join(words)
+
+    def check(value: int | str) -> int | str:
+        text = str(value).lower()
+        if text in words:
+            return text
+        if not text.isdecimal() or not 1 <= int(text) <= LARGEST_INTEGER:
+            raise UserError(f"{shorten(value)} is not {listed} or a whole number from 1 on")
+        return int(text)
+
+    return Annotated[int | str, AfterValidator(check)]
+
+
 def check_value(kind: Any) -> Callable[[str], Any]:
     """Return an argparse type that checks a flag's text against a type such as `Count`."""
     adapter = TypeAdapter(kind)
@@ -193,6 +208,11 @@ def list_device_flags(gpu_id: int | None) -> list[str]:
 
 def add_evaluation_flags(group: Any) -> None:
     """Add the flags of every script that passes images through a network."""
+    group.add_argument(
+        "--ema",
+        action="store_true",
+        help="the averages of the weights (ema_NNN.pth) of runs with --ema (default: off)",
+    )
     add_device_flag(group)
     group.add_argument(
         "--batch_size",
