@@ -67,8 +67,11 @@ class Experiment:
             it, the last epoch counts.
         published: maps the settings of a run in the paper's terms to the paper's numbers by
             measure.
+        network_known: whether `models` are the networks of the paper's numbers.
         titles: the paper's names for its data sets, where they differ from those of
             `input_pipeline.SOURCES`.
+        sizes: (classes, training images, test images) of the paper's data set, by the name of a
+            source that can hold others.
         find_results: maps (work, failed) to the results, see reproduction.results.
         draw: maps the work to a drawing, see reproduction.pictures.
         swept: the setting on the x axis of its score figure.
@@ -89,7 +92,9 @@ class Experiment:
     overlays_curves: bool = False
     measures: tuple[str, ...] = ("top1", "uniform_accuracy")
     published: str | None = None
+    network_known: bool = True
     titles: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     find_results: str = "reproduction.results:collect_results"
     draw: str = "reproduction.pictures:draw_accuracies"
     swept: str | None = None
@@ -232,6 +237,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoints="last",
         measures=("top1", "uniform_accuracy", "top1_many", "top1_medium", "top1_few"),
         published="reproduction.published:look_up_long_tail",
+        network_known=False,
+        titles={"cifar100": "CIFAR100-LT"},
     ),
     "imagenet": Experiment(
         title="ImageNet-1K",
@@ -244,6 +251,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         image_side=224,
         published="reproduction.published:look_up_imagenet",
         titles={"folder": "ImageNet-1K"},
+        sizes={"folder": (1000, 1_281_167, 50_000)},
     ),
     "theory": Experiment(
         title="The unconstrained-feature model",

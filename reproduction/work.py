@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from input_pipeline import SOURCES
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
 from reproduction.grid import GridRun
 from rundir.config import read_config
@@ -55,6 +56,33 @@ class Work:
     def locate(self, run: GridRun) -> Path:
         """Return the directory of a run."""
         return self.save_dir / run.name
+
+    def name_dataset(self, dataset: str) -> str:
+        """Return the paper's name of a data set."""
+        return self.experiment.titles.get(dataset, SOURCES[dataset].title)
+
+    def describe_paper(self, run: GridRun) -> str:
+        """Name what the paper's numbers for a run are of, as far as the run differs from it."""
+        paper, settings = run.stands_for, run.settings
+        model = paper["model"] if self.experiment.network_known else "unknown network"
+        same = (model, paper["dataset"]) == (settings.model, settings.dataset)
+        if same and not self.experiment.sizes:
+            return "full training"
+        return f"{model}, {self.name_dataset(paper['dataset'])}"
+
+    def is_papers(self, run: GridRun) -> bool:
+        """Return whether a run is the paper's: network, data set and length of training.
+
+        Of a source that can hold any data set, the sizes that the run recorded decide. Raises
+        UserError for a damaged file.
+        """
+        sizes = self.experiment.sizes.get(run.settings.dataset)
+        if not run.is_papers or sizes is None:
+            return run.is_papers
+        if not (self.locate(run) / CONFIG).exists():
+            return False
+        facts = read_config(self.locate(run)).facts
+        return tuple(map(facts.get, ("num_classes", "train_size", "test_size"))) == sizes
 
     def is_trained(self, run: GridRun) -> bool:
         """Return whether a run has trained all its epochs."""
