@@ -319,8 +319,8 @@ def list_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[s
                 "std": result.deviation(measure),
             }
             row |= {reference: references.get(reference) for reference in REFERENCES}
-            context = result.context.get(measure)
-            row |= {"context": context, "context_of": None if context is None else result.context_of}
+            of = result.context_of if measure in result.context else None
+            row |= {"context": result.context.get(measure), "context_of": of}
             rows.append(row)
     return rows
 
