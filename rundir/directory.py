@@ -37,6 +37,7 @@ from utils.console import escape
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import (
+    find_existing_parent,
     link_whole,
     open_log,
     read_csv,
@@ -279,7 +280,7 @@ def choose_run(settings: Settings) -> Run:
 
 def _check_writable(save_dir: Path) -> None:
     """Refuse a directory that cannot be written, before the data is loaded."""
-    existing = next(path for path in (save_dir, *save_dir.absolute().parents) if path.exists())
+    existing = find_existing_parent(save_dir)
     if not existing.is_dir():
         raise UserError(f"--save_dir {save_dir}: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
