@@ -58,7 +58,7 @@ class Experiment:
         image_side: side in pixels to which the paper resizes the images of a source that streams.
         save_every: epochs between checkpoints; None: the last epoch alone is saved.
         checkpoints: the checkpoints for eval_nc.py: last, all, best, or epochs such as 1,5,10-20;
-            None: none.
+            None: none. Runs keep no others, besides best_model.pth, where train.py can do so.
         epochs: the first and the last epoch to measure and draw, in place of `checkpoints`. A
             shorter run takes its last half.
         overlays_curves: whether eval_nc.py draws the curves of all runs in one picture.
@@ -110,6 +110,13 @@ class Experiment:
             return self.checkpoints
         first, last = choose_epochs(self.epochs, epochs)
         return f"{first}-{last}"
+
+    def choose_kept(self, epochs: int) -> str | int:
+        """Return the `keep_checkpoints` of runs of `epochs` epochs: what will be measured."""
+        chosen = self.choose_checkpoints(epochs)
+        if chosen in (None, "best"):
+            return "best"
+        return 1 if chosen == "last" else "all"
 
 
 def choose_epochs(asked: tuple[int, int], epochs: int) -> tuple[int, int]:

@@ -134,6 +134,8 @@ def _build_run(
         "seed": seed,
     }
     settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
+    kept = experiment.choose_kept(settings["epochs"])
+    settings["keep_checkpoints"] = None if kept == "all" else kept  # the default is not given
     given = {name: value for name, value in settings.items() if value is not None}
     spelled = _list_spelled(experiment, scale_name) - set(given_here)
     own_words = [f"{name}{value}" for name, value in given_here.items()]

@@ -10,8 +10,9 @@ from pathlib import Path
 from input_pipeline import SOURCES
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
 from reproduction.grid import GridRun
+from rundir.checkpoints import pick_epochs
 from rundir.config import read_config
-from rundir.names import CONFIG, METRICS
+from rundir.names import CONFIG, METRICS, name_checkpoint
 from utils.files import read_csv
 
 
@@ -86,8 +87,26 @@ class Work:
 
     def is_trained(self, run: GridRun) -> bool:
         """Return whether a run has trained all its epochs."""
+        return self.count_epochs(run) == run.settings.epochs
+
+    def count_epochs(self, run: GridRun) -> int:
+        """Return how many epochs a run has trained. Raises UserError for a damaged file."""
         path = self.locate(run) / METRICS
-        return path.exists() and len(read_csv(path)) == run.settings.epochs
+        return len(read_csv(path)) if path.exists() else 0
+
+    def list_needed_epochs(self, run: GridRun) -> list[int]:
+        """Return the epochs whose epoch_NNN.pth will be measured.
+
+        Raises UserError if a run of this length has none of those that the experiment names.
+        """
+        epochs, step = run.settings.epochs, run.settings.epoch_save_step
+        chosen = self.experiment.choose_checkpoints(epochs)
+        if chosen in (None, "best"):  # best_model.pth is a file of its own
+            return []
+        saved = [*range(step, epochs, step), epochs]
+        directory = self.locate(run)
+        found = {epoch: directory / name_checkpoint(epoch) for epoch in saved}
+        return list(pick_epochs(directory, found, chosen))
 
     def find_threads(self, run: GridRun) -> int | None:
         """Return the number of CPU threads that a run began with.
