@@ -116,7 +116,7 @@ def describe_space(run: Run, weights_bytes: int, trainable_bytes: int) -> str:
             f"the checkpoints of {run.directory} take up to {format_bytes(needed)}{more}, and its "
             f"disk has {format_bytes(free + replaced)} left: {_list_remedies(run)}"
         )
-    still = f", up to {format_bytes(needed)} still to be written" if run.resumed else ""
+    still = f", up to {format_bytes(needed)} still to be written" if run.resumed and needed else ""
     return f"checkpoints: {estimate.describe()}{still}; {format_bytes(free)} free on the disk"
 
 

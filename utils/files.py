@@ -73,6 +73,14 @@ def rename_whole(source: Path, path: Path) -> None:
     _sync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is still there. Raises UserError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {error.strerror}") from error
+
+
 def _refuse_special(path: Path) -> None:
     """Refuse to replace a device, a pipe, a socket or a directory. Raises UserError."""
     try:
