@@ -55,6 +55,7 @@ class Source:
             images.
         rotation: the largest angle of DA1 in degrees.
         num_classes: K, where it is known beforehand.
+        sizes: images of the training and of the test set, where they are known beforehand.
         streams: the source consists of image files, which worker processes decode. They are held in
             memory if they are few.
         bundled_with: the package that the samples come with, so that they need no --data_dir.
@@ -69,6 +70,7 @@ class Source:
     std: Channels | None = None
     rotation: float = 0.0
     num_classes: int | None = None
+    sizes: tuple[int, int] | None = None
     streams: bool = False
     bundled_with: str | None = None
     help: str = ""
@@ -104,6 +106,7 @@ SOURCES: dict[str, Source] = {
         mean=MNIST_MEAN,
         std=MNIST_STD,
         num_classes=10,
+        sizes=(60_000, 10_000),
     ),
     "cifar10": Source(
         "input_pipeline.known:read_cifar10",
@@ -112,6 +115,7 @@ SOURCES: dict[str, Source] = {
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         num_classes=10,
+        sizes=(50_000, 10_000),
     ),
     "cifar100": Source(
         "input_pipeline.known:read_cifar100",
@@ -121,12 +125,14 @@ SOURCES: dict[str, Source] = {
         std=CIFAR_STD,
         rotation=15.0,
         num_classes=100,
+        sizes=(50_000, 10_000),
     ),
     "digits": Source(
         "input_pipeline.digits:read_digits",
         title="digits",
         side=8,
         num_classes=10,
+        sizes=(1437, 360),
         bundled_with="scikit-learn",
     ),
     "folder": Source(
