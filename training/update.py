@@ -30,7 +30,7 @@ class Parts:
         more than a part of a whole batch.
         """
         size = len(images)
-        number = -(-size * self.number // self.batch_size)  # rounded up
+        number = 1 if self.number == 1 else -(-size * self.number // self.batch_size)
         number = max(1, min(number, size // SMALLEST_BATCH))
         if number == 1:
             yield images, targets, 1.0
