@@ -81,6 +81,7 @@ WITHOUT_EFFECT = [
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", ""],
     ["--data_dir", "elsewhere"],
     ["--force", ""],
+    ["--wandb_artifacts", ""],
 ]
 
 
@@ -111,6 +112,8 @@ WRONG_VALUES = [
     (["--augment", "DA2"], "DA1+DA2"),
     (["--run_name", "a/b"], "plain directory name"),
     (["--run_name", ""], "plain directory name"),
+    (["--wandb", "team/project"], "no name of a project"),
+    (["--wandb", ""], "no name of a project"),
     (["--epochs", "3", "--epochs_warmup", "3"], "below --epochs"),
     (["--lr", "1e-6"], "--min_lr"),
     (["--schedule", "step", "--step_milestones", "5", "3"], "must rise"),
