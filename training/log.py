@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
 from args import Settings
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
+from metrics import MEASURES
 from rundir.directory import Run
+from rundir.names import NC_COLUMNS, NC_PREFIX
 from training.meter import NonFiniteLoss
 from training.pace import Pace
 from training.state import TrainState
@@ -54,8 +57,8 @@ class RunLog:
         for writer in self._writers:
             writer.close(STATUSES.get(kind, MISTAKE))
 
-    def introduce(self, data: DataSet, model: nn.Module, device_name: str) -> None:
-        """Print network, data and what is to be known of it, run directory and device."""
+    def introduce(self, data: DataSet, model: nn.Module, device_name: str, space: str) -> None:
+        """Print network, data and what is to be known of it, run directory, device and space."""
         settings = self._settings
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
@@ -72,6 +75,7 @@ class RunLog:
             self.console.say(escape(note))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
+        self.console.say(space)
 
     def begin(self, state: TrainState, batches: tuple[BatchLoader, BatchLoader]) -> None:
         """Open the services for numbers, and record how far a resumed run has come.
@@ -93,6 +97,10 @@ class RunLog:
                 f"trains again what ended after the last saved state: epoch "
                 f"{list_some(state.newer, EPOCHS_NAMED)}; its files are set aside (*.aside)"
             )
+        if state.pruned:
+            removed = format_count(len(state.pruned), "older checkpoint")
+            keep = self._settings.keep_checkpoints
+            self.console.say(f"removed {removed} (--keep_checkpoints {keep})")
         if state.moved:
             self.console.say(
                 f"no longer bit for bit as a run that was never stopped: now {escape(state.moved)}"
@@ -120,6 +128,8 @@ class RunLog:
         self._pace.begin_epoch()
         for line in self._table.format(row, self._pace.estimate_training(0)):
             self.console.say(line)
+        if NC_COLUMNS[0] in row:
+            self.console.say(_format_collapse(row, self._settings.epochs))
         # A column that is empty in this epoch is no number.
         values = {k: v for k, v in row.items() if k != "epoch" and isinstance(v, int | float)}
         for writer in self._writers:
@@ -136,3 +146,9 @@ class RunLog:
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]
         self.console.say(f"stopped, state saved; resume with:\n    {shlex.join(words)}")
+
+
+def _format_collapse(row: dict[str, Any], epochs: int) -> str:
+    measures = {column: MEASURES[column.removeprefix(NC_PREFIX)] for column in NC_COLUMNS}
+    shown = [f"{m.title} {m.format(row[column])}" for column, m in measures.items()]
+    return f"epoch {row['epoch']:3d}/{epochs}  training set: {'  '.join(shown)}"
