@@ -27,6 +27,7 @@ from utils.cli import (
     PathText,
     PlainName,
     Positive,
+    ProjectName,
     Real,
     count_or,
     known,
@@ -137,6 +138,19 @@ class Settings(Table):
         30, "least seconds between two writes of last.pth in training", shapes=False, before=30
     )
     tensorboard: bool = run(False, "also write metrics as TensorBoard events", shapes=False)
+    wandb: ProjectName | None = run(
+        None,
+        "also log settings and metrics to this project at Weights & Biases",
+        default_text="none",
+        shapes=False,
+        metavar="PROJECT",
+    )
+    wandb_artifacts: bool = run(
+        False,
+        "at the end upload best weights, settings, metrics and pictures",
+        why_idle=lambda s: None if s.wandb else "it is for --wandb PROJECT",
+        shapes=False,
+    )
 
     precision: Annotated[str, known(PRECISIONS, "precision")] = speed(
         "auto",

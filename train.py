@@ -46,8 +46,8 @@ from training.setup import (
 )
 from training.state import TrainState
 from training.step import Step, check_compiler, explain_compile_error
+from training.writers import check_writers
 from utils.cli import NOT_FINITE, run_command
-from utils.console import Progress
 from utils.device import pick_device
 from utils.precision import Precision, explain_determinism_error, set_determinism
 from utils.registry import load_function
@@ -78,21 +78,21 @@ def train(
     if run.resumed:
         state.load(run)
         run.extend_config()
-    log.begin(state)
-    with Saver(run, state) as saver:  # writes the files, also at a stop
+    log.begin(state, batches)
+    with log, Saver(run, state) as saver:  # writes the files, also at a stop
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             rate = set_epoch_rate(settings, optimizer, epoch)
             row: dict[str, float] = {"epoch": epoch, "lr": rate}
             row |= train_epoch(state, step, train_batches, rate, log, stop, saver)
-            row |= evaluate(model, test_batches, settings.loss, precision, stop)
+            row |= evaluate(model, test_batches, settings.loss, precision, log, stop)
             if average is not None:
-                tested = evaluate(average.module, test_batches, settings.loss, precision, stop)
+                tested = evaluate(average.module, test_batches, settings.loss, precision, log, stop)
                 row |= {EMA_PREFIX + column: figure for column, figure in tested.items()}
             if not all(map(math.isfinite, row.values())):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
             measured = collapse.measure(model, epoch, stop)
             saver.save_epoch(row | measured.columns, measured)
-            log.record_epoch(state)
+            log.record_epoch()
     log.end(state)
 
 
@@ -112,18 +112,16 @@ def train_epoch(
     state.begin_epoch()
     epoch, meter = state.epoch + 1, state.meter
     begun, seen = time.monotonic(), meter.seen
-    title = f"epoch {epoch}/{state.settings.epochs}"
-    progress = Progress(log.console, title, batches.num_samples, start=seen)
     state.model.train()
-    for images, targets in batches.batches(epoch, state.step):
-        meter.add(*step(images, targets), targets)
-        state.step += 1
-        if progress.is_due():
-            saver.check()
-            progress.show(meter.seen, f"loss {meter.read_mean_loss(epoch, rate):.4f}")
-        if stop.requested:
-            break
-    progress.close()
+    with log.watch_training(seen) as progress:
+        for images, targets in batches.batches(epoch, state.step):
+            meter.add(*step(images, targets), targets)
+            state.step += 1
+            if progress.is_due():
+                saver.check()
+                progress.show(meter.seen, f"loss {meter.read_mean_loss(epoch, rate):.4f}")
+            if stop.requested:
+                break
     summary = meter.read_summary(epoch, rate)  # waits for the device
     if stop.requested:
         raise Stopped
@@ -139,7 +137,12 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: BatchLoader, loss: str, precision: Precision, stop: StopSignal
+    model: nn.Module,
+    batches: BatchLoader,
+    loss: str,
+    precision: Precision,
+    log: RunLog,
+    stop: StopSignal,
 ) -> dict[str, float]:
     """Return loss and accuracies (percent) on the test set.
 
@@ -147,10 +150,12 @@ def evaluate(
     """
     model.eval()
     collected, targets_seen = [], []
-    with precision.autocast():  # once: the weights are not cast again for every batch
+    # autocast once: the weights are not cast again for every batch.
+    with log.watch_test() as progress, precision.autocast():
         for images, targets in batches.batches(epoch=0):
             collected.append(model(images)[0])
             targets_seen.append(targets)
+            progress.advance(len(targets))
             if stop.requested:
                 raise Stopped
     logits, labels = torch.cat(collected), torch.cat(targets_seen)
@@ -174,6 +179,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     device, device_name = pick_device(settings.gpu_id, given="gpu_id" in settings.model_fields_set)
     if settings.compile:
         check_compiler(device)
+    check_writers(settings)
     precision = build_precision(settings, settings.precision, device)
     # config.json keeps what was resolved: a resumed run goes on in the same way anywhere.
     graphs = choose_graphs(settings, device, device_name)

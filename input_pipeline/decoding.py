@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import errno
 import multiprocessing
-import resource
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from input_pipeline.splits import FileSplit, TensorSplit
 from input_pipeline.transfer import SharedImages, share
 from utils.errors import UserError
+from utils.signals import SIGCHLD, SIGKILL
 
 # Shared images arrive as a tensor.
 Batch = Tensor | SharedImages | UserError
@@ -128,7 +128,7 @@ def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
     # Registered again each time: at exit, the function registered last is called first.
     atexit.unregister(_end_workers)
     atexit.register(_end_workers)
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(SIGCHLD) if SIGCHLD else None
     others = multiprocessing.active_children()
     try:
         return iter(loader)
@@ -139,8 +139,8 @@ def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
         # DataLoader's handler raises wherever the main thread is when a worker dies, as in the
         # middle of writing a checkpoint. Without it, whoever waits for a batch finds out in 5 s.
         in_main = threading.current_thread() is threading.main_thread()
-        if in_main and handler is not None:  # None: set by other means than Python's
-            signal.signal(signal.SIGCHLD, handler)
+        if SIGCHLD and in_main and handler is not None:  # None: set by other means than Python's
+            signal.signal(SIGCHLD, handler)
 
 
 def _end_halfway(error: BaseException, others: Sequence[BaseProcess]) -> None:
@@ -165,7 +165,7 @@ def _explain_death(workers: Iterable[BaseProcess]) -> str | None:
     codes = [worker.exitcode for worker in workers if worker.exitcode]
     if not codes:
         return None
-    if codes[0] == -signal.SIGKILL:
+    if SIGKILL is not None and codes[0] == -SIGKILL:
         return _KILLED
     how = f"with status {codes[0]}" if codes[0] > 0 else f"by {signal.Signals(-codes[0]).name}"
     return (
@@ -187,9 +187,8 @@ def _explain_failure(error: BaseException, num_workers: int) -> str | None:
         )
     few_files = ("Too many open files", "ancdata", "Pin memory thread exited")
     if code in (errno.EMFILE, errno.ENFILE) or any(words in text for words in few_files):
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return (
-            f"{limit} open files are too few for --num_workers {num_workers}: "
+            f"{_read_file_limit()} open files are too few for --num_workers {num_workers}: "
             "raise the limit (ulimit -n) or lower --num_workers"
         )
     if code == errno.ENOSPC:
@@ -204,6 +203,14 @@ def _explain_failure(error: BaseException, num_workers: int) -> str | None:
         f"--num_workers {num_workers} can't be served by this system ({reason}): "
         "lower it, or use 0 to decode without such processes"
     )
+
+
+def _read_file_limit() -> object:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "the allowed"
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def init_worker(worker: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
@@ -24,6 +23,8 @@ def share(images: Tensor) -> Tensor | SharedImages:
     """
     if not hasattr(os, "memfd_create"):
         return images
+    from multiprocessing.reduction import DupFd  # Windows has none
+
     number = os.memfd_create("images")
     try:
         os.posix_fallocate(number, 0, images.nbytes)

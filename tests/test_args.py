@@ -83,6 +83,7 @@ WITHOUT_EFFECT = [
     ["--force", ""],
     ["--optimizer", "AdamW", "--momentum", "0.9"],
     ["--betas", "0.9", "0.99"],
+    ["--wandb_artifacts", ""],
 ]
 
 
@@ -117,6 +118,8 @@ WRONG_VALUES = [
     (["--augment", "DA2"], "DA1+DA2"),
     (["--run_name", "a/b"], "plain directory name"),
     (["--run_name", ""], "plain directory name"),
+    (["--wandb", "team/project"], "no name of a project"),
+    (["--wandb", ""], "no name of a project"),
     (["--epochs", "3", "--epochs_warmup", "3"], "below --epochs"),
     (["--lr", "1e-6"], "--min_lr"),
     (["--schedule", "step", "--step_milestones", "5", "3"], "must rise"),

@@ -37,7 +37,7 @@ def test_the_run_directory_is_as_promised(tmp_path):
     assert config["data"]["num_classes"] == 10
     assert config["data"]["train_size"] == 200
     assert config["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert "epoch   3/3" in (run_dir / "train_log.txt").read_text()
+    assert "\n  3/3  " in (run_dir / "train_log.txt").read_text()
 
     model = build_model("MLP", 10, (3, 8, 8), width=64, depth=2)
     model.load_state_dict(torch.load(run_dir / "epoch_003.pth", weights_only=True), strict=True)
@@ -73,8 +73,8 @@ def test_a_long_tail_is_shown_and_resumed(tmp_path, capsys):
     run_dir = train_here(tmp_path, *flags)
     sizes = [math.floor(20 * 10 ** (-k / 9)) for k in range(10)]
     printed = capsys.readouterr().out
-    assert f"{sum(sizes)} training and 360 test images; the largest class has 20 train" in printed
-    assert "the smallest 2\n" in printed
+    assert f"{sum(sizes)} training and 360 test images\n" in printed
+    assert "\nthe largest class has 20 training images, the smallest 2\n" in printed
     config = json.loads((run_dir / "config.json").read_text())
     assert config["settings"]["imbalance_factor"] == 10
     assert config["data"]["class_sizes"] == sizes

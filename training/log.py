@@ -1,66 +1,91 @@
-"""The records of a run in training: console and log lines, metrics.csv, TensorBoard events."""
+"""The records of a run in training: lines and bars of the console, and services for its numbers."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import nn
 
 from args import Settings
+from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics import MEASURES
 from rundir.directory import Run
-from rundir.names import NC_COLUMNS, NC_PREFIX, list_metrics_columns
+from rundir.names import NC_COLUMNS, NC_PREFIX
+from training.meter import NonFiniteLoss
+from training.pace import Pace
 from training.state import TrainState
-from utils.console import Console, escape, format_count, list_some
-from utils.errors import UserError
+from training.table import EpochTable
+from training.writers import Writer, open_writers
+from utils.cli import MISTAKE, NOT_FINITE
+from utils.console import WIDTH, Console, Progress, escape, format_count, list_some
+from utils.signals import Stopped
 
+# Exit statuses for the services, by what ends training; 255 is wandb's for a stop by the user.
+STATUSES: dict[type[BaseException] | None, int] = {None: 0, Stopped: 255, NonFiniteLoss: NOT_FINITE}
 EPOCHS_NAMED = 5  # of those that a resume trains again
 
 
 class RunLog:
     """Records of a run in training.
 
+    Its `with` block, after `begin`, ends with all numbers sent to the services that got them.
+
     Args:
         run: the open run directory.
         settings: the complete settings of the run.
 
     Attributes:
-        console: prints lines and appends them to train_log.txt.
+        console: prints lines of at most `WIDTH` columns and appends them to train_log.txt.
     """
 
     def __init__(self, run: Run, settings: Settings) -> None:
         self._run, self._settings = run, settings
-        self.console = Console(run.log)
-        self._events: Any = None
+        self.console = Console(run.log, WIDTH)
+        self._table = EpochTable(settings.epochs)
+        self._writers: list[Writer] = []
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        for writer in self._writers:
+            writer.close(STATUSES.get(kind, MISTAKE))
 
     def introduce(self, data: DataSet, model: nn.Module, device_name: str, space: str) -> None:
         """Print network, data and what is to be known of it, run directory, device and space."""
         settings = self._settings
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
-        tail = ""
-        if settings.imbalance_factor > 1:
-            sizes = data.class_sizes or [0]
-            most = format_count(max(sizes), "training image")
-            tail = f"; the largest class has {most}, the smallest {min(sizes)}"
         self.console.say(
             f"{settings.model} ({parameters:,} parameters) on {settings.dataset} with "
             f"{settings.loss}, {settings.optimizer}, {train_size:,} training and {test_size:,} "
-            f"test images{tail}"
+            "test images"
         )
+        if settings.imbalance_factor > 1:
+            sizes = data.class_sizes or [0]
+            most = format_count(max(sizes), "training image")
+            self.console.say(f"the largest class has {most}, the smallest {min(sizes)}")
         for note in data.notes:
             self.console.say(escape(note))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
         self.console.say(space)
 
-    def begin(self, state: TrainState) -> None:
-        """Open the event file, and record how far a resumed run has come."""
-        if self._settings.tensorboard:
-            self._events = _open_events(self._run, state.epoch)
+    def begin(self, state: TrainState, batches: tuple[BatchLoader, BatchLoader]) -> None:
+        """Open the services for numbers, and record how far a resumed run has come.
+
+        `batches` are those of training and of the test. Raises UserError if a service fails.
+        """
+        self._state = state
+        self._sizes = [part.num_samples for part in batches]
+        self._pace = Pace(state, *self._sizes)
+        self._writers = open_writers(self._run, self._settings, state.epoch, self.console.say)
         if not self._run.resumed:
             return
         self._run.write_metrics(state.history)
@@ -83,17 +108,32 @@ class RunLog:
         if state.epoch == self._settings.epochs:
             self.console.say("nothing is left to do")
 
-    def record_epoch(self, state: TrainState) -> None:
+    def watch_training(self, seen: int) -> Progress:
+        """Return the display of an epoch in training, of which `seen` images are done."""
+        left = self._pace.estimate_training
+        return Progress(self.console, self._title, self._sizes[0], start=seen, left=left)
+
+    def watch_test(self) -> Progress:
+        """Return the display of the test after an epoch."""
+        left = self._pace.estimate_testing
+        return Progress(self.console, f"{self._title} test", self._sizes[1], left=left, quick=True)
+
+    @property
+    def _title(self) -> str:
+        return f"epoch {self._state.epoch + 1}/{self._settings.epochs}"
+
+    def record_epoch(self) -> None:
         """Record the epoch that was finished last."""
-        row = state.history[-1]
-        if self._events is not None:
-            for column in list_metrics_columns(self._settings)[1:]:
-                if column in row:  # --nc_every measures some epochs
-                    self._events.add_scalar(column, row[column], row["epoch"])
-            self._events.flush()
-        self.console.say(_format_epoch(row, self._settings.epochs))
+        row = self._state.history[-1]
+        self._pace.begin_epoch()
+        for line in self._table.format(row, self._pace.estimate_training(0)):
+            self.console.say(line)
         if NC_COLUMNS[0] in row:
             self.console.say(_format_collapse(row, self._settings.epochs))
+        # A column that is empty in this epoch is no number.
+        values = {k: v for k, v in row.items() if k != "epoch" and isinstance(v, int | float)}
+        for writer in self._writers:
+            writer.write(row["epoch"], values)
 
     def end(self, state: TrainState) -> None:
         """Print that the run is finished."""
@@ -105,29 +145,10 @@ class RunLog:
         words = ["python", "train.py", "--resume", "--run_name", self._run.name]
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]
-        self.console.say(f"stopped, state saved; resume with: {shlex.join(words)}")
-
-
-def _format_epoch(row: dict[str, Any], epochs: int) -> str:
-    average = f"ema top-1 {row['ema_test_top1']:6.2f} %  " if "ema_test_top1" in row else ""
-    return (
-        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.2e}  "
-        f"train loss {row['train_loss']:.4g} top-1 {row['train_top1']:6.2f} %  "
-        f"test loss {row['test_loss']:.4g} top-1 {row['test_top1']:6.2f} % "
-        f"uniform {row['test_uniform']:6.2f} %  {average}"
-        f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s"
-    )
+        self.console.say(f"stopped, state saved; resume with:\n    {shlex.join(words)}")
 
 
 def _format_collapse(row: dict[str, Any], epochs: int) -> str:
     measures = {column: MEASURES[column.removeprefix(NC_PREFIX)] for column in NC_COLUMNS}
     shown = [f"{m.title} {m.format(row[column])}" for column, m in measures.items()]
     return f"epoch {row['epoch']:3d}/{epochs}  training set: {'  '.join(shown)}"
-
-
-def _open_events(run: Run, epoch: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard: the package tensorboard is not installed") from error
-    return SummaryWriter(str(run.events), purge_step=epoch + 1)

@@ -95,6 +95,16 @@ def _check_plain_name(text: str) -> str:
 PlainName = Annotated[str, AfterValidator(_check_plain_name)]
 
 
+def _check_project(text: str) -> str:
+    """Return the name of a project at Weights & Biases, which has rules of its own."""
+    if not re.fullmatch(r"[^/\\#?%:\s][^/\\#?%:]{0,127}", text) or not text.isprintable():
+        raise UserError(f"{shorten(text)} is no name of a project: 1 to 128 characters but /\\#?%:")
+    return text
+
+
+ProjectName = Annotated[str, AfterValidator(_check_project)]
+
+
 def known(names: Iterable[str], kind: str) -> AfterValidator:
     """Return the validator of a name: it accepts any case and returns the spelling of `names`."""
     return AfterValidator(lambda text: find_name(text, names, kind))

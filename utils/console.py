@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import select
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
+
+WIDTH = 100  # columns of a bar and of a line of a run's log, at most
+LONG_COUNT = 100_000  # from here on a bar counts in thousands
 
 # Characters that act on a terminal or cannot be encoded: controls (C0, DEL, C1), line separators,
 # marks that turn the direction of text, and surrogates without a partner.
@@ -51,8 +56,15 @@ def prepare_streams() -> None:
     _fill_descriptors()
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__"):
+        if _is_console_of_windows(stream):
+            stream.reconfigure(errors="backslashreplace")
+        elif stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, _open_stream(stream, number))
+
+
+def _is_console_of_windows(stream: TextIO | None) -> bool:
+    """Return whether a stream is a console of Windows, to which only Python's own class writes."""
+    return os.name == "nt" and stream is not None and stream.isatty()
 
 
 def _fill_descriptors() -> None:
@@ -97,7 +109,7 @@ class _PatientFile(io.FileIO):
             while left:
                 # None: another program made the terminal or pipe non-blocking, and it is full.
                 written = super().write(left)
-                if written is None:
+                if written is None:  # never on Windows, whose select knows sockets only
                     select.select([], [self], [])
                 left = left[written or 0 :]
         except OSError as error:
@@ -117,50 +129,83 @@ class _PatientFile(io.FileIO):
 
 
 class Console:
-    """Printer of lines that also appends them to a log file. Progress is not logged."""
+    """Printer of lines that also appends them to a log file. Progress is not logged.
 
-    def __init__(self, log: TextIO | None = None):
-        self._log = log
+    Args:
+        log: an open text file.
+        width: columns at which longer lines are wrapped, at spaces, where they are shown, but not
+            in the log; None leaves lines as they are.
+    """
+
+    def __init__(self, log: TextIO | None = None, width: int | None = None):
+        self._log, self._width = log, width
 
     def say(self, line: str) -> None:
         """Print a line, or a text of lines, and log it; other control characters are escaped."""
         from tqdm import tqdm
 
         line = escape(line, keep="\n")
-        tqdm.write(line)
+        shown = line
+        if self._width is not None:
+            shown = "\n".join(_wrap(one, self._width) for one in line.split("\n"))
+        tqdm.write(shown)
         sys.stdout.flush()
         if self._log is not None:
             self._log.write(line + "\n")
             self._log.flush()
 
 
+def _wrap(line: str, width: int) -> str:
+    """Break a long line at spaces, the rest indented. An indented line, a command, stays whole."""
+    if len(line) <= width or line.startswith(" "):
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
 class Progress:
-    """A bar with rate and time left on a terminal; elsewhere a plain line now and then.
+    """A bar with rate and time left on a terminal or in a notebook; else a line now and then.
 
     `is_due()` decides when to refresh. The caller reads numbers from the device only then: the
-    display costs a few synchronisations a second at most.
+    display costs a few synchronisations a second at most. The `with` block removes the bar.
+
+    Args:
+        console: prints the plain lines.
+        title: of the work.
+        total: the amount of work, in units.
+        start: the amount that was done before.
+        unit: noun for one unit.
+        left: returns the seconds that the whole run still takes, given the amount done.
+        quick: whether the work is often short: no bar is drawn before the first `show`.
     """
 
     def __init__(
-        self, console: Console, title: str, total: int, start: int = 0, unit: str = "image"
+        self,
+        console: Console,
+        title: str,
+        total: int,
+        start: int = 0,
+        unit: str = "image",
+        *,
+        left: Callable[[float], float] | None = None,
+        quick: bool = False,
     ):
-        self._terminal = sys.stderr.isatty()
         self._console, self._title, self._total = console, title, total
-        self._interval = 0.5 if self._terminal else 60.0
+        self._start, self._unit, self._left = start, unit, left
+        self._done: float = start
+        self._live = in_notebook() or sys.stderr.isatty()
+        self._interval = 0.5 if self._live else 60.0
         self._last = self._begun = time.monotonic()
-        self._start, self._unit = start, unit
         self._bar: Any = None
-        if self._terminal:
-            from tqdm import tqdm
+        if self._live and not quick:
+            self._draw(start, "")
 
-            self._bar = tqdm(
-                total=total,
-                initial=start,
-                desc=escape(title),
-                unit=unit,
-                leave=False,
-                dynamic_ncols=True,
-            )
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def is_due(self) -> bool:
         """Return whether the display is to be refreshed."""
@@ -169,28 +214,97 @@ class Progress:
     def skip(self, amount: int) -> None:
         """Count an amount as done without work: rate and time left are those of the rest."""
         self._start += amount
+        self._done += amount
         if self._bar is not None:
-            self._bar.initial += amount
-            self._bar.update(amount)
+            self._draw(self._done, "")
+
+    def advance(self, amount: int) -> None:
+        """Count an amount as done, and refresh the display if it is due."""
+        self._done += amount
+        if self.is_due():
+            self.show(self._done, "")
 
     def show(self, done: float, note: str) -> None:
         """Refresh the display with the amount done and a note."""
-        self._last = time.monotonic()
-        if self._bar is not None:
-            self._bar.set_postfix_str(escape(note), refresh=False)
-            self._bar.update(done - self._bar.n)
+        self._done, self._last = done, time.monotonic()
+        text = ", ".join([*self._describe(done), *([note] if note else [])])
+        if self._live:
+            self._draw(done, text)
             return
+        self._console.say(f"{self._title}: {done}/{self._total} {self._unit}s, {text}")
+
+    def _describe(self, done: float) -> Iterator[str]:
         rate = (done - self._start) / max(self._last - self._begun, 1e-9)
-        left = (self._total - done) / max(rate, 1e-9)
-        self._console.say(
-            f"{self._title}: {done}/{self._total} {self._unit}s, {rate:.3g} {self._unit}s/s, "
-            f"{left:.0f} s left{', ' if note else ''}{note}"
-        )
+        yield f"{format_rate(rate)} {self._unit}s/s"
+        yield f"{format_time((self._total - done) / rate if rate > 0 else math.inf)} left"
+        if self._left is not None:
+            yield f"run {format_time(self._left(done))} left"
+
+    def _draw(self, done: float, text: str) -> None:
+        if self._bar is None:
+            self._bar = _build_bar(self._title, self._total)
+        self._bar.n = done
+        if not in_notebook():
+            self._bar.ncols = _measure_terminal()
+        self._bar.set_postfix_str(escape(text), refresh=False)
+        self._bar.refresh()
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _build_bar(title: str, total: int) -> Any:
+    """Build tqdm's bar: in a notebook a widget, if ipywidgets is installed."""
+    if in_notebook():
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm(
+        total=total,
+        desc=escape(title),
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        unit_scale=total >= LONG_COUNT,
+        leave=False,
+        ncols=None if in_notebook() else _measure_terminal(),
+    )
+
+
+def in_notebook() -> bool:
+    """Return whether this is the kernel of a notebook: its stderr is no terminal, but is live."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return "IPKernelApp" in getattr(get_shell(), "config", ())
+
+
+def _measure_terminal() -> int:
+    """Return how many columns a bar may take: those of the terminal, at most `WIDTH`."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    # Some terminals break a line that fills them.
+    return min(WIDTH, columns - 1) if columns else WIDTH
+
+
+def format_time(seconds: float) -> str:
+    """Return a duration as 0:05, 12:05, 1:23:45 or, from 100 hours on, 4 d 04 h; "?" without end.
+
+    Args:
+        seconds: the duration; infinite if it is not known.
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_rate(rate: float) -> str:
+    """Return a number per second in three digits, or in all those before the point."""
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def format_count(number: int, noun: str) -> str:

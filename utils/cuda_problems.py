@@ -19,6 +19,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 HIDE_ALL = ("", "NoDevFiles")  # first entries of VISIBLE that hide every card, besides numbers < 0
 LONGEST = 120  # characters of a message of CUDA's without a remedy of its own
 ELSEWHERE = "choose another --gpu_id, or -1 for the CPU"
+NO_APPLE_GPU = "Apple's GPU is not used: it has no float64, which the measures need"
 INSTALL = "see https://pytorch.org/get-started/locally"
 
 # What CUDA or torch says (a regular expression), what it means and what helps.
@@ -104,7 +105,8 @@ def find_problem(gpu_id: int) -> Problem | None:
             return Problem(reason, at_card=True) if reason else None
         cards, hiding = count_cards(), os.environ.get(VISIBLE)
         if cards == 0:
-            return Problem("no CUDA device found", at_card=False)
+            apple = f" ({NO_APPLE_GPU})" if torch.backends.mps.is_available() else ""
+            return Problem(f"no CUDA device found{apple}", at_card=False)
         first = "0" if hiding is None else hiding.split(",")[0].strip()
         number = int(first) if re.fullmatch(r"-?\d+", first) else None
         if first in HIDE_ALL or (number is not None and number < 0):
@@ -129,7 +131,7 @@ def count_cards() -> int:
 
 def _can_open(device: Path) -> bool:
     try:
-        number = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        number = os.open(device, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return False
     try:

@@ -157,7 +157,7 @@ def _keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # another libc; Windows
         return
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     mallopt(mmap_threshold, 2**30)

@@ -14,6 +14,10 @@ from typing import Any, BinaryIO, TextIO
 from utils.errors import UserError
 
 LONGEST_NAME = 200  # bytes: endings are added to the names that users give
+# Flags of os.open that some systems do not have. O_BINARY: Windows would change the ends of lines.
+BINARY, NONBLOCK, NOFOLLOW = (
+    getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW")
+)
 PICTURES = (".png", ".pdf", ".svg")  # endings of the files that matplotlib writes here
 
 
@@ -28,7 +32,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = name_temporary(path)
     try:
         # O_EXCL: the file is new, and no link is followed.
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         with open(descriptor, "w+b") as file:
             write(file)
             file.flush()
@@ -109,8 +113,8 @@ def open_regular(path: Path) -> BinaryIO:
     Raises UserError.
     """
     try:
-        # O_NONBLOCK: to open a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        # NONBLOCK: to open a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK | BINARY)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:
@@ -123,7 +127,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 def open_log(path: Path) -> TextIO:
     """Open a regular file for lines at its end, in UTF-8; no link is followed. Raises UserError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NONBLOCK | NOFOLLOW | BINARY
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:

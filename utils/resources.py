@@ -18,7 +18,7 @@ def count_usable_cores(root: Path = Path("/")) -> int:
     """
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
+    except AttributeError:  # macOS, Windows
         cores = os.cpu_count() or 1
     for quota, period in _read_quotas(root):
         if quota > 0 and period > 0:
@@ -35,10 +35,11 @@ def read_available_memory(root: Path = Path("/")) -> int:
     """Read how many bytes this process can still take, by the system and its control groups.
 
     What the system keeps of files it has read counts as available. Systems other than Linux do not
-    show what is available: the result is the machine's memory. `root` holds `proc` and `sys`.
+    show what is available: the result is the machine's memory, or 0 on Windows, which does not show
+    that either. `root` holds `proc` and `sys`.
     """
     available = 1024 * _read_pairs(root / _MEMINFO).get("MemAvailable:", 0)
-    if not available:
+    if not available and hasattr(os, "sysconf"):
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(0, min([available, *_list_group_rests(root)]))
 

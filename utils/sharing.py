@@ -35,6 +35,6 @@ def _count_compute_cores() -> int:
     try:
         numbers = os.sched_getaffinity(0)
         siblings = {Path(TOPOLOGY.format(number)).read_text() for number in numbers}
-    except (AttributeError, OSError):  # macOS, or a system that does not show them
+    except (AttributeError, OSError):  # macOS, Windows, or a system that does not show them
         return usable
     return min(usable, len(siblings))

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Signals that Windows does not have: None there.
+SIGHUP: int | None = getattr(signal, "SIGHUP", None)
+SIGCHLD: int | None = getattr(signal, "SIGCHLD", None)
+SIGKILL: int | None = getattr(signal, "SIGKILL", None)
+SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, *([SIGHUP] if SIGHUP else []))
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
 
 
@@ -47,7 +51,7 @@ class StopSignal:
     def install(self) -> "StopSignal":
         """Handle the signals from now on."""
         for number in SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            if number == SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -100,10 +104,10 @@ def stop_with_parent() -> None:
     """Stop this process, as SIGTERM does, when the parent that asks for it has ended.
 
     A parent that is killed cannot stop its children itself. It asks by its number in the
-    environment variable `PARENT`.
+    environment variable `PARENT`. On Windows a process does not see that its parent has ended.
     """
     parent = os.environ.get(PARENT, "")
-    if parent.isdecimal():
+    if parent.isdecimal() and os.name != "nt":
         threading.Thread(target=_watch_parent, args=(int(parent),), daemon=True).start()
 
 

@@ -9,7 +9,14 @@ import unicodedata
 import pytest
 
 from tests.helpers import ROOT, SMALL, run, start
-from utils.console import Console, Progress, escape, format_table, prepare_streams
+from utils.console import (
+    Console,
+    Progress,
+    escape,
+    format_table,
+    format_time,
+    prepare_streams,
+)
 from utils.files import read_csv
 
 
@@ -64,7 +71,137 @@ def test_what_was_there_already_does_not_count_as_speed(capsys, monkeypatch):
     progress = Progress(Console(), "run", total=100, unit="split")
     progress.skip(60)
     progress.show(80, "")
-    assert capsys.readouterr().out == "run: 80/100 splits, 2 splits/s, 10 s left\n"
+    assert capsys.readouterr().out == "run: 80/100 splits, 2 splits/s, 0:10 left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.4, "0:00"),
+        (59.6, "1:00"),
+        (725, "12:05"),
+        (5025, "1:23:45"),
+        (359_999, "99:59:59"),
+        (360_000, "4 d 04 h"),
+        (float("inf"), "?"),
+    ],
+)
+def test_durations(seconds, shown):
+    assert format_time(seconds) == shown
+
+
+def test_a_long_line_is_wrapped_where_it_is_shown_but_not_in_the_log(capsys):
+    log = io.StringIO()
+    line = " ".join(["word"] * 50) + " " + "x" * 120
+    command = f"    {line}"
+    Console(log, 100).say(f"{line}\n{command}")
+    *wrapped, last, whole = capsys.readouterr().out.splitlines()
+    assert all(len(part) <= 100 for part in wrapped) and last == "  " + "x" * 120
+    assert " ".join(part.strip() for part in (*wrapped, last)) == line
+    assert whole == command and log.getvalue() == f"{line}\n{command}\n"
+
+
+class Screen(io.StringIO):
+    """A terminal of 120 columns that keeps what was drawn."""
+
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+    @property
+    def drawn(self):
+        return [part.strip("\r\n ") for part in self.getvalue().split("\r") if part.strip()]
+
+
+def look_at_screen(monkeypatch, columns=120):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)  # not in a fixture: pytest puts its own back then
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((columns, 40)))
+    return screen
+
+
+def test_a_bar_of_the_longest_values_keeps_all_figures_in_100_columns(monkeypatch):
+    screen = look_at_screen(monkeypatch)
+    now = iter([0.0, 1000.0])
+    monkeypatch.setattr("utils.console.time.monotonic", lambda: next(now, 1000.0))
+    with Progress(
+        Console(), "epoch 1000/1000", 12_811_670, left=lambda done: 359_999.0 - done / 1e9
+    ) as progress:
+        progress.show(6_405_835, "loss 123.4567")
+    bar = screen.drawn[-1]
+    assert len(bar) <= 100
+    for part in ("epoch 1000/1000:  50%", "6406 images/s", "16:40 left", "run 99:59:59 left"):
+        assert part in bar
+    assert bar.endswith("loss 123.4567")
+
+
+def test_a_narrow_terminal_cuts_the_bar(monkeypatch):
+    screen = look_at_screen(monkeypatch, columns=50)
+    with Progress(Console(), "epoch 1/2", 100) as progress:
+        progress.show(50, "a long note " * 9)
+    assert max(map(len, screen.drawn)) == 49
+
+
+def test_short_work_draws_no_bar_and_long_work_does(monkeypatch):
+    screen = look_at_screen(monkeypatch)
+    now = [0.0]
+    monkeypatch.setattr("utils.console.time.monotonic", lambda: now[0])
+    with Progress(Console(), "test", total=4, quick=True) as progress:
+        progress.advance(1)
+        assert screen.getvalue() == ""
+        now[0] = 2.0
+        progress.advance(1)
+    assert " 50%" in screen.drawn[-1] and "1 images/s, 0:02 left" in screen.drawn[-1]
+
+
+NOTEBOOK = """
+import sys, types
+class Widget:
+    def __init__(self, *children, **options):
+        self.__dict__.update(options)
+        self.children = options.get("children", children)
+        self.layout = self.style = types.SimpleNamespace()
+        self.value = self.bar_style = ""
+    def close(self): closed.append(self)
+    def keys(self): return []
+closed, shown = [], []
+Shell = type("ZMQInteractiveShell", (), {"config": {"IPKernelApp": {}}})
+def module(name, **content):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__dict__.update(content)
+module("IPython", get_ipython=Shell)
+module("ipykernel.zmqshell")
+module("IPython.display", display=shown.append)
+module("ipywidgets", HTML=Widget, FloatProgress=Widget, HBox=Widget)
+from utils.console import Console, Progress
+with Progress(Console(), "epoch 1/2", 10) as progress:
+    progress.show(5, "loss 1.5")
+    (box,) = shown
+    left, bar, right = box.children
+    print(left.value, bar.value, right.value)
+print(type(progress._bar).__mro__[1].__module__)
+"""
+
+
+def test_a_notebook_gets_a_live_bar_of_tqdm_auto():
+    """With modules that stand for IPython and ipywidgets; stderr is no terminal there."""
+    words = [sys.executable, "-W", "error::UserWarning", "-c", NOTEBOOK]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    values, kind = ended.stdout.replace("\u2007", " ").splitlines()
+    assert values.startswith("epoch 1/2:  50% 5 ") and "5/10, " in values
+    assert values.endswith(" left, loss 1.5")
+    assert kind == "tqdm.notebook"
+
+
+def test_piped_output_has_no_bar(capsys, monkeypatch):
+    progress = Progress(Console(), "epoch 1/2", 10, left=lambda done: 100 - done)
+    progress.show(5, "loss 1.5")
+    printed = capsys.readouterr()
+    assert printed.err == "" and printed.out.startswith("epoch 1/2: 5/10 images, ")
+    assert printed.out.endswith("run 1:35 left, loss 1.5\n")
 
 
 def test_a_cell_stays_in_its_line_and_the_columns_aligned():

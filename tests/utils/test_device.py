@@ -106,6 +106,14 @@ def read_cpu_line(*args, **options):
 # --- The CPU ---
 
 
+def test_apples_gpu_is_named_as_not_used(machine, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    machine.set_cuda(is_available=lambda: False)
+    reason = read_cpu_line(0)
+    assert reason.startswith("no CUDA device found (Apple's GPU is not used: it has no float64")
+    assert read_cpu_line(-1) == ""
+
+
 @pytest.mark.parametrize("gpu_id", [None, 0, 3])
 def test_without_a_card_the_cpu_computes(machine, gpu_id):
     machine.break_cuda(RuntimeError("Found no NVIDIA driver on your system."))
