@@ -2,8 +2,11 @@
 
 import itertools
 
+import pytest
+
 from args import Settings
-from rundir.grouping import group_by, group_by_seed, list_differing
+from rundir.grouping import find_setting, format_value, group_by_seed, list_differing, rank
+from utils.errors import UserError
 
 
 def make(**values):
@@ -42,7 +45,26 @@ def test_lists_are_compared_by_their_values():
     assert list_differing(steps) == ["step_milestones"]
 
 
-def test_groups_by_chosen_settings_pool_all_others():
-    assert group_by(GRID, ["loss"]) == [[0, 2, 4, 6], [1, 3, 5, 7]]
-    assert group_by(GRID, ["seed", "lr"]) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert group_by(GRID, []) == [list(range(8))]
+def test_values_are_sorted_as_what_they_are():
+    def sort(name, values):
+        return sorted(values, key=lambda value: rank(name, value))
+
+    assert sort("lr", [10.0, 9, None, 0.5]) == [None, 0.5, 9, 10.0]
+    assert sort("loss", ["MSE", "BCE", "CE"]) == ["CE", "BCE", "MSE"]
+    assert sort("model", ["ResNet101", "ResNet18", "other"]) == ["ResNet18", "ResNet101", "other"]
+    assert sort("run_name", ["r10", "r9", "R1", "", "9"]) == ["", "9", "R1", "r9", "r10"]
+    assert sort("x", ["a", 1, [2, 1], True, None, [1, 3]]) == [None, 1, True, [1, 3], [2, 1], "a"]
+
+
+def test_values_for_people():
+    values = [0.1, 1e-5, 0.123456789, 5.0, True, None, [1, 20], "ResNet18"]
+    words = ["0.1", "1e-05", "0.123456789", "5", "on", "-", "1-20", "ResNet18"]
+    assert [format_value(value) for value in values] == words
+
+
+def test_settings_are_found_in_any_case():
+    assert find_setting("LR") == "lr" and find_setting("run", ["run"]) == "run"
+    with pytest.raises(UserError, match="did you mean optimizer"):
+        find_setting("optimiser")
+    with pytest.raises(UserError):
+        find_setting("resume")  # no run keeps it
