@@ -90,6 +90,7 @@ from metrics.distributions import (
 )
 from objective import LOSSES, OPTIMIZERS
 from rundir.checkpoints import check_single
+from rundir.labels import describe_runs, describe_subject, show_setting
 from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
@@ -100,6 +101,7 @@ from utils.files import check_picture, write_csv
 
 # Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
+LONGEST_PLACE = 20  # characters of a run's name on the x axis
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
@@ -160,7 +162,7 @@ def check_together(runs: Sequence[TrainedRun], data_dir: str | None) -> None:
 
 def differs(name: str, runs: Sequence[TrainedRun]) -> bool:
     """Return whether a setting is not the same in all runs."""
-    return len({getattr(run.settings, name) for run in runs}) > 1
+    return len({show_setting(run, name) for run in runs}) > 1
 
 
 def find_swept(runs: Sequence[TrainedRun]) -> str:
@@ -180,7 +182,7 @@ def sort_runs(
 
     def rank(pair: tuple[TrainedRun, Path]) -> tuple[Any, ...]:
         settings = pair[0].settings
-        panel = [str(getattr(settings, name)) for name in PANEL_SETTINGS]
+        panel = [str(show_setting(pair[0], name)) for name in PANEL_SETTINGS]
         panel_rank = losses.index(settings.loss), optimizers.index(settings.optimizer)
         swept = 0.0 if by == "run" else getattr(settings, by)
         return *panel, *panel_rank, -swept if by == FALLING else swept, settings.seed
@@ -193,21 +195,19 @@ def name_panels(runs: Sequence[TrainedRun]) -> list[str]:
     """Return the title of each run's panel."""
     names = [name for name in PANEL_SETTINGS if differs(name, runs)]
     names += ["loss", "optimizer"]
-    return [", ".join(str(getattr(run.settings, name)) for name in names) for run in runs]
+    return [", ".join(str(show_setting(run, name)) for name in names) for run in runs]
 
 
 def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> str:
     """Name the shared model and data set of the runs, the split and the checkpoint."""
-    shared = [name for name in ("model", "dataset") if not differs(name, runs)]
-    subject = " on ".join(str(getattr(runs[0].settings, name)) for name in shared)
     epoch = CHECKPOINT_NAMES.get(checkpoint, f"epoch {checkpoint}")
-    return ", ".join(part for part in (subject, SPLIT_NAMES[split], epoch) if part)
+    return ", ".join(part for part in (describe_subject(runs), SPLIT_NAMES[split], epoch) if part)
 
 
 def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
     """Return the name below each run. Raises UserError if two in one panel share a name."""
     if by == "run":
-        return [run.name for run in runs]
+        return shorten_places(runs)
     panels = name_panels(runs)
     values = [f"{getattr(run.settings, by):g}" for run in runs]
     if len(set(zip(panels, values, strict=True))) == len(runs):
@@ -222,6 +222,21 @@ def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
                 "give --by run"
             )
     return seeded
+
+
+def shorten_places(runs: Sequence[TrainedRun]) -> list[str]:
+    """Return the names of runs; if one is long, what differs within each panel."""
+    if max(len(run.name) for run in runs) <= LONGEST_PLACE:
+        return [run.name for run in runs]
+    panels = name_panels(runs)
+    places = [f"seed {run.settings.seed}" for run in runs]
+    for panel in set(panels):
+        within = [i for i, own in enumerate(panels) if own == panel]
+        if len(within) > 1:
+            texts = describe_runs([runs[i] for i in within], head=False)
+            for i, text in zip(within, texts, strict=True):
+                places[i] = text
+    return places
 
 
 def evaluate(
