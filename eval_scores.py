@@ -93,7 +93,6 @@ if __name__ == "__main__":
 
 import sys
 
-from args import Settings
 from figures.scores import Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
 from metrics import SPLIT_NAMES
@@ -103,6 +102,7 @@ from metrics.distributions import (
     compute_score_distributions,
 )
 from rundir.checkpoints import check_single
+from rundir.labels import describe_runs, describe_subject, show_setting
 from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
@@ -112,6 +112,7 @@ from utils.files import check_picture, write_csv
 
 # Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
+LONGEST_PLACE = 20  # characters of a run's name on the x axis
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
@@ -172,7 +173,7 @@ def check_together(runs: Sequence[TrainedRun], data_dir: str | None) -> None:
 
 def differs(name: str, runs: Sequence[TrainedRun]) -> bool:
     """Return whether a setting is not the same in all runs."""
-    return len({freeze(getattr(run.settings, name)) for run in runs}) > 1
+    return len({freeze(show_setting(run, name)) for run in runs}) > 1
 
 
 def find_swept(runs: Sequence[TrainedRun]) -> str:
@@ -198,18 +199,18 @@ def sort_runs(
 
     def place(pair: tuple[TrainedRun, Path]) -> tuple[Any, ...]:
         settings = pair[0].settings
-        panel = [str(getattr(settings, name)) for name in PANEL_SETTINGS]
+        panel = [str(show_setting(pair[0], name)) for name in PANEL_SETTINGS]
         panel_rank = [rank(name, getattr(settings, name)) for name in ("loss", "optimizer")]
-        swept = [] if by == RUN else [rank_swept(settings, name) for name in by.split(",")]
+        swept = [] if by == RUN else [rank_swept(pair[0], name) for name in by.split(",")]
         return *panel, *panel_rank, *swept, settings.seed
 
     pairs = sorted(zip(runs, checkpoints, strict=True), key=place)
     return [run for run, _ in pairs], [path for _, path in pairs]
 
 
-def rank_swept(settings: Settings, name: str) -> tuple[Any, ...]:
+def rank_swept(run: TrainedRun, name: str) -> tuple[Any, ...]:
     """Return the place of a run's value along the x axis."""
-    value = getattr(settings, name)
+    value = show_setting(run, name)
     return rank(name, -value if name == FALLING and value is not None else value)
 
 
@@ -217,26 +218,22 @@ def name_panels(runs: Sequence[TrainedRun]) -> list[str]:
     """Return the title of each run's panel."""
     names = [name for name in PANEL_SETTINGS if differs(name, runs)]
     names += ["loss", "optimizer"]
-    return [", ".join(str(getattr(run.settings, name)) for name in names) for run in runs]
+    return [", ".join(str(show_setting(run, name)) for name in names) for run in runs]
 
 
 def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> str:
     """Name the shared model and data set of the runs, the split and the checkpoint."""
-    shared = [name for name in ("model", "dataset") if not differs(name, runs)]
-    subject = " on ".join(str(getattr(runs[0].settings, name)) for name in shared)
     epoch = CHECKPOINT_NAMES.get(checkpoint, f"epoch {checkpoint}")
-    return ", ".join(part for part in (subject, SPLIT_NAMES[split], epoch) if part)
+    return ", ".join(part for part in (describe_subject(runs), SPLIT_NAMES[split], epoch) if part)
 
 
 def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
     """Return the name below each run. Raises UserError if two in one panel share a name."""
     if by == RUN:
-        return [run.name for run in runs]
+        return shorten_places(runs)
     panels = name_panels(runs)
     names = by.split(",")
-    values = [
-        ", ".join(format_value(getattr(run.settings, name)) for name in names) for run in runs
-    ]
+    values = [", ".join(format_value(show_setting(run, name)) for name in names) for run in runs]
     if len(set(zip(panels, values, strict=True))) == len(runs):
         return values
     seeded = [f"{value}, s{run.settings.seed}" for value, run in zip(values, runs, strict=True)]
@@ -249,6 +246,21 @@ def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
                 "give --by run"
             )
     return seeded
+
+
+def shorten_places(runs: Sequence[TrainedRun]) -> list[str]:
+    """Return the names of runs; if one is long, what differs within each panel."""
+    if max(len(run.name) for run in runs) <= LONGEST_PLACE:
+        return [run.name for run in runs]
+    panels = name_panels(runs)
+    places = [f"seed {run.settings.seed}" for run in runs]
+    for panel in set(panels):
+        within = [i for i, own in enumerate(panels) if own == panel]
+        if len(within) > 1:
+            texts = describe_runs([runs[i] for i in within], head=False)
+            for i, text in zip(within, texts, strict=True):
+                places[i] = text
+    return places
 
 
 def evaluate(

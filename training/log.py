@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from args import Settings
+from input_pipeline import name_data
 from input_pipeline.splits import DataSet
 from rundir.directory import Run
 from rundir.names import METRICS_COLUMNS
@@ -38,6 +39,7 @@ class RunLog:
     def introduce(self, data: DataSet, model: nn.Module, device_name: str) -> None:
         """Print network, data and what is to be known of it, run directory and device."""
         settings = self._settings
+        dataset = name_data(settings.dataset, settings.data_dir)
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
         tail = ""
@@ -46,7 +48,7 @@ class RunLog:
             most = format_count(max(sizes), "training image")
             tail = f"; the largest class has {most}, the smallest {min(sizes)}"
         self.console.say(
-            f"{settings.model} ({parameters:,} parameters) on {settings.dataset} with "
+            f"{settings.model} ({parameters:,} parameters) on {dataset} with "
             f"{settings.loss}, {settings.optimizer}, {train_size:,} training and {test_size:,} "
             f"test images{tail}"
         )
