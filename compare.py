@@ -16,19 +16,23 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from input_pipeline import SPLITS
+from metrics import MEASURES
 from rundir.compared import RUN
-from rundir.comparison import compare
+from rundir.comparison import Comparison, compare
 from rundir.comparison_text import (
     describe_comparison,
     explain_spread,
     format_blocks,
     format_cells,
     list_lines,
+    list_rows,
+    name_groups,
     sort_groups,
     write_markdown,
     write_tables,
 )
 from rundir.grouping import find_setting
+from rundir.names import METRICS_COLUMNS
 from utils.cli import Parser, PathText, check_value, name_of, run_command
 from utils.console import escape
 from utils.errors import UserError
@@ -36,6 +40,7 @@ from utils.files import check_target
 
 PROGRAM = "compare.py"
 ENDINGS = (".csv", ".md")
+PICTURE = Path("compare.png")  # of --plot without --out
 LINE_WIDTH = 100  # characters, where there is no terminal
 
 
@@ -89,6 +94,12 @@ def build_parser() -> Parser:
         help=".csv: all columns in full precision, differences in FILE_differences.csv; .md: the "
         "printed table",
     )
+    add(
+        "--plot",
+        action="store_true",
+        help=f"also draw the rows over the epochs: FILE.png of --out, or {PICTURE}; the measures "
+        "in FILE_nc.png (default: off)",
+    )
     return parser
 
 
@@ -117,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare_runs(args: argparse.Namespace) -> int:
     """Read, group, print and write. Raises UserError."""
     out = Path(args.out) if args.out else None
-    check_output(out)
+    check_outputs(out, args.plot)
     by = None if args.by is None else list(dict.fromkeys(args.by))
     comparison = compare(args.runs, by, args.split, args.checkpoint)
     if args.sort is not None:
@@ -136,17 +147,52 @@ def compare_runs(args: argparse.Namespace) -> int:
     elif out is not None:
         write_markdown(out, comparison, lines, args.checkpoint)
         written = [out]
+    if args.plot:
+        written += draw_pictures(comparison, out)
     for path in written:
         print(f"wrote {escape(str(path))}")
     return 0
 
 
-def check_output(out: Path | None) -> None:
-    """Refuse the name of a file that cannot be written. Raises UserError."""
+def check_outputs(out: Path | None, plot: bool) -> None:
+    """Refuse names of files that cannot be written. Raises UserError."""
     if out is not None:
         check_target("--out", out)
         if out.suffix.lower() not in ENDINGS:
             raise UserError(f"--out {str(out)!r}: the name must end in .csv or .md")
+    for path in name_pictures(out) if plot else ():
+        check_target("--plot", path)
+
+
+def name_pictures(out: Path | None) -> tuple[Path, Path]:
+    """Return the names of the pictures of metrics.csv and of nc_metrics.csv."""
+    path = PICTURE if out is None else out.with_suffix(".png")
+    return path, path.with_name(f"{path.stem}_nc.png")
+
+
+def draw_pictures(comparison: Comparison, out: Path | None) -> list[Path]:
+    """Draw the rows over the epochs; return the pictures. Raises UserError.
+
+    That of nc_metrics.csv has the rows whose runs all have its split there.
+    """
+    from figures.nc_curves import Curve, draw_nc_curves
+    from figures.style import save_figure
+    from figures.training_curves import SPLIT, draw_training_curves
+
+    training, measured = [], []
+    for name, group in zip(name_groups(comparison), comparison.groups, strict=True):
+        looks = group.get_shared("loss"), group.get_shared("optimizer")
+        rows = [list_rows(run.history.rows, METRICS_COLUMNS, SPLIT) for run in group.runs]
+        training.append(Curve(name, *looks, rows))
+        rows = [list_rows(run.measures.rows, MEASURES, comparison.split) for run in group.runs]
+        if all(rows):
+            measured.append(Curve(name, *looks, rows))
+    path, beside = name_pictures(out)
+    save_figure(draw_training_curves(training), path)
+    if not measured:
+        return [path]
+    save_figure(draw_nc_curves(measured), beside)
+    return [path, beside]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from args import Settings
+from input_pipeline import name_data
 from metrics import EVALUATED
 from rundir.config import Config, check_data, read_config
 from rundir.grouping import SEED, make_key
@@ -20,7 +21,7 @@ from utils.console import list_some
 from utils.errors import UserError
 
 RUN = "run"  # the column of --by that holds the run itself
-NAMED, FAULTS_NAMED = 20, 3  # runs, and faults of one file, that a line names; it counts the others
+NAMED, FAULTS_NAMED = 10, 3  # runs, and faults of one file, that a line names; it counts the others
 
 
 @dataclass
@@ -153,14 +154,14 @@ def _explain_missing(checkpoint: str) -> str:
 def _name_data(configs: Mapping[Path, Config]) -> dict[Path, str]:
     """Name the data set of each run.
 
-    Runs of equal settings that were trained on other data, as far as config.json shows, get other
-    names: "digits", "digits (2)".
+    A folder is named by its directory. Runs of equal settings that were trained on other data, as
+    far as config.json shows, get other names: "digits", "digits (2)".
     """
     names: dict[Path, str] = {}
     known: dict[Hashable, list[dict[str, Any]]] = {}
     for directory, config in configs.items():
-        name = config.settings.dataset
-        key = name, _identify(config.settings, (SEED, "loss"))
+        name = name_data(config.settings.dataset, config.settings.data_dir)
+        key = name, _identify(config.settings, (SEED, "loss", "dataset"))
         found = known.setdefault(key, [])
         same = (i for i, facts in enumerate(found) if _share_data(facts, config.facts))
         place = next(same, len(found))

@@ -47,6 +47,11 @@ class Group:
     runs: list[ComparedRun]
     summaries: dict[str, Summary]
 
+    def get_shared(self, name: str) -> Any:
+        """Return the value of a setting, None if it is not the same in all runs."""
+        values = [run.get(name) for run in self.runs]
+        return values[0] if all(value == values[0] for value in values) else None
+
 
 @dataclass
 class Difference:

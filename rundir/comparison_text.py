@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rundir.compared import RUN
 from rundir.comparison import Comparison, Difference, Group, Summary
 from rundir.grouping import format_value, rank
 from rundir.names import NAMED_FIRST
+from rundir.tables import Row
 from utils.console import escape, format_count, format_table
 from utils.errors import UserError
 from utils.files import encode, write_csv, write_whole
@@ -61,16 +62,23 @@ def _is_filled(groups: Sequence[Group], column: str) -> bool:
 
 def _has_copy(comparison: Comparison, column: str) -> bool:
     """Return whether a column of nc_metrics.csv has the same number in each row."""
-    copies = [
-        name
-        for name in comparison.measure_columns
-        if name in MEASURES
-        if MEASURES[name].history == column and MEASURES[name].split == comparison.split
-    ]
-    return bool(copies) and all(
-        group.summaries[copies[0]].mean is not None or group.summaries[column].mean is None
+    measured = [name for name in comparison.measure_columns if name in MEASURES]
+    copy = next((name for name in measured if _is_copy(name, column, comparison.split)), None)
+    return copy is not None and all(
+        group.summaries[copy].mean is not None or group.summaries[column].mean is None
         for group in comparison.groups
     )
+
+
+def _is_copy(name: str, column: str, split: str) -> bool:
+    """Return whether a measure of a split has the number of a column of metrics.csv.
+
+    train_nc1 of --nc_every is NC1. train_top1 is no measure: it is counted in training.
+    """
+    measure = MEASURES[name]
+    if measure.history is None:
+        return column == f"{split}_{name}"
+    return column == measure.history and split == measure.split
 
 
 def describe_column(name: str) -> Measure:
@@ -272,6 +280,46 @@ def format_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> st
 
 def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", escape(text))
+
+
+# --- For pictures ---
+
+
+def name_groups(comparison: Comparison) -> list[str]:
+    """Name each row for a legend by its settings, such as "BCE, lr 0.1, 3 runs"."""
+    names = []
+    for group in comparison.groups:
+        parts = [_name_label(name, value) for name, value in group.labels.items()]
+        count = len(group.runs)
+        if count > 1:
+            parts.append(format_count(count, "run"))
+        names.append(", ".join(parts) or group.runs[0].directory.name)
+    return names
+
+
+def _name_label(name: str, value: Any) -> str:
+    text = _cut(_format_label(name, value))
+    return text if name in (*NAMED_FIRST, RUN) else f"{name} {text}"
+
+
+def list_rows(
+    rows: Mapping[Hashable, Row], columns: Iterable[str], split: str
+) -> list[dict[str, Any]]:
+    """Return the rows of one file by epoch, each with all columns and its epoch and split.
+
+    Args:
+        rows: by epoch or by (epoch, split).
+        columns: of numbers; None where a row has none.
+        split: the rows to take of those by (epoch, split); that of the others.
+    """
+    names = list(columns)
+    found: dict[int, dict[str, Any]] = {}
+    for key, row in rows.items():
+        epoch, own = key if isinstance(key, tuple) else (key, split)
+        if own == split:
+            values = {name: row.get(name) for name in names}
+            found[epoch] = {**values, "epoch": epoch, "split": split}
+    return [found[epoch] for epoch in sorted(found)]
 
 
 # --- Files ---

@@ -9,8 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import compare
+from figures import style
+from figures.training_curves import PANELS
 from metrics import MEASURES
 from rundir.comparison_text import format_blocks, shorten_apart
 from rundir.names import METRICS_COLUMNS
@@ -221,6 +224,40 @@ def test_wide_tables_are_cut_into_blocks():
     assert format_blocks(header, cells, 1, 9).startswith("k   a   b\n")
 
 
+def read_points(figure, column):
+    """Means and deviations of the first curve of a panel of `draw_training_curves`."""
+    axis = figure.axes[list(PANELS).index(column)]
+    (low, high), line = axis.collections[0].get_paths()[0].get_extents().intervaly, axis.lines[0]
+    return line.get_ydata(), low, high
+
+
+def test_curves_have_a_band_over_seeds(grid, tmp_path, capsys, monkeypatch):
+    figures = []
+    save = style.save_figure
+    monkeypatch.setattr(style, "save_figure", lambda f, p: (figures.append(f), save(f, p)))
+    paths = [directory for directory, _ in grid]
+    call(capsys, *paths, "--plot", "--out", tmp_path / "t.md")
+    for name in ("t.png", "t_nc.png"):
+        Image.open(tmp_path / name).verify()
+    ours = [directory for directory, s in grid if (s["loss"], s["lr"]) == ("CE", 0.02)]
+    values = [[read_value(d, "test_loss", epoch) for d in ours] for epoch in (1, 2, 3)]
+    means, deviations = np.mean(values, axis=1), np.std(values, axis=1, ddof=1)
+    drawn, low, high = read_points(figures[0], "test_loss")
+    assert drawn == pytest.approx(means)
+    assert low == pytest.approx(min(means - deviations))
+    assert high == pytest.approx(max(means + deviations))
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert texts[:2] == ["CE, lr 0.02, 3 runs", "BCE, lr 0.02, 3 runs"]
+
+
+def test_curves_of_runs_without_measures(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = call(capsys, write_run(tmp_path / "r", measures=False), "--plot")
+    assert "wrote compare.png" in said.out
+    Image.open("compare.png").verify()
+    assert not (tmp_path / "compare_nc.png").exists()
+
+
 # --- What is left out, and what is refused ---
 
 
@@ -261,6 +298,12 @@ def test_other_data_is_another_row(tmp_path, capsys):
     call(capsys, tmp_path / "r", "--out", tmp_path / "t.csv")
     rows = read_csv(tmp_path / "t.csv")
     assert [(row["dataset"], row["n"]) for row in rows] == [("digits", "2"), ("digits (2)", "2")]
+    # Folders have the names of their directories, also one that is called as a known data set.
+    for i, name in enumerate(("pets", "digits")):
+        edit_config(tmp_path / "r" / f"{2 * i}", dataset="folder", data_dir=f"/data/{name}")
+    call(capsys, tmp_path / "r", "--out", tmp_path / "t.csv")
+    found = [(row["dataset"], row["n"]) for row in read_csv(tmp_path / "t.csv")]
+    assert found == [("digits", "1"), ("digits (2)", "2"), ("pets", "1")]
 
 
 def test_mistakes(grid, tmp_path, capsys):
