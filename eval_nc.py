@@ -61,6 +61,11 @@ def build_parser() -> Parser:
         metavar="WHICH",
         help="all, last, best, epochs such as 1,5,10-20, or names of files (default: all)",
     )
+    add(
+        "--all_rows",
+        action="store_true",
+        help="print every row, not only those of the last and the best checkpoint (default: off)",
+    )
     add("--force", action="store_true", help="compute again what has not changed (default: off)")
     add(
         "--out",
@@ -100,9 +105,10 @@ import sys
 
 from figures.nc_curves import Curve, draw_nc_curves
 from figures.style import save_figure
-from metrics.report import format_rows
+from metrics.report import Evaluated, format_rows
 from metrics.table import MetricsTable
 from rundir.evaluator import Evaluator
+from rundir.labels import group_runs, name_runs, shorten_names
 from rundir.opening import open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
@@ -149,14 +155,16 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         failures += failed
         tables.append(rows)
         if rows.current:
-            failures += draw([build_curve(run, rows)], run.directory / PICTURES[args.ema], console)
-    curves = [
-        build_curve(run, rows) for run, rows in zip(runs, tables, strict=True) if rows.current
-    ]
-    if len(curves) > 1:
-        failures += draw(curves, pictures / OVERLAYS[args.ema], console)
-    if any(rows.current for rows in tables):
-        console.say("\n" + format_rows([(run.name, run.chosen) for run in runs], tables, splits))
+            curves = build_curves([run], [rows])
+            failures += draw(curves, run.directory / PICTURES[args.ema], console)
+    evaluated = [i for i, rows in enumerate(tables) if rows.current]
+    runs, tables = [runs[i] for i in evaluated], [tables[i] for i in evaluated]
+    if len(runs) > 1:
+        failures += draw(build_curves(runs, tables), pictures / OVERLAYS[args.ema], console)
+    if runs:
+        console.say(
+            "\n" + format_rows(list_evaluated(runs, tables), splits, all_rows=args.all_rows)
+        )
     return MISTAKE if failures else 0
 
 
@@ -181,9 +189,24 @@ def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:
     return 0
 
 
-def build_curve(run: ChosenRun, rows: MetricsTable) -> Curve:
-    """Return a run's rows for a picture."""
-    return Curve(run.name, run.loss, run.optimizer, list(rows.current.values()))
+def build_curves(runs: Sequence[ChosenRun], tables: Sequence[MetricsTable]) -> list[Curve]:
+    """Return the curves of a picture: one for the runs that differ only in the seed."""
+    rows = [table.current for table in tables]
+    curves = []
+    for label, members in group_runs(runs, rows):
+        first = runs[members[0]]
+        own = [list(rows[i].values()) for i in members]
+        curves.append(Curve(label, first.loss, first.optimizer, own))
+    return curves
+
+
+def list_evaluated(runs: Sequence[ChosenRun], tables: Sequence[MetricsTable]) -> list[Evaluated]:
+    """Return the rows of runs for the table, under short names."""
+    described = zip(runs, tables, shorten_names(runs), name_runs(runs), strict=True)
+    return [
+        Evaluated(label, list(run.chosen), table.current, name if name != label else "")
+        for run, table, label, name in described
+    ]
 
 
 if __name__ == "__main__":

@@ -9,21 +9,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from input_pipeline import SPLITS
 from rundir.bare import add_bare_flags, parse_with_bare_flags
+from rundir.grouping import SEED, find_setting, format_value, freeze, list_differing, rank
 from utils.cli import Parser, PathText, add_evaluation_flags, check_value, name_of, run_command
+from utils.errors import UserError
 from utils.signals import StopSignal
 
 PROGRAM = "eval_scores.py"
 STOP_MESSAGE = "stopped; nothing was written"
-# The x axis can show these settings; the first that differs between runs is the default.
+# Labels of the x axis; other settings have their name. The first of these that differs between runs
+# is the default, then any other setting that differs.
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",
     "weight_decay_bias": "decay of the bias, $\\lambda_b$",
-    "run": "run",
 }
+RUN = "run"
 FALLING = "weight_decay_bias"  # its values fall along the x axis, as in the paper
 
 
@@ -38,9 +43,10 @@ def build_parser() -> Parser:
     add("runs", nargs="+", type=check_value(PathText), metavar="RUN", help="run directories")
     add(
         "--by",
-        type=check_value(name_of(X_LABELS, "x axis")),
+        type=check_value(Annotated[str, AfterValidator(check_axis)]),
         metavar="NAME",
-        help=f"the x axis: {', '.join(X_LABELS)} (default: the first that differs between runs)",
+        help="the x axis: a setting of train.py, several joined by commas, or run (default: the "
+        "first that differs between runs)",
     )
     add(
         "--split",
@@ -68,6 +74,14 @@ def build_parser() -> Parser:
     return parser
 
 
+def check_axis(text: str) -> str:
+    """Return the settings of the x axis, joined by commas, or "run". Raises UserError."""
+    names = [find_setting(name.strip(), [RUN]) for name in text.split(",")]
+    if RUN in names and len(names) > 1:
+        raise UserError(f"{text!r}: run stands alone")
+    return ",".join(dict.fromkeys(names))
+
+
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags. Exits with status 2 and one line on a mistake."""
     return parse_with_bare_flags(build_parser(), argv)
@@ -79,7 +93,6 @@ if __name__ == "__main__":
 
 import sys
 
-from args import Settings
 from figures.scores import Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
 from metrics import SPLIT_NAMES
@@ -88,18 +101,18 @@ from metrics.distributions import (
     compute_distribution,
     compute_score_distributions,
 )
-from objective import LOSSES, OPTIMIZERS
 from rundir.checkpoints import check_single
+from rundir.labels import describe_runs, describe_subject, show_setting
 from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
 from utils.console import Console, Progress, escape, format_table
 from utils.device import pick_device
-from utils.errors import UserError
 from utils.files import check_picture, write_csv
 
 # Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
+LONGEST_PLACE = 20  # characters of a run's name on the x axis
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
@@ -137,7 +150,7 @@ def draw(args: argparse.Namespace) -> int:
             progress.show(i + 1, run.name)
     progress.close()
     heading = compose_heading(runs, args.split, args.checkpoint)
-    save_figure(draw_violins(violins, X_LABELS[by], heading), picture)
+    save_figure(draw_violins(violins, label_axis(by), heading), picture)
     numbers = write_numbers(runs, violins, picture)
     console.say("\n" + format_statistics(runs, violins))
     console.say("\n" + "\n".join(f"wrote {escape(str(path))}" for path in (picture, *numbers)))
@@ -160,56 +173,67 @@ def check_together(runs: Sequence[TrainedRun], data_dir: str | None) -> None:
 
 def differs(name: str, runs: Sequence[TrainedRun]) -> bool:
     """Return whether a setting is not the same in all runs."""
-    return len({getattr(run.settings, name) for run in runs}) > 1
+    return len({freeze(show_setting(run, name)) for run in runs}) > 1
 
 
 def find_swept(runs: Sequence[TrainedRun]) -> str:
-    """Return the first setting of the x axis that is not the same in all runs, else "run"."""
-    swept = (name for name in X_LABELS if name in Settings.names() and differs(name, runs))
-    return next(swept, "run")
+    """Return the first setting that is not the same in all runs and names no panel, else "run"."""
+    panels = (*PANEL_SETTINGS, "loss", "optimizer", SEED)
+    swept = [name for name in X_LABELS if differs(name, runs)]
+    swept += list_differing([run.settings for run in runs], ignore=panels)
+    return swept[0] if swept else RUN
+
+
+def label_axis(by: str) -> str:
+    """Return the label of the x axis."""
+    return ", ".join(X_LABELS.get(name, name) for name in by.split(","))
 
 
 def sort_runs(
     runs: Sequence[TrainedRun], checkpoints: Sequence[Path], by: str
 ) -> tuple[list[TrainedRun], list[Path]]:
-    """Sort runs by panel, and within a panel by the swept setting; "run" keeps their order.
+    """Sort runs by panel, and within a panel by the swept settings; "run" keeps their order.
 
     Losses and optimizers stand in the order in which objective/ names them.
     """
-    losses, optimizers = list(LOSSES), list(OPTIMIZERS)
 
-    def rank(pair: tuple[TrainedRun, Path]) -> tuple[Any, ...]:
+    def place(pair: tuple[TrainedRun, Path]) -> tuple[Any, ...]:
         settings = pair[0].settings
-        panel = [str(getattr(settings, name)) for name in PANEL_SETTINGS]
-        panel_rank = losses.index(settings.loss), optimizers.index(settings.optimizer)
-        swept = 0.0 if by == "run" else getattr(settings, by)
-        return *panel, *panel_rank, -swept if by == FALLING else swept, settings.seed
+        panel = [str(show_setting(pair[0], name)) for name in PANEL_SETTINGS]
+        panel_rank = [rank(name, getattr(settings, name)) for name in ("loss", "optimizer")]
+        swept = [] if by == RUN else [rank_swept(pair[0], name) for name in by.split(",")]
+        return *panel, *panel_rank, *swept, settings.seed
 
-    pairs = sorted(zip(runs, checkpoints, strict=True), key=rank)
+    pairs = sorted(zip(runs, checkpoints, strict=True), key=place)
     return [run for run, _ in pairs], [path for _, path in pairs]
+
+
+def rank_swept(run: TrainedRun, name: str) -> tuple[Any, ...]:
+    """Return the place of a run's value along the x axis."""
+    value = show_setting(run, name)
+    return rank(name, -value if name == FALLING and value is not None else value)
 
 
 def name_panels(runs: Sequence[TrainedRun]) -> list[str]:
     """Return the title of each run's panel."""
     names = [name for name in PANEL_SETTINGS if differs(name, runs)]
     names += ["loss", "optimizer"]
-    return [", ".join(str(getattr(run.settings, name)) for name in names) for run in runs]
+    return [", ".join(str(show_setting(run, name)) for name in names) for run in runs]
 
 
 def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> str:
     """Name the shared model and data set of the runs, the split and the checkpoint."""
-    shared = [name for name in ("model", "dataset") if not differs(name, runs)]
-    subject = " on ".join(str(getattr(runs[0].settings, name)) for name in shared)
     epoch = CHECKPOINT_NAMES.get(checkpoint, f"epoch {checkpoint}")
-    return ", ".join(part for part in (subject, SPLIT_NAMES[split], epoch) if part)
+    return ", ".join(part for part in (describe_subject(runs), SPLIT_NAMES[split], epoch) if part)
 
 
 def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
     """Return the name below each run. Raises UserError if two in one panel share a name."""
-    if by == "run":
-        return [run.name for run in runs]
+    if by == RUN:
+        return shorten_places(runs)
     panels = name_panels(runs)
-    values = [f"{getattr(run.settings, by):g}" for run in runs]
+    names = by.split(",")
+    values = [", ".join(format_value(show_setting(run, name)) for name in names) for run in runs]
     if len(set(zip(panels, values, strict=True))) == len(runs):
         return values
     seeded = [f"{value}, s{run.settings.seed}" for value, run in zip(values, runs, strict=True)]
@@ -222,6 +246,21 @@ def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
                 "give --by run"
             )
     return seeded
+
+
+def shorten_places(runs: Sequence[TrainedRun]) -> list[str]:
+    """Return the names of runs; if one is long, what differs within each panel."""
+    if max(len(run.name) for run in runs) <= LONGEST_PLACE:
+        return [run.name for run in runs]
+    panels = name_panels(runs)
+    places = [f"seed {run.settings.seed}" for run in runs]
+    for panel in set(panels):
+        within = [i for i, own in enumerate(panels) if own == panel]
+        if len(within) > 1:
+            texts = describe_runs([runs[i] for i in within], head=False)
+            for i, text in zip(within, texts, strict=True):
+                places[i] = text
+    return places
 
 
 def evaluate(

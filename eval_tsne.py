@@ -136,11 +136,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from args import Settings
 from figures.style import save_figure
-from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
+from figures.tsne import Panel, draw_embeddings, render_image, write_gif
 from input_pipeline.selection import select_first
+from metrics import SPLIT_NAMES
 from metrics.tsne import check_perplexity, embed, load_library, scale_to_unit_square
+from rundir.labels import describe_runs, describe_subject, name_runs, show_setting
 from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
@@ -210,17 +211,17 @@ def check_together(runs: Sequence[ChosenRun], data_dir: str | None) -> list[str]
     names = find_classes(first, data_dir)
     for run in runs[1:]:
         others = find_classes(run, data_dir)
-        data_set, other_set = first.settings.dataset, run.settings.dataset
+        shown, other_shown = (show_setting(each, "dataset") for each in (first, run))
         if len(names) != len(others):
             raise UserError(
                 f"one figure shows one data set: {first.directory} has {len(names)} classes, "
                 f"{run.directory} has {len(others)}"
             )
-        if data_set != other_set or names != others:
-            classes = " with other classes" if data_set == other_set else ""
+        if first.settings.dataset != run.settings.dataset or names != others:
+            classes = " with other classes" if shown == other_shown else ""
             raise UserError(
-                f"one figure shows one data set: {first.directory} was trained on {data_set}, "
-                f"{run.directory} on {other_set}{classes}"
+                f"one figure shows one data set: {first.directory} was trained on {shown}, "
+                f"{run.directory} on {other_shown}{classes}"
             )
     return names
 
@@ -297,12 +298,11 @@ class Drawing:
     ) -> None:
         self._args, self._runs, self._rebuilder = args, runs, rebuilder
         self._classes, self._out, self._console = classes, out, console
-        unique = len({run.name for run in runs}) == len(runs)
-        self._names = [run.name if unique else str(run.directory) for run in runs]
+        self._names = name_runs(runs)
+        subject = describe_subject(runs)
+        self._title = ", ".join(filter(None, (subject, SPLIT_NAMES[args.split])))
         # All panels show the same epoch: the number of epochs is no difference between runs.
-        names = [name for name in Settings.names(shapes=True) if name != "epochs"]
-        settings = [run.settings.values(names) for run in runs]
-        self._title, self._panel_titles = compose_titles(settings, self._names, args.split)
+        self._panel_titles = describe_runs(runs, ignore=("epochs",))
         self._embeddings: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []
         self._frames: list[Image.Image] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
-from figures.style import STYLE, choose_colour, escape_name
+from figures.style import STYLE, add_legend, choose_colour, escape_name
 from objective import LOSSES
 
 APART = 0.14  # distance from the middle of a row to its first and last loss, in rows
@@ -47,7 +47,7 @@ def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt
         list(dict.fromkeys(getattr(accuracy, name) for accuracy in accuracies))
         for name in ("setting", "panel", "loss")
     )
-    size = (2.4 * len(panels) + 1.4, 0.34 * len(rows) + 1.1)
+    size = (2.4 * len(panels) + 1.4, 0.34 * len(rows) + 0.6)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         for axis, panel in zip(axes[0], panels, strict=True):
@@ -58,8 +58,9 @@ def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt
         axes[0][0].set_yticks(range(len(rows)), list(map(escape_name, rows)), fontsize=8)
         axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
         published = any(accuracy.published is not None for accuracy in accuracies)
-        _list_marks(axes[0][0], losses, f"paper ({escape_name(paper)}), " if published else None)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        _list_marks(axes[0][0], losses, f"paper ({paper}), " if published else None)
+        handles, names = axes[0][0].get_legend_handles_labels()
+        add_legend(figure, handles, names, 2, fontsize=8)
     return figure
 
 

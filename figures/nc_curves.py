@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,70 +20,129 @@ from figures.style import (
     add_legend,
     choose_colour,
     choose_line,
-    shorten_name,
+    escape_name,
+    measure_width,
+    wrap_name,
 )
 from metrics import MEASURES, PANELS, SPLIT_NAMES, Measure, Panel
 
 LONG = 12  # from this many epochs on, a "late" panel leaves out the first quarter
 MARKED = 25  # a line of at most this many points marks all; a longer one marks ten
-LEGEND_CHARACTERS = 105  # about this many characters of the legend fit the figure's width
-ENTRY_CHARACTERS = 84  # and this many of one entry, if its letters are wide
+WIDTH, ROW_HEIGHT = 5.6, 2.0  # inches, without the legend
+LEGEND_COLUMNS = 3
+ENTRY_WIDTH = 2.4  # inches of a legend's name; the longer name of a single run is the title
+EDGE = 0.03  # share of a y axis that stays free at either end: no mark is cut there
+BAND = 0.16  # opacity of a band
 # Opacity, and whether marks are filled, of the measures that share a panel.
 STRENGTHS = ((1.0, True), (0.45, False), (0.7, False), (0.25, True))
 
 
+class Points(NamedTuple):
+    """The points of a curve; nan leaves a gap in the line.
+
+    Attributes:
+        epochs: those that all runs have.
+        means: the mean over the runs.
+        deviations: the sample standard deviation over the runs; none for one run.
+    """
+
+    epochs: list[int]
+    means: list[float]
+    deviations: list[float] | None
+
+
 @dataclass
 class Curve:
-    """One run's rows of nc_metrics.csv, for a picture."""
+    """The rows of nc_metrics.csv of runs that share a line: of one run, or of several seeds.
+
+    Attributes:
+        name: in the legend.
+        loss, optimizer: of the runs; None if not known.
+        runs: the rows of each run.
+    """
 
     name: str
     loss: str | None
     optimizer: str | None
-    rows: Sequence[dict[str, Any]]
+    runs: Sequence[Sequence[Mapping[str, Any]]]
 
-    def list_points(self, column: str, split: str) -> tuple[list[int], list[float]]:
-        """Return epochs and values. An empty cell is nan and leaves a gap in the line."""
-        rows = [row for row in self.rows if row["split"] == split]
-        values = [math.nan if row[column] is None else row[column] for row in rows]
-        return [row["epoch"] for row in rows], values
+    def list_points(self, column: str, split: str) -> Points:
+        """Return the points of a measure. A point needs the epoch in all runs, and a value there.
+
+        Without a value in one of the runs it is nan.
+        """
+        cells = [
+            {row["epoch"]: row[column] for row in rows if row["split"] == split}
+            for rows in self.runs
+        ]
+        epochs = [epoch for epoch in cells[0] if all(epoch in each for each in cells)]
+        values = [[each[epoch] for each in cells] for epoch in epochs]
+        means = [_reduce(statistics.fmean, each) for each in values]
+        several = len(self.runs) > 1
+        deviations = [_reduce(statistics.stdev, each) for each in values] if several else None
+        return Points(epochs, means, deviations)
 
     def has_values(self, column: str) -> bool:
         """Return whether any row has a value in this column."""
-        return any(row[column] is not None for row in self.rows)
+        return any(row[column] is not None for rows in self.runs for row in rows)
 
     def choose_split(self, measure: Measure) -> str:
-        """Return the split of a measure's curve: its own if that was evaluated."""
-        present = {row["split"] for row in self.rows}
-        return measure.split if measure.split in present else min(present)
+        """Return the split of a measure's curve: its own if that was evaluated in all runs."""
+        present = set.intersection(*({row["split"] for row in rows} for rows in self.runs))
+        return measure.split if measure.split in present or not present else min(present)
+
+
+def _reduce(function: Any, values: Sequence[float | None]) -> float:
+    """Return a function of values; nan if one of them is absent or not finite."""
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    return function(numbers) if len(numbers) == len(values) else math.nan
 
 
 def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
-    """Draw the measures over the epochs, of one run or of several overlaid.
+    """Draw the measures over the epochs, of one curve or of several overlaid.
 
-    The colour shows the loss, the line the optimizer, and the mark the run. The scores and the
-    bias of one run are drawn beside their exact prediction.
+    The colour shows the loss, the line the optimizer, and the mark the curve. A band of one sample
+    standard deviation on either side surrounds the mean of several runs. The scores and the bias of
+    one run are drawn beside their exact prediction.
     """
     panels = list_panels(curves)
     layout = arrange_panels(panels)
     with plt.rc_context(STYLE):
-        size = (7.2, 2.5 * len(layout))
+        size = (WIDTH, ROW_HEIGHT * len(layout))
         figure, axes = plt.subplot_mosaic(layout, figsize=size, sharex=True)
         entries: list[tuple[Any, str]] = []  # of the legend: lines and their names
         for name, (panel, columns) in panels.items():
-            draw = _draw_measures if panel.alone else _draw_runs
+            draw = _draw_measures if panel.alone else _draw_curves
             lines = draw(axes[name], columns, curves, panel.scale)
             if panel.alone or not entries:
                 entries += lines
             _set_title(axes[name], panel, columns, curves)
             _scale(axes[name], panel.scale)
         _label_epochs(layout, axes)
+        entries = _name_single(figure, curves, entries)
+        if any(len(curve.runs) > 1 for curve in curves):
+            band = plt.Rectangle((0, 0), 1, 1, color="black", alpha=BAND, linewidth=0)
+            entries.append((band, "± standard deviation over seeds"))
         handles, names = zip(*entries, strict=True)
-        fitting = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, names)) + 8)))
-        add_legend(figure, handles, names, loc="outside lower center", ncols=fitting)
+        add_legend(figure, handles, names, LEGEND_COLUMNS, fontsize=8)
         for name, (panel, columns) in panels.items():
             if len(columns) > 1 and not panel.alone:
                 _name_measures(axes[name], columns)
     return figure
+
+
+def _name_single(
+    figure: plt.Figure, curves: Sequence[Curve], entries: list[tuple[Any, str]]
+) -> list[tuple[Any, str]]:
+    """Make the long name of a single curve the figure's title; return the legend's entries."""
+    (line, name), *others = entries
+    if len(curves) > 1 or measure_width(name) <= ENTRY_WIDTH:
+        return entries
+    title = wrap_name(curves[0].name, 0.95 * WIDTH, 8)
+    figure.suptitle(title, fontsize=8)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (2 + title.count("\n")))
+    looks = ", ".join(filter(None, (curves[0].loss, curves[0].optimizer)))
+    return [(line, looks or "run"), *others]
 
 
 def list_panels(curves: Sequence[Curve]) -> dict[str, tuple[Panel, list[str]]]:
@@ -99,7 +159,7 @@ def list_panels(curves: Sequence[Curve]) -> dict[str, tuple[Panel, list[str]]]:
     return {
         name: (panel, columns[name])
         for name, panel in panels.items()
-        if len(curves) == 1 or not panel.alone
+        if not panel.alone or (len(curves) == 1 and len(curves[0].runs) == 1)
     }
 
 
@@ -111,31 +171,32 @@ def arrange_panels(panels: dict[str, tuple[Panel, list[str]]]) -> list[list[str]
     return [row * 2 if len(row) == 1 else row for row in rows]
 
 
-def _draw_runs(
+def _draw_curves(
     axis: plt.Axes, columns: Sequence[str], curves: Sequence[Curve], scale: str
 ) -> list[tuple[Any, str]]:
-    """Draw measures of several runs; return the first measure's line of each, and its name."""
+    """Draw measures of several curves; return the first measure's line of each, and its name."""
     lines = []
     for curve, mark in zip(curves, itertools.cycle(RUN_MARKS), strict=False):
         style = {"color": choose_colour(curve.loss), "linestyle": choose_line(curve.optimizer)}
         for column, strength in _pair_strengths(columns):
-            epochs, values = curve.list_points(column, curve.choose_split(MEASURES[column]))
+            points = curve.list_points(column, curve.choose_split(MEASURES[column]))
             if scale == "log":
-                values = [value if 0 < value < math.inf else math.nan for value in values]
-            line = _plot(axis, epochs, values, marker=mark, **style, **strength)
+                means = [value if 0 < value < math.inf else math.nan for value in points.means]
+                points = points._replace(means=means)
+            line = _plot(axis, points, marker=mark, **style, **strength)
+            _fill_band(axis, points, style["color"], strength["alpha"])
             if column == columns[0]:
-                setting = f" ({curve.loss}, {curve.optimizer})" if curve.loss else ""
-                length = ENTRY_CHARACTERS - len(setting)
-                lines.append((line, shorten_name(curve.name, length) + setting))
+                lines.append((line, curve.name))
     return lines
 
 
 def _draw_measures(
     axis: plt.Axes, columns: Sequence[str], curves: Sequence[Curve], scale: str
 ) -> list[tuple[Any, str]]:
-    """Draw measures of one run, each in a colour of its own, and the exact prediction dashed.
+    """Draw measures of one run, each with looks of its own, and the exact prediction dashed.
 
-    Returns the lines and their names.
+    An open mark at the end of a prediction shows the measure to which it belongs. Returns the lines
+    and their names.
     """
     (curve,) = curves
     lines, predicted = [], False
@@ -144,13 +205,15 @@ def _draw_measures(
         look = SCORE_LOOKS.get(measure.quantity or "")
         colour = look.colour if look else f"C{i}"
         mark = look.mark if look else RUN_MARKS[i % len(RUN_MARKS)]
+        style: dict[str, Any] = {"color": colour, "marker": mark}
+        style["linestyle"] = look.line if look else "-"
         split = curve.choose_split(measure)
-        epochs, values = curve.list_points(column, split)
-        lines.append((_plot(axis, epochs, values, color=colour, marker=mark), measure.name))
+        points = curve.list_points(column, split)
+        lines.append((_plot(axis, points, **style), measure.name))
         if measure.predicted:
-            level = curve.list_points(measure.predicted, split)[1][-1]
+            level = curve.list_points(measure.predicted, split).means[-1]
             if not math.isnan(level):
-                axis.axhline(level, color=colour, linestyle="--", linewidth=1.2)
+                _draw_prediction(axis, level, colour, mark)
                 predicted = True
     if predicted:
         style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
@@ -158,13 +221,39 @@ def _draw_measures(
     return lines
 
 
-def _plot(axis: plt.Axes, epochs: list[int], values: list[float], **style: Any) -> Any:
+def _draw_prediction(axis: plt.Axes, level: float, colour: str, mark: str) -> None:
+    """Draw a level over all epochs, with an open mark at its right end."""
+    axis.axhline(
+        level,
+        color=colour,
+        linestyle="--",
+        linewidth=1.2,
+        marker=mark,
+        markersize=5,
+        markerfacecolor="white",
+        markevery=[1],
+        clip_on=False,
+        zorder=3,
+    )
+
+
+def _plot(axis: plt.Axes, points: Points, **style: Any) -> Any:
     """Draw a line with a mark at each value, or at ten if they are many. nan leaves a gap."""
     # matplotlib cannot space the marks of a line without values.
-    few = sum(map(math.isfinite, values)) <= MARKED
+    few = sum(map(math.isfinite, points.means)) <= MARKED
     every = 1 if few else 0.1
-    (line,) = axis.plot(epochs, values, markevery=every, markersize=4, linewidth=1.4, **style)
+    style = {"markersize": 4, "linewidth": 1.4, **style}
+    (line,) = axis.plot(points.epochs, points.means, markevery=every, **style)
     return line
+
+
+def _fill_band(axis: plt.Axes, points: Points, colour: str, strength: float) -> None:
+    """Fill the band of one standard deviation on either side of the means of several runs."""
+    if points.deviations is None:
+        return
+    means, deviations = np.array(points.means), np.array(points.deviations)
+    style = {"color": colour, "alpha": BAND * strength, "linewidth": 0}
+    axis.fill_between(points.epochs, means - deviations, means + deviations, **style)
 
 
 def _pair_strengths(columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,8 +285,10 @@ def _set_title(
 ) -> None:
     """Name a panel, and the split if all its curves have the same one."""
     splits = {curve.choose_split(MEASURES[column]) for curve in curves for column in columns}
-    named = f" ({SPLIT_NAMES[splits.pop()]})" if len(splits) == 1 else ""
-    axis.set_title(panel.title + named, fontsize=9)
+    named = f"({SPLIT_NAMES[splits.pop()]})" if len(splits) == 1 else ""
+    width = 0.43 * WIDTH * (2 if panel.alone else 1)
+    space = "\n" if measure_width(f"{panel.title} {named}") > width else " "
+    axis.set_title(f"{escape_name(panel.title)}{space}{named}".rstrip(), fontsize=9)
 
 
 def _label_epochs(layout: Sequence[Sequence[str]], axes: dict[str, plt.Axes]) -> None:
@@ -221,26 +312,55 @@ def _scale(axis: plt.Axes, scale: str) -> None:
         _scale_to_late(axis)
 
 
-def _collect_values(drawn: Iterable[Any]) -> np.ndarray:
-    """Return all finite values of several lines."""
-    values = np.concatenate([np.asarray(line, dtype=float) for line in drawn])
-    return values[np.isfinite(values)]
+def _collect_values(artists: Sequence[np.ndarray], late: bool = False) -> np.ndarray:
+    """Return all finite values of artists, each the points [N, 2] of a line or a band.
+
+    Args:
+        artists: the points.
+        late: whether to leave out the first quarter of the epochs if they are many.
+    """
+    values = [np.empty(0)]
+    for points in artists:
+        epochs = np.unique(points[:, 0])
+        begin = epochs[len(epochs) // 4] if late and len(epochs) >= LONG else -math.inf
+        values.append(points[points[:, 0] >= begin, 1])
+    together = np.concatenate(values)
+    return together[np.isfinite(together)]
+
+
+def _list_lines(axis: plt.Axes) -> list[np.ndarray]:
+    return [np.asarray(line.get_xydata(), dtype=float) for line in axis.lines]
+
+
+def _list_bands(axis: plt.Axes) -> list[np.ndarray]:
+    return [path.vertices for band in axis.collections for path in band.get_paths()]
 
 
 def _scale_from_zero(axis: plt.Axes) -> None:
     """Begin at 0 and leave a margin above the largest value."""
-    values = _collect_values(line.get_ydata() for line in axis.lines)
-    axis.set_ylim(0, 1.08 * values.max() if (values > 0).any() else None)
+    values = _collect_values([*_list_lines(axis), *_list_bands(axis)])
+    if (values > 0).any():
+        top = 1.08 * values.max()
+        axis.set_ylim(-EDGE * top, top)
+    else:
+        axis.set_ylim(-EDGE, 1)
 
 
 def _scale_to_decades(axis: plt.Axes) -> None:
-    """Take a log scale over whole decades, with labels between them if they are few."""
-    values = _collect_values(line.get_ydata() for line in axis.lines)
-    axis.set_yscale("log")
+    """Take a log scale over whole decades, with labels between them if they are few.
+
+    The lower end of a band may lie at or below 0, which no such scale shows: the lines alone decide
+    where the axis begins.
+    """
+    values = _collect_values(_list_lines(axis))
     if len(values) == 0:
         return
-    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
-    axis.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+    axis.set_yscale("log", nonpositive="clip")
+    highest = _collect_values([*_list_lines(axis), *_list_bands(axis)]).max()
+    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(highest))
+    high = max(high, low + 1)
+    edge = EDGE * (high - low)
+    axis.set_ylim(10.0 ** (low - edge), 10.0 ** (high + edge))
     if high - low <= 2:
         axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
@@ -248,12 +368,11 @@ def _scale_to_decades(axis: plt.Axes) -> None:
 
 def _scale_to_late(axis: plt.Axes) -> None:
     """Leave the rise of the first epochs out of the frame, for values in percent."""
-    drawn = [line.get_ydata() for line in axis.lines]
-    values = _collect_values(line[len(line) // 4 if len(line) >= LONG else 0 :] for line in drawn)
+    values = _collect_values([*_list_lines(axis), *_list_bands(axis)], late=True)
     if len(values) == 0:
         return
-    low, high = values.min(), values.max()
+    low, high = max(values.min(), 0.0), min(values.max(), 100.0)
     low = min(low, high - 1.0)
     margin = 0.08 * (high - low)
-    axis.set_ylim(max(low - margin, 0.0), min(high + margin, 101.0))
+    axis.set_ylim(low - margin, high + margin)
     axis.ticklabel_format(axis="y", useOffset=False)

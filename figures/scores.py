@@ -9,12 +9,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.style import SCORE_LOOKS, STYLE, escape_name, shorten_name
+from figures.style import (
+    SCORE_LOOKS,
+    STYLE,
+    add_legend,
+    fit_height,
+    measure_width,
+    shorten_name,
+    wrap_name,
+)
 from metrics.distributions import Distribution
 
 WIDTH = 0.42  # half of a violin's greatest width, in steps of the x axis
-PLACE_CHARACTERS = 20  # of a name on the x axis
-PANEL_SIZE = 2.7, 2.2  # width and height in inches
+PLACE_CHARACTERS = 40  # of a name on the x axis
+PLACE_WIDTH = 1.1  # inches of a line of it
+PANEL_SIZE = 2.7, 1.5  # width, and height of its axes, in inches
 
 
 @dataclass
@@ -53,7 +62,7 @@ def draw_violins(
         figure, grid = plt.subplots(
             rows,
             columns,
-            figsize=(max(width, 3.6), PANEL_SIZE[1] * rows + 0.7),
+            figsize=(max(width, 3.6), (PANEL_SIZE[1] + 1) * rows),
             sharey=True,
             squeeze=False,
         )
@@ -66,26 +75,26 @@ def draw_violins(
         for axis in grid.flat[max(0, len(titles) - columns) : len(titles)]:
             axis.set_xlabel(x_label)
         if heading:
-            figure.suptitle(escape_name(heading), fontsize=9)
-        _add_legend(figure, grid.flat[0], runs, columns)
+            figure.suptitle(wrap_name(heading, 0.95 * figure.get_figwidth()), fontsize=9)
+        _add_legend(figure, runs)
+        fit_height(figure, grid.flat[0], PANEL_SIZE[1], rows)
     return figure
 
 
 def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
-    axis.set_title(escape_name(title), fontsize=9)
+    axis.set_title(wrap_name(title, PANEL_SIZE[0] - 0.4), fontsize=9)
     for place, run in enumerate(runs):
         for kind, distribution in run.values.items():
             _draw_violin(axis, place, kind, distribution)
             exact = run.predicted.get(kind)
             if exact is not None:
-                ends = [place - 0.5, place + 0.5]
-                colour = SCORE_LOOKS[kind].colour
-                axis.plot(ends, [exact, exact], color=colour, linestyle="--", linewidth=1.1)
+                _draw_prediction(axis, place, kind, exact)
     names = [shorten_name(run.place, PLACE_CHARACTERS) for run in runs]
-    long = len(names) > 1 and max(map(len, names)) * len(names) > 28
+    widest = max(measure_width(name, 8) for name in names)
+    long = len(names) > 1 and (widest + 0.1) * len(names) > PANEL_SIZE[0] - 0.6
     axis.set_xticks(
         range(len(runs)),
-        list(map(escape_name, names)),
+        [wrap_name(name, PLACE_WIDTH if long else PANEL_SIZE[0] - 0.6, 8) for name in names],
         rotation=35 if long else 0,
         ha="right" if long else "center",
         rotation_mode="anchor",
@@ -93,6 +102,22 @@ def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
     )
     margin = 0.6 if len(runs) > 1 else 1.0
     axis.set_xlim(-margin, len(runs) - 1 + margin)
+
+
+def _draw_prediction(axis: plt.Axes, place: int, kind: str, exact: float) -> None:
+    """Draw a dashed line; an open mark at its right end shows the kind without colour."""
+    look = SCORE_LOOKS[kind]
+    axis.plot(
+        [place - 0.5, place + 0.44, place + 0.5],
+        [exact] * 3,
+        color=look.colour,
+        linestyle="--",
+        linewidth=1.1,
+        marker=look.mark,
+        markevery=[1],
+        markersize=3.5,
+        markerfacecolor="white",
+    )
 
 
 def _draw_violin(axis: plt.Axes, place: int, kind: str, values: Distribution) -> None:
@@ -104,51 +129,49 @@ def _draw_violin(axis: plt.Axes, place: int, kind: str, values: Distribution) ->
             positions,
             place - shape,
             place + shape,
-            facecolor=(look.colour, 0.35),
-            edgecolor=look.colour,
-            linewidth=0.8,
-            hatch=look.hatch,
+            **_choose_fill(kind),
         )
     else:
         ends = [place - WIDTH, place + WIDTH]
         axis.plot(ends, [values.mean, values.mean], color=look.colour, linewidth=1.2)
-    axis.plot(
-        place,
-        values.mean,
-        marker=look.mark,
-        markersize=4.5,
-        color=look.colour,
-        markeredgecolor="black",
-        markeredgewidth=0.6,
-        linestyle="none",
-    )
+    axis.plot(place, values.mean, **_choose_mark(kind))
 
 
-def _add_legend(figure: plt.Figure, axis: plt.Axes, runs: Sequence[Violins], columns: int) -> None:
+def _add_legend(figure: plt.Figure, runs: Sequence[Violins]) -> None:
+    """Name the kinds, each by its mark on a piece of its violin, and the exact prediction."""
+    handles: list[Any] = []
+    names = []
     for kind, look in SCORE_LOOKS.items():
         if any(kind in run.values for run in runs):
-            axis.plot(
-                [],
-                [],
-                marker=look.mark,
-                color=look.colour,
-                linestyle="none",
-                markeredgecolor="black",
-                markeredgewidth=0.6,
-                label=look.title,
-            )
+            violin = plt.Rectangle((0, 0), 1, 1, **_choose_fill(kind))
+            handles.append((violin, plt.Line2D([], [], **_choose_mark(kind))))
+            names.append(look.title)
     if any(value is not None for run in runs for value in run.predicted.values()):
-        axis.plot([], [], color="black", linestyle="--", linewidth=0.9, label="exact prediction")
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=4 if columns > 1 else 2,
-        fontsize=8,
-        columnspacing=1.0,
-        handletextpad=0.4,
-    )
+        handles.append(plt.Line2D([], [], color="black", linestyle="--", linewidth=0.9))
+        names.append("exact prediction")
+    add_legend(figure, handles, names, 4, fontsize=8, columnspacing=1.0, handletextpad=0.4)
+
+
+def _choose_fill(kind: str) -> dict[str, Any]:
+    look = SCORE_LOOKS[kind]
+    return {
+        "facecolor": (look.colour, 0.35),
+        "edgecolor": look.colour,
+        "linewidth": 0.8,
+        "hatch": look.hatch,
+    }
+
+
+def _choose_mark(kind: str) -> dict[str, Any]:
+    look = SCORE_LOOKS[kind]
+    return {
+        "marker": look.mark,
+        "markersize": 4.5,
+        "color": look.colour,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.6,
+        "linestyle": "none",
+    }
 
 
 def list_summaries(name: str, run: Violins) -> list[dict[str, Any]]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
-from figures.style import SCORE_LOOKS, STYLE
+from figures.style import SCORE_LOOKS, STYLE, add_legend, wrap_name
+
+WIDTH = 4.2  # inches
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
         points: in the order of the axis; they are drawn at equal distances.
     """
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.6, 3.2))
+        figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
         places = range(len(points))
         for name, look in SCORE_LOOKS.items():
             expected = [point.predicted[name] for point in points]
@@ -56,8 +58,9 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
         axis.plot([], [], color="black", linestyle="--", linewidth=1.4, label="exact prediction")
         axis.set_xticks(places, [f"{point.value:g}" for point in points])
         axis.set_xlabel(axis_label)
-        axis.set_title(title)
-        figure.legend(loc="outside lower center", ncols=2)
+        axis.set_title(wrap_name(title, 0.9 * WIDTH), fontsize=9)
+        handles, names = axis.get_legend_handles_labels()
+        add_legend(figure, handles, names, 2)
     return figure
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import torch
 
-from figures.style import SCORE_LOOKS, STYLE, escape_name
+from figures.style import SCORE_LOOKS, STYLE, add_legend, wrap_name
 from metrics.accuracy import find_best_threshold
 from metrics.extraction import Extracted
 
+WIDTH = 2.9  # inches of a panel
 HISTOGRAM_BINS = 40
 OUTER = 0.005  # the outer bins also count this share of the logits on either side
 
@@ -22,13 +23,13 @@ def draw_thresholds(panels: Sequence[tuple[str, Extracted]]) -> plt.Figure:
     threshold of the uniform accuracy.
     """
     with plt.rc_context(STYLE):
-        size = (3.6 * len(panels), 2.7)
+        size = (WIDTH * len(panels), 2.2)
         figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         for axis, (title, extracted) in zip(axes[0], panels, strict=True):
             _draw_histograms(axis, title, extracted)
         axes[0][0].set_ylabel("test images")
         handles, names = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        add_legend(figure, handles, names, 3)
     return figure
 
 
@@ -58,5 +59,5 @@ def _draw_histograms(axis: plt.Axes, title: str, extracted: Extracted) -> None:
     style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     axis.axvline(threshold, label="best single threshold", **style)
     shares = f"top-1 {100 * extracted.top1:.1f} %, uniform {100 * accuracy:.1f} %"
-    axis.set_title(f"{escape_name(title)}: {shares}")
+    axis.set_title(wrap_name(f"{title}: {shares}", 0.85 * WIDTH), fontsize=9)
     axis.set_xlabel("logit of a test image")

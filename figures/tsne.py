@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from figures.style import STYLE, add_legend, render, shorten_name, wrap_name
-from metrics import SPLIT_NAMES
 from utils.files import write_whole
 
 # Ten colours for any kind of colour vision (M. Petroff, arXiv:2107.02270) and ten marks. Class k
@@ -35,9 +34,8 @@ MARKS = "os^DvPX<p>"
 LEGEND_CLASSES = 20  # the legend names at most this many classes
 LEGEND_CHARACTERS = 20  # and shows at most this many characters of a name
 PANEL_SIDE = 2.4  # inches
-TITLE_LINES = 3  # a panel's title has at most about this many
+TITLE_LONGEST = 100  # characters of a panel's title
 TURNS = 5  # each class is drawn in this many parts by turns: no class hides another
-SHOWN_SETTINGS = 3  # a panel's title names at most this many settings beside loss and optimizer
 HOLD = 4  # the GIF's last frame stays this many times as long as the others
 
 
@@ -62,17 +60,11 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
         columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
         rows = -(-len(panels) // columns)
         width = max(PANEL_SIDE * columns, 3.4)
-        line = int(12 * width / columns)
-        titles = [
-            wrap_name(shorten_name(panel.title, TITLE_LINES * line), line) for panel in panels
-        ]
-        names = _shorten_names(classes)
-        legend_columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names), default=1))))
-        legend_columns = min(legend_columns, len(names) or 1)
-        legend_rows = -(-len(names) // legend_columns)
-        title = wrap_name(title, int(13 * width))
+        room = 0.82 * width / columns
+        titles = [wrap_name(shorten_name(panel.title, TITLE_LONGEST), room) for panel in panels]
+        title = wrap_name(title, 0.8 * width)  # in bold letters
         title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
-        height = PANEL_SIDE * rows + 0.3 + 0.16 * title_lines + 0.19 * legend_rows
+        height = PANEL_SIDE * rows + 0.3 + 0.16 * title_lines
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
             _scatter(axis, panel, list(classes))
@@ -80,7 +72,7 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         figure.suptitle(title, fontsize=9, fontweight="bold")
-        _add_legend(figure, classes, names, legend_columns)
+        _add_legend(figure, classes)
     return figure
 
 
@@ -102,16 +94,8 @@ def _choose_look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[ones], "marker": MARKS[(ones + tens) % 10]}
 
 
-def _shorten_names(classes: dict[int, str]) -> list[str]:
+def _add_legend(figure: plt.Figure, classes: dict[int, str]) -> None:
     if len(classes) > LEGEND_CLASSES:
-        return []
-    return [shorten_name(name, LEGEND_CHARACTERS) for name in classes.values()]
-
-
-def _add_legend(
-    figure: plt.Figure, classes: dict[int, str], names: list[str], columns: int
-) -> None:
-    if not names:
         note = f"{len(classes)} classes, each a colour and mark"
         figure.supxlabel(note, fontsize=8)
         return
@@ -121,16 +105,9 @@ def _add_legend(
         )
         for number in classes
     ]
-    add_legend(
-        figure,
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=8,
-        handletextpad=0.1,
-        columnspacing=0.8,
-    )
+    names = [shorten_name(name, LEGEND_CHARACTERS) for name in classes.values()]
+    spaces = {"handletextpad": 0.1, "columnspacing": 0.8}
+    add_legend(figure, handles, names, len(names), fontsize=8, **spaces)
 
 
 def render_image(figure: plt.Figure) -> Image.Image:
@@ -163,40 +140,3 @@ def write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
         optimize=False,
     )
     write_whole(path, lambda file: file.write(content.getvalue()))
-
-
-def compose_titles(
-    settings: Sequence[Mapping[str, Any]], names: Sequence[str], split: str
-) -> tuple[str, list[str]]:
-    """Compose the title of a figure and that of each panel.
-
-    A panel's title names loss and optimizer, and the model if the runs differ in it. If two of them
-    are still the same, it adds the settings in which these runs differ, or their names.
-
-    Args:
-        settings: for each run, the settings that shape what it learns.
-        names: the names of the runs.
-        split: "train" or "test".
-    """
-    models = {each["model"] for each in settings}
-    shared = f"{settings[0]['model']} on " if len(models) == 1 else ""
-    figure = f"{shared}{settings[0]['dataset']}, {SPLIT_NAMES[split]}"
-    keys = ("loss", "optimizer") if len(models) == 1 else ("model", "loss", "optimizer")
-    heads = [", ".join(each[key] for key in keys) for each in settings]
-    panels = []
-    for head, own, name in zip(heads, settings, names, strict=True):
-        alike = [each for each, other in zip(settings, heads, strict=True) if other == head]
-        differing = [
-            key for key, value in own.items() if any(each.get(key) != value for each in alike)
-        ]
-        if len(alike) == 1:
-            panels.append(head)
-        elif 0 < len(differing) <= SHOWN_SETTINGS:
-            panels.append(", ".join([head, *(f"{key} {_format(own[key])}" for key in differing)]))
-        else:
-            panels.append(f"{name} ({head})")
-    return figure, panels
-
-
-def _format(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

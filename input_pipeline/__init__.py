@@ -5,7 +5,9 @@ Imports no torch: an entry names its functions as text, "package.module:function
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 Channels = tuple[float, float, float]
 
@@ -58,6 +60,8 @@ class Source:
         sizes: images of the training and of the test set, where they are known beforehand.
         streams: the source consists of image files, which worker processes decode. They are held in
             memory if they are few.
+        named_by_directory: whether its samples are named by the directory they lie in, because the
+            source reads any.
         bundled_with: the package that the samples come with, so that they need no --data_dir.
         help: what it is, in a few words, if its name does not show it.
     """
@@ -72,6 +76,7 @@ class Source:
     num_classes: int | None = None
     sizes: tuple[int, int] | None = None
     streams: bool = False
+    named_by_directory: bool = False
     bundled_with: str | None = None
     help: str = ""
 
@@ -140,6 +145,7 @@ SOURCES: dict[str, Source] = {
         title="folder",
         side_finder="input_pipeline.folder:find_side",
         streams=True,
+        named_by_directory=True,
         help="any image tree",
     ),
 }
@@ -152,6 +158,17 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         mixer="input_pipeline.augmentation:BatchMixer",
     ),
 }
+
+
+def name_data(dataset: str, data_dir: str) -> str:
+    """Return the name of a data set for titles, tables and names of runs.
+
+    That of a folder is the name of its directory. A path that ends in "." or ".." counts from the
+    working directory.
+    """
+    if not SOURCES[dataset].named_by_directory:
+        return dataset
+    return Path(os.path.abspath(data_dir)).name or dataset
 
 
 def explain_bundled(dataset: str) -> str | None:

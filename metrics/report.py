@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from metrics import MEASURES, Measure
-from metrics.table import MetricsTable
+from metrics import EVALUATED, MEASURES, Measure
 from utils.console import format_table
 
+BEST_BY = "top1"  # the measure of the best checkpoint
+Rows = Mapping[tuple[int, str], Mapping[str, Any]]
 
-def format_rows(
-    runs: Sequence[tuple[str, Iterable[int]]],
-    tables: Sequence[MetricsTable],
-    splits: Sequence[str],
-) -> str:
-    """Format the chosen rows of all runs as one aligned table.
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The rows of one run, for the table.
+
+    Attributes:
+        name: the run's name, or a label in its place.
+        epochs: its chosen epochs, in order.
+        rows: its rows that hold, by epoch and split.
+        full_name: its name if `name` is a label.
+    """
+
+    name: str
+    epochs: Sequence[int]
+    rows: Rows
+    full_name: str = ""
+
+    def list_epochs(self, split: str) -> list[int]:
+        """Return the chosen epochs with a row of this split."""
+        return [epoch for epoch in self.epochs if (epoch, split) in self.rows]
+
+    def find_best(self, split: str) -> int | None:
+        """Return the first chosen epoch of the best top-1 on the test set.
+
+        Without any row of the test set it is the best of `split`. None without a value.
+        """
+        judged = "test" if self.list_epochs("test") else split
+        found = {epoch: self.rows[epoch, judged][BEST_BY] for epoch in self.list_epochs(judged)}
+        values = {epoch: value for epoch, value in found.items() if value is not None}
+        return max(values, key=lambda epoch: values[epoch], default=None)
+
+    def list_marked(self, splits: Sequence[str]) -> list[tuple[int, str, str]]:
+        """List the chosen rows: epoch, split, and "best", "last", both or nothing."""
+        marked = {}
+        for split in splits:
+            epochs, best = self.list_epochs(split), self.find_best(split)
+            for epoch in epochs:
+                words = {"best": epoch == best, "last": epoch == epochs[-1]}
+                marked[epoch, split] = ", ".join(word for word, holds in words.items() if holds)
+        keys = [(epoch, split) for epoch in self.epochs for split in splits]
+        return [(*key, marked[key]) for key in keys if key in marked]
+
+
+def format_rows(runs: Sequence[Evaluated], splits: Sequence[str], *, all_rows: bool = False) -> str:
+    """Format the last and the best checkpoint of each run and split as one aligned table.
+
+    Lines below it count the rows that are not shown, and give the full names of runs.
 
     Args:
-        runs: name and chosen epochs of each.
-        tables: their tables.
+        runs: the runs.
         splits: the chosen splits.
+        all_rows: whether all chosen rows are shown.
     """
-    shown = list_shown([row for rows in tables for row in rows.current.values()])
+    shown = list_shown([row for run in runs for row in run.rows.values()])
     header = ["run", "epoch", "split", *(measure.heading for measure in shown.values())]
-    lines = []
-    for (name, epochs), rows in zip(runs, tables, strict=True):
-        current = rows.current
-        for epoch, split in [(epoch, split) for epoch in epochs for split in splits]:
-            if (epoch, split) in current:
-                row = current[epoch, split]
-                cells = [measure.format(row[column]) for column, measure in shown.items()]
-                lines.append([name, str(epoch), split, *cells])
-    return format_table(header, lines)
+    lines, left_out = [], 0
+    for run in runs:
+        for epoch, split, mark in run.list_marked(splits):
+            if not mark and not all_rows:
+                left_out += 1
+                continue
+            row = run.rows[epoch, split]
+            cells = [measure.format(row[column]) for column, measure in shown.items()]
+            number = f"{epoch} {mark}" if len(run.epochs) > 1 else str(epoch)
+            lines.append([run.name, number.rstrip(), split, *cells])
+    parts = [format_table(header, lines)]
+    if left_out:
+        rows = "1 more row is" if left_out == 1 else f"{left_out} more rows are"
+        parts.append(f"{rows} in {EVALUATED}; --all_rows prints all")
+    names = [f"{run.name}: {run.full_name}" for run in runs if run.full_name]
+    return "\n\n".join([*parts, "\n".join(names)] if names else parts)
 
 
 def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:

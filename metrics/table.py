@@ -276,20 +276,21 @@ def read_rows(
     return rows, doubtful, faults
 
 
-def split_lines(content: bytes) -> list[tuple[int, list[str]]]:
+def split_lines(content: bytes, keys: tuple[str, ...] = KEY_COLUMNS) -> list[tuple[int, list[str]]]:
     """Return number and cells of each line that is not empty; the header is the first.
 
     Each line is parsed alone, so that a stray quote ends with its line. Delimiter, decimal comma
-    and byte order mark may be those of a spreadsheet. Raises ValueError if there is no header.
+    and byte order mark may be those of a spreadsheet. Raises ValueError if there is no header with
+    the columns `keys`.
     """
     # A byte that is not UTF-8 damages its cell, not the others.
     lines = content.decode("utf-8-sig", errors="replace").splitlines()
     filled = [(i, line) for i, line in enumerate(lines, start=1) if line.strip(DELIMITERS + " ")]
     header = filled[0][1] if filled else ""
     for delimiter in DELIMITERS:
-        if {"epoch", "split"} <= set(split_line(header, delimiter)):
+        if set(keys) <= set(split_line(header, delimiter)):
             return [(i, split_line(line, delimiter)) for i, line in filled]
-    raise ValueError("it does not begin with a header that names epoch and split")
+    raise ValueError(f"it does not begin with a header that names {' and '.join(keys)}")
 
 
 def split_line(line: str, delimiter: str) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from args import Settings
+from input_pipeline import name_data
 from rundir.archives import Origin, read_origin
 from rundir.checkpoints import find_checkpoints, list_files
 from rundir.config import Config, format_config, read_config
@@ -54,6 +55,7 @@ from utils.files import (
 from utils.locks import Lock, Occupied
 
 LONGEST_NAME = 180
+LONGEST_DATA = 40  # characters of the name of a folder's data set
 PATIENCE = 90  # seconds that a resume waits for another trainer, which may be saving its state
 LATER = ("epochs", "keep_checkpoints", "nc_every")  # a resume may change these for good
 WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_", "ema_")  # what files of a trainer begin with
@@ -377,14 +379,25 @@ def _check_replaceable(directory: Path, settings: Settings) -> None:
 
 def format_run_name(settings: Settings) -> str:
     """Return the default name: model, data set, loss, optimizer, other given settings, time."""
-    parts = [str(getattr(settings, name)) for name in NAMED_FIRST]
+    own = {"dataset": _name_data(settings)}
+    parts = [str(own.get(name) or getattr(settings, name)) for name in NAMED_FIRST]
     for name, value in settings.get_distinct().items():
         if name in NAMED_FIRST:
             continue
         values = "-".join(map(str, value)) if isinstance(value, list) else value
         parts.append(name if value is True else f"{name}{values}")
-    text = re.sub(r"[^A-Za-z0-9.+_-]", "", "_".join(parts))[:LONGEST_NAME]
+    text = _make_plain("_".join(parts))[:LONGEST_NAME]
     return f"{text}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _name_data(settings: Settings) -> str:
+    """Return the part of a run's name that a folder's directory gives; "" if that is not plain."""
+    return _make_plain(name_data(settings.dataset, settings.data_dir))[:LONGEST_DATA]
+
+
+def _make_plain(text: str) -> str:
+    """Return text without what the name of a directory must not have on any system."""
+    return re.sub(r"[^A-Za-z0-9.+_-]", "", text)
 
 
 def _is_occupied(directory: Path) -> bool:

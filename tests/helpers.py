@@ -4,8 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
-from utils.files import read_csv
+from args import Settings
+from input_pipeline import SPLITS
+from metrics import MEASURES
+from rundir.config import format_config
+from rundir.names import METRICS_COLUMNS
+from utils.files import read_csv, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,3 +76,24 @@ def read_table(run_dir: Path) -> dict[tuple[int, str], dict[str, str]]:
     """The rows of nc_metrics.csv by epoch and split."""
     rows = read_csv(run_dir / "nc_metrics.csv")
     return {(int(row["epoch"]), row["split"]): row for row in rows}
+
+
+def write_run(
+    directory: Path, epochs: int = 3, *, measures: bool = True, random: int = 0, **settings
+) -> Path:
+    """Write the config.json, metrics.csv and nc_metrics.csv of a run that nobody trained."""
+    generator = Random(random)
+    complete = {"model": "MLP", "epochs": epochs, "weight_decay_bias": 5e-4, **settings}
+    directory.mkdir(parents=True)
+    content = format_config(Settings(**complete), directory.name, "", {}, {})
+    write_json(directory / "config.json", content)
+
+    def draw(columns, **keys):
+        return {**{name: generator.uniform(1, 9) for name in columns}, **keys}
+
+    rows = [draw(METRICS_COLUMNS, epoch=epoch) for epoch in range(1, epochs + 1)]
+    write_csv(directory / "metrics.csv", METRICS_COLUMNS, rows)
+    if measures:
+        rows = [draw(MEASURES, epoch=row["epoch"], split=s) for row in rows for s in SPLITS]
+        write_csv(directory / "nc_metrics.csv", ("epoch", "split", *MEASURES), rows)
+    return directory

@@ -290,7 +290,7 @@ def test_a_flipped_bit_is_found_also_where_the_row_is_kept(run_dir, capsys):
     evaluate(capsys, run_dir)
     before = (run_dir / "nc_metrics.csv").read_bytes()
     flip_a_weight(run_dir / "epoch_002.pth")
-    said = evaluate(capsys, run_dir, status=2)
+    said = evaluate(capsys, run_dir, "--all_rows", status=2)
     assert "epoch_002.pth is damaged" in said.err
     assert "0 evaluated, 4 unchanged rows kept, 1 checkpoint failed" in said.out
     assert [line.split()[1] for line in said.out.splitlines() if line.startswith("run ")][1:] == [
@@ -422,7 +422,7 @@ def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys,
     loads = []
     whole = rebuild.build_data
     monkeypatch.setattr(rebuild, "build_data", lambda *a, **kw: loads.append(a) or whole(*a, **kw))
-    said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures")
+    said = evaluate(capsys, run_dir, other, "--out", tmp_path / "pictures", "--all_rows")
     assert len(loads) == 1
     assert "0 unchanged" in said.out
     for path in (run_dir, other):
@@ -431,6 +431,24 @@ def test_several_runs_share_the_data_and_are_overlaid(run_dir, tmp_path, capsys,
     lines = said.out.strip().split("\n\n")[-1].splitlines()
     assert len(lines) == 2 + 6 + 4  # header and rule, three and two epochs of two splits
     assert len({len(line) for line in lines}) == 1
+
+
+def test_seeds_share_a_line_and_long_names_are_shortened(tmp_path, capsys, monkeypatch):
+    flags = ["--epochs", 2, "--loss"]
+    named = [("a" * 40, "CE", 0), ("b" * 40, "CE", 1), ("c", "BCE", 0)]
+    runs = [train_run(tmp_path, name, *flags, loss, "--seed", s) for name, loss, s in named]
+    drawn = []
+    whole = eval_nc.draw_nc_curves
+    monkeypatch.setattr(eval_nc, "draw_nc_curves", lambda c: drawn.append(c) or whole(c))
+    said = evaluate(capsys, *runs)
+    assert [(curve.name, len(curve.runs)) for curve in drawn[-1]] == [
+        ("CE, SGD, 2 seeds", 2),
+        ("BCE, SGD", 1),
+    ]
+    nc1 = [float(read_table(run)[2, "train"]["nc1"]) for run in runs[:2]]
+    assert drawn[-1][0].list_points("nc1", "train").means[1] == pytest.approx(sum(nc1) / 2)
+    assert "\nCE, SGD, seed 1 " in said.out
+    assert f"\nCE, SGD, seed 1: {runs[1].name}\n" in said.out
 
 
 def test_precision(run_dir, tmp_path, capsys):

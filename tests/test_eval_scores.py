@@ -1,14 +1,18 @@
 """eval_scores.py: the numbers behind the violins, the pictures, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
 import eval_scores
 import train
+from args import Settings
 from metrics.scores import compute_decision_scores
+from rundir.config import Versions
 from rundir.rebuild import Rebuilder
-from rundir.trained import open_run
+from rundir.trained import TrainedRun, open_run
 from tests.helpers import assert_mistake, run
 from theory.minimum import predict
 from utils.files import read_csv
@@ -97,6 +101,43 @@ def test_seeds_share_a_panel(runs, tmp_path, capsys):
     twin = make(tmp_path, "twin", *flags)
     said = draw(capsys, *runs[:2], twin, "--out", tmp_path / "t.png", status=2)
     assert "give --by run" in said.err
+
+
+def make_trained(**values):
+    """A run that has settings alone."""
+    return TrainedRun(Path(f"{values}"), Settings(**values), {}, "", Versions())
+
+
+def order(by, *values):
+    """The names on the x axis, in their order, of runs that differ in one setting."""
+    runs = [make_trained(**{by: value}) for value in values]
+    runs, _ = eval_scores.sort_runs(runs, [run.directory for run in runs], by)
+    assert eval_scores.find_swept(runs) == by
+    return eval_scores.name_places(runs, by)
+
+
+def test_any_setting_can_be_the_x_axis():
+    assert order("lr", 0.1, 0.00123456789, 2.0, 0.02) == ["0.00123456789", "0.02", "0.1", "2"]
+    assert order("epochs", 9, 100, 10) == ["9", "10", "100"]
+    assert order("width", 64, None, 8) == ["-", "8", "64"]
+    assert order("step_milestones", [10, 2], [9, 20], None) == ["-", "9-20", "10-2"]
+    assert order("sep_decay", True, False) == ["off", "on"]
+    assert order("schedule", "step", "constant") == ["constant", "step"]
+    assert order("bias_init_mean", 10.0, 0.0, -1.0) == ["-1", "0", "10"]
+    assert order("weight_decay_bias", 0.1, 0.5, 0.0) == ["0.5", "0.1", "0"]  # as in the paper
+
+
+def test_several_settings_share_the_x_axis(runs, tmp_path, capsys):
+    draw(capsys, *runs, "--by", "SEED,bias_init_mean", "--out", tmp_path / "s.svg")
+    rows = read_csv(tmp_path / "s.csv")
+    assert [row["x"] for row in rows[::3]] == ["0, 0", "0, 4"] * 2
+    assert eval_scores.label_axis("seed,bias_init_mean") == "seed, initial mean of the bias"
+
+
+def test_an_unknown_setting_is_answered_with_the_nearest():
+    result = run("eval_scores.py", "r", "--out", "s.png", "--by", "bias_mean")
+    assert_mistake(result, "did you mean bias_init_mean?")
+    assert_mistake(run("eval_scores.py", "r", "--out", "s.png", "--by", "run,lr"), "run stands")
 
 
 def test_mistakes(runs, tmp_path, capsys):

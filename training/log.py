@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from args import Settings
+from input_pipeline import name_data
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics import MEASURES
@@ -60,10 +61,11 @@ class RunLog:
     def introduce(self, data: DataSet, model: nn.Module, device_name: str, space: str) -> None:
         """Print network, data and what is to be known of it, run directory, device and space."""
         settings = self._settings
+        dataset = name_data(settings.dataset, settings.data_dir)
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
         self.console.say(
-            f"{settings.model} ({parameters:,} parameters) on {settings.dataset} with "
+            f"{settings.model} ({parameters:,} parameters) on {dataset} with "
             f"{settings.loss}, {settings.optimizer}, {train_size:,} training and {test_size:,} "
             "test images"
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from figures.tsne import Panel, compose_titles, draw_embeddings, render_image, write_gif
+from figures.tsne import Panel, draw_embeddings, render_image, write_gif
 
 
 @pytest.mark.parametrize(("count", "axes"), [(1, 1), (2, 2), (4, 4), (5, 6)])
@@ -47,21 +47,15 @@ def test_a_gif_of_one_palette(tmp_path):
             assert np.abs(np.asarray(gif.convert("RGB"), int) - np.asarray(frame, int)).max() < 3
 
 
-def test_titles_keep_panels_apart():
-    base = {"model": "ViT", "dataset": "cifar10", "loss": "CE", "optimizer": "SGD", "lr": 0.1}
-    bce = {**base, "loss": "BCE"}
-    other = {**base, "lr": 0.2}
-    figure, panels = compose_titles([base, bce], ["a", "b"], "train")
-    assert figure == "ViT on cifar10, training set"
-    assert panels == ["CE, SGD", "BCE, SGD"]
-    assert compose_titles([base, other, bce], list("abc"), "test")[1] == [
-        "CE, SGD, lr 0.1",
-        "CE, SGD, lr 0.2",
-        "BCE, SGD",
-    ]
-    assert compose_titles([base, base], ["a", "b"], "train")[1] == [
-        "a (CE, SGD)",
-        "b (CE, SGD)",
-    ]
-    figure, panels = compose_titles([base, {**base, "model": "MLP"}], ["a", "b"], "test")
-    assert (figure, panels) == ("cifar10, test set", ["ViT, CE, SGD", "MLP, CE, SGD"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_no_text_is_cut_at_the_edges(count):
+    """Long titles are wrapped, and the legend has as many columns as fit."""
+    positions, labels = np.random.default_rng(0).random((40, 2)), np.repeat(np.arange(10), 4)
+    long = "BCE, AdamW, " + ", ".join(f"setting_{i} 0.01" for i in range(9))
+    classes = {k: f"a class of a long name {k}" for k in range(10)}
+    figure = draw_embeddings(f"{long}: epoch 1", [Panel(long, positions, labels)] * count, classes)
+    figure.draw_without_rendering()
+    whole = figure.get_tightbbox()
+    assert whole.x0 >= 0 and whole.x1 <= figure.get_figwidth()
+    assert whole.y0 >= 0 and whole.y1 <= figure.get_figheight()
+    assert figure.axes[0].get_window_extent().width > 1.4 * figure.dpi

@@ -35,6 +35,32 @@ def test_the_default_name_shows_what_differs(tmp_path):
     assert re.fullmatch(r"ResNet18_digits_BCE_SGD_lr0\.1_img_size16_sep_decay_[\d-]+", name)
 
 
+@pytest.mark.parametrize(
+    ("data_dir", "named"),
+    [
+        ("/x/birds/", "birds"),
+        ("birds/../cats", "cats"),
+        (".", "here"),
+        ("~/my birds (2)", "mybirds2"),
+        ("/x/汉字", "folder"),
+        ("/", "folder"),
+        ("/x/" + "b" * 60, "b" * 40),
+    ],
+)
+def test_the_default_name_has_the_directory_of_a_folder(tmp_path, monkeypatch, data_dir, named):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    settings = settings_for(tmp_path, "--dataset", "folder", "--data_dir", data_dir)
+    assert re.fullmatch(rf"ResNet18_{named}_BCE_SGD_[\d-]+", format_run_name(settings))
+
+
+def test_an_unnamed_run_of_a_folder_is_resumed(tmp_path):
+    flags = ["--dataset", "folder", "--data_dir", "/x/birds", "--epochs", "3"]
+    run = make_run(settings_for(tmp_path, *flags), 1)
+    assert run.name.startswith("ResNet18_birds_")
+    assert choose_run(settings_for(tmp_path, "--resume", *flags)).directory == run.directory
+
+
 def test_unnamed_runs_of_the_same_second_do_not_meet(tmp_path, monkeypatch):
     """All have decided on a name before the first directory is made."""
     monkeypatch.setattr(directory, "format_run_name", lambda settings: "same")
