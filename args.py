@@ -28,6 +28,7 @@ from utils.cli import (
     PlainName,
     Positive,
     Real,
+    count_or,
     known,
 )
 from utils.errors import UserError
@@ -112,6 +113,19 @@ class Settings(Table):
     )
     epoch_save_step: Count = run(
         1, "write epoch_NNN.pth every N epochs and after the last", short="every{}"
+    )
+    keep_checkpoints: count_or("all", "best") = run(  # type: ignore[valid-type]
+        "all",
+        "which epoch_NNN.pth stay: all, the newest N, or best: best_model.pth alone",
+        shapes=False,
+        before="all",
+        metavar="N|all|best",
+    )
+    nc_every: Natural = run(
+        0,
+        "measure neural collapse in training, every N epochs and after the last; 0: never",
+        shapes=False,
+        before=0,
     )
     save_interval: Natural = run(
         30, "least seconds between two writes of last.pth in training", shapes=False, before=30

@@ -19,6 +19,14 @@ from typing import Any
 
 from args import Settings, complete
 from input_pipeline import SOURCES
+from reproduction.checks import (
+    check_data,
+    explain_confirmation,
+    needs_confirmation,
+    refuse_cost,
+    refuse_lost_checkpoints,
+)
+from reproduction.cost import Cost, estimate_cost
 from reproduction.flags import (
     CLUSTER_FLAGS,
     DATA_DIR,
@@ -43,6 +51,13 @@ from utils.registry import load_function
 from utils.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parent
+# The program is found through its own directory, not the one that the user is in.
+TIMING = [
+    sys.executable,
+    "-P",
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from training.timing import main; main()",
+]
 STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from there"
 STOPPED_STATUSES = tuple(128 + number for number in SIGNALS)  # of a script that was stopped
 LOCK = ".reproduce.lock"
@@ -64,12 +79,16 @@ def reproduce(args: argparse.Namespace) -> int:
     refuse_idle_flags(args, work)
     if args.dry_run:
         print_commands(work, args)
+        print_cost(work, args)
         return 0
     for run in work.runs:  # refuse an existing run with other settings before any run starts
         complete(take_over_settings(Settings.from_flags(list_settings(work, run, args))))
+    refuse_lost_checkpoints(work)
     lock = prepare_results(work.out, args)  # held until the work is done
     begun, console = time.monotonic(), Console()
     if work.runs:
+        check_devices(args)
+        announce_cost(work, args, console)
         work = dataclasses.replace(work, failed=train_missing(work, args, console))
     if work.runs and not work.finished:
         raise UserError(f"no run has a result: {next(iter(work.failed.values()))}")
@@ -152,6 +171,44 @@ def print_commands(work: Work, args: argparse.Namespace) -> None:
         print(shlex.join(["python", f"{script}.py", *flags]))
 
 
+def find_cost(work: Work, args: argparse.Namespace) -> Cost:
+    """Find what is left to do; hours only where the runs are on this machine."""
+    places = divide_machine(args.jobs, list_devices(args))
+    timed = args.launcher != "slurm"
+    return estimate_cost(work, places, TIMING, args.data_dir, timed=timed)
+
+
+def print_cost(work: Work, args: argparse.Namespace) -> None:
+    """Print what the runs would take, on stderr and as comments: stdout holds commands alone."""
+    if not work.runs:
+        return
+    sys.stdout.flush()
+    cost = find_cost(work, args)
+    lines = cost.describe(work.save_dir)
+    if not cost.fits:
+        lines.append("the disk has too little room: the command would refuse to begin")
+    if needs_confirmation(work, cost):
+        lines.append(explain_confirmation(cost))
+    for line in lines:
+        print(f"# {escape(line)}", file=sys.stderr)
+
+
+def announce_cost(work: Work, args: argparse.Namespace, console: Console) -> None:
+    """Say what is about to be done, and check that it can be. Raises UserError."""
+    cost = find_cost(work, args)
+    for line in cost.describe(work.save_dir):
+        console.say(line)
+    refuse_cost(work, cost, confirmed=args.yes)
+    check_data([run for run in work.runs if not work.is_trained(run)], args.data_dir)
+
+
+def check_devices(args: argparse.Namespace) -> None:
+    """Refuse GPUs that this machine does not have. Raises UserError."""
+    given = [number for number in list_devices(args) if number is not None and number >= 0]
+    if given and args.launcher != "slurm":
+        load_function("utils.device:check_gpus")("--gpu_ids" if args.gpu_ids else "--gpu_id", given)
+
+
 def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
     """Make and lock the results directory. Raises UserError if it holds another result."""
     make_directory("--out", out)
@@ -182,8 +239,6 @@ def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dic
     """Train every run that is not finished; return why runs failed, by their names."""
     missing = [run for run in work.runs if not work.is_trained(run)]
     count = len(missing)
-    place = escape(str(work.save_dir))
-    console.say(f"{len(work.runs)} runs, {count} to train, run directories under {place}")
     progress = Progress(console, "training", count, unit="run")
     failed = {}
     for done, (name, outcome) in enumerate(launch(work, missing, args, console), start=1):
@@ -217,9 +272,6 @@ def launch(
             extra=dict(args.slurm or ()),
             say=console.say,
         )
-    given = [number for number in list_devices(args) if number is not None and number >= 0]
-    if given:
-        load_function("utils.device:check_gpus")("--gpu_ids" if args.gpu_ids else "--gpu_id", given)
     begun = {run.name: threads for run in runs if (threads := work.find_threads(run)) is not None}
     places = Places(divide_machine(args.jobs, list_devices(args)), begun)
     if args.launcher == "local":

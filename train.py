@@ -30,10 +30,18 @@ from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
 from rundir.building import build_batches, build_network, build_precision, build_run_data
 from rundir.directory import Run, choose_run
+from rundir.space import describe_space
+from training.collapse import CollapseRecorder
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.saving import Saver
-from training.setup import build_objective, build_optimizer, choose_graphs, set_epoch_rate
+from training.setup import (
+    build_objective,
+    build_optimizer,
+    choose_graphs,
+    count_bytes,
+    set_epoch_rate,
+)
 from training.state import TrainState
 from training.step import Step, build_step, check_compiler, explain_compile_error
 from utils.cli import NOT_FINITE, run_command
@@ -50,6 +58,7 @@ def train(
     model: nn.Module,
     precision: Precision,
     log: RunLog,
+    collapse: CollapseRecorder,
     stop: StopSignal,
 ) -> None:
     """Train and test epoch by epoch; save the weights and the state after each epoch.
@@ -68,7 +77,7 @@ def train(
     state = TrainState(settings, model, optimizer, scaler, meter)
     if run.resumed:
         state.load(run)
-        run.extend_config(settings.epochs)
+        run.extend_config()
     log.begin(state)
     with Saver(run, state) as saver:  # writes the files, also at a stop
         for epoch in range(state.epoch + 1, settings.epochs + 1):
@@ -78,7 +87,8 @@ def train(
             row |= evaluate(model, test_batches, settings.loss, precision, stop)
             if not math.isfinite(row["test_loss"]):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
-            saver.save_epoch(row)
+            measured = collapse.measure(model, epoch, stop)
+            saver.save_epoch(row | measured.columns, measured)
             log.record_epoch(state)
     log.end(state)
 
@@ -170,15 +180,17 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     torch.manual_seed(settings.seed)
     model = precision.place(build_network(settings, data))
     batches = build_batches(settings, data, precision)
+    space = describe_space(run, *count_bytes(model))
 
     with run:
         if not run.resumed:
             run.write_config(settings, data.facts(), device_name)
         log = RunLog(run, settings)
-        log.introduce(data, model, device_name)
+        log.introduce(data, model, device_name, space)
+        collapse = CollapseRecorder(run, data, batches, log.console)
         stop.wait_for_step()
         try:
-            train(settings, run, batches, model, precision, log, stop)
+            train(settings, run, batches, model, precision, log, collapse, stop)
         except Stopped:
             log.record_stop()
             raise

@@ -23,6 +23,7 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from rundir.building import build_batches
 from rundir.directory import Run
+from training.collapse import CollapseRecorder
 from training.log import RunLog
 from utils.signals import Stopped, StopSignal
 
@@ -129,4 +130,5 @@ def train_in_directory(
     ):
         run.write_config(settings, data.facts(), str(device))
         log = RunLog(run, settings)
-        train.train(settings, run, batches, model, precision, log, StopSignal())
+        collapse = CollapseRecorder(run, data, batches, log.console)
+        train.train(settings, run, batches, model, precision, log, collapse, StopSignal())

@@ -57,6 +57,7 @@ class Source:
             images.
         rotation: the largest angle of DA1 in degrees.
         num_classes: K, where it is known beforehand.
+        sizes: images of the training and of the test set, where they are known beforehand.
         streams: the source consists of image files, which worker processes decode. They are held in
             memory if they are few.
         named_by_directory: whether its samples are named by the directory they lie in, because the
@@ -73,6 +74,7 @@ class Source:
     std: Channels | None = None
     rotation: float = 0.0
     num_classes: int | None = None
+    sizes: tuple[int, int] | None = None
     streams: bool = False
     named_by_directory: bool = False
     bundled_with: str | None = None
@@ -109,6 +111,7 @@ SOURCES: dict[str, Source] = {
         mean=MNIST_MEAN,
         std=MNIST_STD,
         num_classes=10,
+        sizes=(60_000, 10_000),
     ),
     "cifar10": Source(
         "input_pipeline.known:read_cifar10",
@@ -117,6 +120,7 @@ SOURCES: dict[str, Source] = {
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         num_classes=10,
+        sizes=(50_000, 10_000),
     ),
     "cifar100": Source(
         "input_pipeline.known:read_cifar100",
@@ -126,12 +130,14 @@ SOURCES: dict[str, Source] = {
         std=CIFAR_STD,
         rotation=15.0,
         num_classes=100,
+        sizes=(50_000, 10_000),
     ),
     "digits": Source(
         "input_pipeline.digits:read_digits",
         title="digits",
         side=8,
         num_classes=10,
+        sizes=(1437, 360),
         bundled_with="scikit-learn",
     ),
     "folder": Source(

@@ -124,6 +124,36 @@ def identify_dataset(
     return facts | describe_identity(fingerprints, _find_test_split(chosen), source.streams)
 
 
+def count_samples(
+    name: str,
+    data_dir: str | Path,
+    *,
+    sample_size: int | None = None,
+    imbalance_factor: float = 1.0,
+    test_sample_size: int | None = None,
+) -> tuple[int, int, int] | None:
+    """Count the classes, training images and test images that `load_dataset` gives.
+
+    Image files are listed. Of other sources nothing is read: their entry knows the sizes, and the
+    classes count as equal. Arguments and errors are those of `load_dataset`.
+
+    Returns:
+        None for a source that would have to be read.
+    """
+    source = SOURCES[find_name(name, SOURCES, "data set")]
+    selections = _build_selections(sample_size, imbalance_factor, test_sample_size)
+    if source.streams:
+        chosen = _choose_samples(source, _check_root(source, data_dir), selections, SPLITS)
+        train, test = (chosen[split].labels for split in SPLITS)
+        return len(chosen["train"].classes), len(train), len(test)
+    if source.sizes is None or source.num_classes is None:
+        return None
+    classes = [str(number) for number in range(source.num_classes)]
+    labels = (torch.arange(size) % source.num_classes for size in source.sizes)
+    train, test = (selections[s].choose(y, classes) for s, y in zip(SPLITS, labels, strict=True))
+    return source.num_classes, len(train), len(test)
+
+
 def find_image_side(name: str, data_dir: str | Path, img_size: int | None) -> int:
     """Find the shorter side in pixels of the images that `load_dataset` gives, before it does.
 

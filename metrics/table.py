@@ -85,15 +85,19 @@ class MetricsTable:
         """Return whether there is a row with this fingerprint."""
         return self._fingerprints.get(key) == fingerprint
 
-    def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
+    def put(self, key: Key, fingerprint: str | None, values: Mapping[str, float | None]) -> None:
         """Add or replace a row, and write both files with it.
 
-        Rows that another evaluation has written meanwhile stay: the files are read again first.
+        A row of weights that no file holds has no fingerprint. Rows that another evaluation has
+        written meanwhile stay: the files are read again first.
         """
         with self._hold_lock():
             self._read()
             self.rows[key] = {"epoch": key[0], "split": key[1], **values}
-            self._fingerprints[key] = fingerprint
+            if fingerprint is None:
+                self._fingerprints.pop(key, None)
+            else:
+                self._fingerprints[key] = fingerprint
             self._changed.discard(key)
             self._write_rows()
             # The CSV is written first: a kill between the two leaves a row without a fingerprint,

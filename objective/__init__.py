@@ -36,11 +36,13 @@ class Optimizer:
         function: maps (parameter groups, learning rate) to a torch.optim.Optimizer.
         help: its fixed settings, in a few words.
         line: the line style in figures.
+        buffers: numbers that it keeps for each trained parameter, all in last.pth.
     """
 
     function: str
     help: str = ""
     line: str = ":"
+    buffers: int = 0
 
 
 LOSSES: dict[str, Loss] = {
@@ -60,7 +62,7 @@ LOSSES: dict[str, Loss] = {
     "MSE": Loss("objective.losses:mean_squared_error", colour="#2ca02c"),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
-    "SGD": Optimizer("objective.optimizers:build_sgd", help="momentum 0.9", line="--"),
-    "AdamW": Optimizer("objective.optimizers:build_adamw", line="-"),
+    "SGD": Optimizer("objective.optimizers:build_sgd", help="momentum 0.9", line="--", buffers=1),
+    "AdamW": Optimizer("objective.optimizers:build_adamw", line="-", buffers=2),
 }
 SCHEDULES = ("cosine", "step", "constant")  # see objective.schedules

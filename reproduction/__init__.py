@@ -58,7 +58,7 @@ class Experiment:
         image_side: side in pixels to which the paper resizes the images of a source that streams.
         save_every: epochs between checkpoints; None: the last epoch alone is saved.
         checkpoints: the checkpoints for eval_nc.py: last, all, best, or epochs such as 1,5,10-20;
-            None: none.
+            None: none. Runs keep no others, besides best_model.pth, where train.py can do so.
         epochs: the first and the last epoch to measure and draw, in place of `checkpoints`. A
             shorter run takes its last half.
         overlays_curves: whether eval_nc.py draws the curves of all runs in one picture.
@@ -67,8 +67,11 @@ class Experiment:
             it, the last epoch counts.
         published: maps the settings of a run in the paper's terms to the paper's numbers by
             measure.
+        network_known: whether `models` are the networks of the paper's numbers.
         titles: the paper's names for its data sets, where they differ from those of
             `input_pipeline.SOURCES`.
+        sizes: (classes, training images, test images) of the paper's data set, by the name of a
+            source that can hold others.
         find_results: maps (work, failed) to the results, see reproduction.results.
         draw: maps the work to a drawing, see reproduction.pictures.
         swept: the setting on the x axis of its score figure.
@@ -89,7 +92,9 @@ class Experiment:
     overlays_curves: bool = False
     measures: tuple[str, ...] = ("top1", "uniform_accuracy")
     published: str | None = None
+    network_known: bool = True
     titles: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     find_results: str = "reproduction.results:collect_results"
     draw: str = "reproduction.pictures:draw_accuracies"
     swept: str | None = None
@@ -105,6 +110,13 @@ class Experiment:
             return self.checkpoints
         first, last = choose_epochs(self.epochs, epochs)
         return f"{first}-{last}"
+
+    def choose_kept(self, epochs: int) -> str | int:
+        """Return the `keep_checkpoints` of runs of `epochs` epochs: what will be measured."""
+        chosen = self.choose_checkpoints(epochs)
+        if chosen in (None, "best"):
+            return "best"
+        return 1 if chosen == "last" else "all"
 
 
 def choose_epochs(asked: tuple[int, int], epochs: int) -> tuple[int, int]:
@@ -232,6 +244,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoints="last",
         measures=("top1", "uniform_accuracy", "top1_many", "top1_medium", "top1_few"),
         published="reproduction.published:look_up_long_tail",
+        network_known=False,
+        titles={"cifar100": "CIFAR100-LT"},
     ),
     "imagenet": Experiment(
         title="ImageNet-1K",
@@ -244,6 +258,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         image_side=224,
         published="reproduction.published:look_up_imagenet",
         titles={"folder": "ImageNet-1K"},
+        sizes={"folder": (1000, 1_281_167, 50_000)},
     ),
     "theory": Experiment(
         title="The unconstrained-feature model",

@@ -121,7 +121,13 @@ def add_place_flags(group: Any) -> None:
     group.add_argument(
         "--dry_run",
         action="store_true",
-        help="print the training commands, one a line, and do nothing (default: off)",
+        help="print the training commands, one a line, and on stderr what they would take; train "
+        "nothing (default: off)",
+    )
+    group.add_argument(
+        "--yes",
+        action="store_true",
+        help="train at full scale without CUDA, too, which takes days (default: off)",
     )
     group.add_argument(
         "--save_dir",

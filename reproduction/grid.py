@@ -34,7 +34,8 @@ class GridRun:
         given: the settings that its command gives, in order.
         settings: the complete settings.
         group: the labels of its setting. Runs that differ in the seed alone share them.
-        stands_for: the paper's data set and model to compare with.
+        stands_for: the data set and the network of the paper's numbers for it.
+        is_papers: whether it trains that network on that data set, all of it, for as long.
     """
 
     name: str
@@ -42,6 +43,7 @@ class GridRun:
     settings: Settings
     group: tuple[tuple[str, Any], ...]
     stands_for: Mapping[str, str]
+    is_papers: bool = False
 
     def flags(self) -> list[str]:
         """Return the flags of train.py that give its settings."""
@@ -120,33 +122,42 @@ def _build_run(
     optimizer = chosen.get("optimizer", Settings.model_fields["optimizer"].default)
     rate_flag = f"lr_{optimizer}"
     given_here = {name: value for name, value in overrides.items() if not name.startswith("lr_")}
+    sizes = _choose_sizes(experiment, scale, dataset, model)
     settings = {
         "model": model,
         "dataset": dataset,
         "loss": labels["loss"],
-        **_choose_sizes(experiment, scale, dataset, model),
+        **sizes,
         **chosen,
         **given_here,
         "lr": overrides.get(rate_flag) or chosen.get("lr") or scale.rates.get(optimizer),
         "seed": seed,
     }
     settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
+    kept = experiment.choose_kept(settings["epochs"])
+    settings["keep_checkpoints"] = None if kept == "all" else kept  # the default is not given
     given = {name: value for name, value in settings.items() if value is not None}
     spelled = _list_spelled(experiment, scale_name) - set(given_here)
     own_words = [f"{name}{value}" for name, value in given_here.items()]
     if rate_flag in overrides:
         own_words.append(f"lr{given['lr']:g}")
     complete_settings = complete(Settings.from_flags(given))
+    stands_for = {
+        "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
+        "model": model if model in experiment.models else experiment.models[0],
+    }
+    unchanged = all(sizes.get(name) == value for name, value in given_here.items())
     first_words = [str(getattr(complete_settings, name)) for name in NAMED_FIRST]
     return GridRun(
         name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
         given=given,
         settings=complete_settings,
         group=tuple((name, settings[name]) for name in labels),
-        stands_for={
-            "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
-            "model": model if model in experiment.models else experiment.models[0],
-        },
+        stands_for=stands_for,
+        is_papers=scale.is_papers
+        and experiment.network_known
+        and unchanged
+        and stands_for == {"dataset": dataset, "model": model},
     )
 
 

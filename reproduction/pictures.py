@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline import SOURCES
 from metrics import MEASURES
 from reproduction import choose_epochs
 from reproduction.grid import GridRun
@@ -101,19 +100,14 @@ def draw_accuracies(work: Work) -> Drawing:
             loss=result.labels["loss"],
             mean=result.mean(name),
             deviation=result.deviation(name),
-            published=result.references.get(name, {}).get("paper"),
+            published=result.get_paper(name),
         )
         for name in panels
         for result in results
     ]
     picture = work.out / "accuracy.png"
-    save_figure(draw_accuracy_figure(accuracies, _describe_paper(work)), picture)
+    save_figure(draw_accuracy_figure(accuracies, _describe_paper(results)), picture)
     return Drawing([picture])
-
-
-def name_dataset(work: Work, dataset: str) -> str:
-    """Return the paper's name of a data set."""
-    return work.experiment.titles.get(dataset, SOURCES[dataset].title)
 
 
 def _count_epochs(work: Work) -> int:
@@ -150,10 +144,9 @@ def _describe_setting(result: Result) -> str:
     )
 
 
-def _describe_paper(work: Work) -> str:
-    """Name network and data set of the paper's numbers, if all runs have the same."""
-    paper = {
-        f"{run.stands_for['model']}, {name_dataset(work, run.stands_for['dataset'])}"
-        for run in work.runs
-    }
-    return paper.pop() if len(paper) == 1 else "same setting"
+def _describe_paper(results: Sequence[Result]) -> str:
+    """Name what the paper's numbers are of, for a legend."""
+    described = {result.context_of for result in results if result.context}
+    if not described:
+        return "same setting"
+    return described.pop() if len(described) == 1 else "its own networks and data"

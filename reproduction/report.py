@@ -12,7 +12,6 @@ from typing import Any
 from args import Settings
 from input_pipeline import SOURCES
 from reproduction.grid import GridRun
-from reproduction.pictures import name_dataset
 from reproduction.results import (
     Result,
     compare_losses,
@@ -170,25 +169,18 @@ def _explain(report: Report) -> str:
             "`predicted` is the exact minimum of the regularised problem for the same settings; "
             "the difference shows how far training is from it."
         )
-    held = any("paper" in numbers for r in report.results for numbers in r.references.values())
-    if held and work.runs and not _is_papers(work):
-        model = work.runs[0].stands_for["model"]
-        dataset = name_dataset(work, work.runs[0].stands_for["dataset"])
+    contexts = {result.context_of for result in report.results if result.context}
+    if contexts:
+        column = f"paper ({min(contexts)})" if len(contexts) == 1 else "paper (…)"
         lines.append(
-            f"**The paper's numbers are of {model} on {dataset} after its full training**; ours "
-            "here are of the data and the network above. Only the direction from "
-            f"{' to '.join(work.experiment.losses)} can be compared."
+            f"**The paper's numbers under `{column}` are context**: they are of another network, "
+            "other data or longer training than ours, so no difference is shown."
+        )
+    if contexts and work.runs:
+        lines.append(
+            f"Only the direction from {' to '.join(work.experiment.losses)} can be compared."
         )
     return " ".join(lines)
-
-
-def _is_papers(work: Work) -> bool:
-    """Return whether the grid trains the paper's networks on the paper's data for as long."""
-    experiment = work.experiment
-    return work.scale.is_papers and all(
-        run.settings.dataset in experiment.datasets and run.settings.model in experiment.models
-        for run in work.runs
-    )
 
 
 def _format_runs(report: Report) -> str:

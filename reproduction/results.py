@@ -1,4 +1,8 @@
-"""The results of a grid of runs beside the paper's numbers and the exact prediction: tables."""
+"""The results of a grid of runs beside the paper's numbers and the exact prediction: tables.
+
+Our numbers are held against the paper's, with a difference, where network, data set and length of
+training are the paper's. Elsewhere its numbers are context.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 
 from metrics import EVALUATED, MEASURES, Measure
 from reproduction import OVER_EPOCHS
+from reproduction.grid import GridRun
 from reproduction.work import Work
 from rundir.names import METRICS
 from utils.errors import UserError
@@ -32,12 +37,16 @@ class Result:
         values: one number of each finished seed, by measure.
         references: numbers to compare with, by measure and then by one of `REFERENCES`.
         missing: runs without a result, and why.
+        context: the paper's numbers of another network, data set or length of training, by measure.
+        context_of: what those are of.
     """
 
     labels: dict[str, Any]
     values: dict[str, list[float]]
     references: dict[str, dict[str, float]]
     missing: list[str] = field(default_factory=list)
+    context: dict[str, float] = field(default_factory=dict)
+    context_of: str = ""
 
     def mean(self, measure: str) -> float | None:
         """Return the mean over seeds; None without a value."""
@@ -47,6 +56,11 @@ class Result:
         """Return the sample standard deviation over seeds; None for fewer than two."""
         values = self.values.get(measure, [])
         return statistics.stdev(values) if len(values) > 1 else None
+
+    def get_paper(self, measure: str) -> float | None:
+        """Return the paper's number, to compare with or as context; None without one."""
+        held = self.references.get(measure, {}).get("paper")
+        return self.context.get(measure) if held is None else held
 
 
 def find_measure(name: str) -> Measure:
@@ -64,22 +78,30 @@ def collect_results(work: Work) -> list[Result]:
 
     Raises UserError for a damaged file.
     """
-    results: dict[tuple[tuple[str, Any], ...], Result] = {}
+    groups: dict[tuple[tuple[str, Any], ...], list[GridRun]] = {}
     for run in work.runs:
-        if run.group not in results:
-            paper = run.look_up_published(work.experiment)
-            references = {measure: {"paper": value} for measure, value in paper.items()}
-            results[run.group] = Result(dict(run.group), {}, references)
-        result = results[run.group]
-        if run.name in work.failed:
-            result.missing.append(f"{run.name}: {work.failed[run.name]}")
-            continue
+        groups.setdefault(run.group, []).append(run)
+    return [_collect_result(work, runs) for runs in groups.values()]
+
+
+def _collect_result(work: Work, runs: Sequence[GridRun]) -> Result:
+    """Return the result of the runs of one setting."""
+    result = Result(dict(runs[0].group), {}, {})
+    paper = runs[0].look_up_published(work.experiment)
+    finished = [run for run in runs if run.name not in work.failed]
+    if all(work.is_papers(run) for run in finished or runs):
+        result.references = {measure: {"paper": value} for measure, value in paper.items()}
+    else:
+        result.context, result.context_of = paper, work.describe_paper(runs[0])
+    failed = (run for run in runs if run.name in work.failed)
+    result.missing = [f"{run.name}: {work.failed[run.name]}" for run in failed]
+    for run in finished:
         values, predicted = read_values(work.locate(run), work.experiment.measures)
         for measure, value in values.items():
             result.values.setdefault(measure, []).append(value)
         for measure, value in predicted.items():
             result.references.setdefault(measure, {})["predicted"] = value
-    return list(results.values())
+    return result
 
 
 def read_values(
@@ -135,11 +157,15 @@ def _read_number(row: Mapping[str, str], column: str, path: Path) -> float | Non
 
 def format_tables(results: Sequence[Result], measures: Sequence[str]) -> list[Table]:
     """Return tables of a few measures each, as `format_results` does. Each fits a page."""
-    present = [m for m in measures if any(m in r.values or m in r.references for r in results)]
+    present = [
+        measure
+        for measure in measures
+        if any(measure in each for r in results for each in (r.values, r.references, r.context))
+    ]
     parts: list[list[str]] = []
     width = MOST_COLUMNS + 1
     for measure in present:
-        columns = 1 + 2 * len(_list_references(results, measure))
+        columns = len(_list_columns(results, measure))
         if width + columns > MOST_COLUMNS:
             parts.append([])
             width = 0
@@ -156,44 +182,67 @@ def _list_references(results: Sequence[Result], measure: str) -> list[str]:
     ]
 
 
+def _list_contexts(results: Sequence[Result], measure: str) -> list[str]:
+    return list(dict.fromkeys(each.context_of for each in results if measure in each.context))
+
+
 class Column(NamedTuple):
-    """Column of a measure: our numbers, a reference's, or ours minus a reference's."""
+    """Column of a measure: our numbers, a reference's, ours minus a reference's, or context."""
 
     measure: str
     reference: str | None = None
     is_difference: bool = False
+    context_of: str | None = None
 
     @property
     def title(self) -> str:
         """The heading of the column."""
         if self.is_difference:
             return "difference"
+        if self.context_of is not None:
+            return f"{title_measure(self.measure)} paper ({self.context_of})"
         return " ".join(filter(None, (title_measure(self.measure), self.reference)))
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether it shows a number of the paper's."""
+        return not self.is_difference and (self.reference == "paper" or self.context_of is not None)
+
+    def read(self, result: Result) -> float | None:
+        """Return the number of a result; of a difference, what is subtracted."""
+        if self.context_of is not None:
+            same = self.context_of == result.context_of
+            return result.context.get(self.measure) if same else None
+        if self.reference is None:
+            return result.mean(self.measure)
+        return result.references.get(self.measure, {}).get(self.reference)
 
     def format(self, result: Result) -> str:
         """Return the cell of a result."""
-        measure, ours = find_measure(self.measure), result.mean(self.measure)
-        if self.reference is None:
-            return format_mean(measure, ours, result.deviation(self.measure))
-        reference = result.references.get(self.measure, {}).get(self.reference)
+        measure, number = find_measure(self.measure), self.read(result)
         if self.is_difference:
-            return format_difference(measure, ours, reference)
-        return format_mean(measure, reference)
+            return format_difference(measure, result.mean(self.measure), number)
+        own = self.reference is None and self.context_of is None
+        return format_mean(measure, number, result.deviation(self.measure) if own else None)
 
 
 def format_results(results: Sequence[Result], measures: Sequence[str]) -> Table:
-    """Return header and cells: the labels, then ours, each reference and ours minus it."""
-    columns = []
-    for measure in measures:
-        columns.append(Column(measure))
-        for reference in _list_references(results, measure):
-            columns += [Column(measure, reference), Column(measure, reference, True)]
+    """Return header and cells: the labels, then ours, each reference and ours minus it, context."""
+    columns = [column for measure in measures for column in _list_columns(results, measure)]
     labels = list(results[0].labels)
     cells = [
         [*_format_labels(result, labels), *(column.format(result) for column in columns)]
         for result in results
     ]
     return [*labels, *(column.title for column in columns)], cells
+
+
+def _list_columns(results: Sequence[Result], measure: str) -> list[Column]:
+    columns = [Column(measure)]
+    for reference in _list_references(results, measure):
+        columns += [Column(measure, reference), Column(measure, reference, True)]
+    contexts = _list_contexts(results, measure)
+    return [*columns, *(Column(measure, context_of=each) for each in contexts)]
 
 
 def _format_labels(result: Result, names: Sequence[str]) -> list[str]:
@@ -233,17 +282,21 @@ def compare_losses(
         if loss in found and baseline in found
     ]
     kept = [measure for measure in measures if find_measure(measure).predicted is None]
-    header = [*others]
-    for measure in kept:
-        header += [title_measure(measure), f"{title_measure(measure)} paper"]
-    cells = []
-    for pair in pairs:
-        row = _format_labels(pair[0], others)
-        for name in kept:
-            ours = [result.mean(name) for result in pair]
-            paper = [result.references.get(name, {}).get("paper") for result in pair]
-            row += [format_difference(find_measure(name), *each) for each in (ours, paper)]
-        cells.append(row)
+    columns = []
+    for name in kept:
+        own, *others_of_it = _list_columns(results, name)
+        columns += [own, *(column for column in others_of_it if column.is_papers)]
+    header = [*others, *(column.title for column in columns)]
+    cells = [
+        [
+            *_format_labels(pair[0], others),
+            *(
+                format_difference(find_measure(column.measure), *map(column.read, pair))
+                for column in columns
+            ),
+        ]
+        for pair in pairs
+    ]
     filled = [i for i in range(len(header)) if any(row[i] != NOTHING for row in cells)]
     if len(filled) <= len(others):
         return None
@@ -256,7 +309,7 @@ def list_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[s
     for result in results:
         for measure in measures:
             references = result.references.get(measure, {})
-            if measure not in result.values and not references:
+            if measure not in result.values and not references and measure not in result.context:
                 continue
             row = {
                 **result.labels,
@@ -266,6 +319,8 @@ def list_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[s
                 "std": result.deviation(measure),
             }
             row |= {reference: references.get(reference) for reference in REFERENCES}
+            of = result.context_of if measure in result.context else None
+            row |= {"context": result.context.get(measure), "context_of": of}
             rows.append(row)
     return rows
 

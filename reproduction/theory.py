@@ -11,6 +11,7 @@ from theory.minimiser import Problem, minimise
 from theory.minimum import predict
 
 BATCH_SIZE, DECAY = 128, 5e-4  # the paper's runs use these; λ_W = λ_H = DECAY
+PAPERS_NETWORK = "Swin, CIFAR"  # of the published figures
 # (loss, λ_b) of the published figures that show a number.
 PUBLISHED_SETTINGS = (("CE", 5e-4), ("BCE", 0.0), ("BCE", 5e-4), ("BCE", 0.5))
 
@@ -18,8 +19,8 @@ PUBLISHED_SETTINGS = (("CE", 5e-4), ("BCE", 0.0), ("BCE", 5e-4), ("BCE", 0.5))
 def compute_results(class_counts: Sequence[int], *, bias_init_mean: float = 10.0) -> list[Result]:
     """Return scores and bias for each number of classes and each published setting.
 
-    A result's values are those that L-BFGS finds; its references are the exact prediction and the
-    paper's number.
+    A result's values are those that L-BFGS finds, and its reference is the exact prediction. The
+    paper's number is of a trained network: context.
 
     Args:
         class_counts: numbers of classes K.
@@ -50,13 +51,12 @@ def _compute_result(
     }
     predicted = (exact.positive_score, exact.negative_score, exact.bias)
     paper = published.find_scores(num_classes, loss, weight_decay_bias)
-    references = {
-        measure: _drop_missing({"paper": shown, "predicted": computed})
-        for measure, shown, computed in zip(values, paper, predicted, strict=True)
-    }
-    labels = {"classes": num_classes, "loss": loss, "weight_decay_bias": weight_decay_bias}
-    return Result(labels, {key: [float(value)] for key, value in values.items()}, references)
-
-
-def _drop_missing(numbers: dict[str, float | None]) -> dict[str, float]:
-    return {name: number for name, number in numbers.items() if number is not None}
+    exact_values = zip(values, predicted, strict=True)
+    shown = zip(values, paper, strict=True)
+    return Result(
+        labels={"classes": num_classes, "loss": loss, "weight_decay_bias": weight_decay_bias},
+        values={key: [float(value)] for key, value in values.items()},
+        references={key: {"predicted": each} for key, each in exact_values if each is not None},
+        context={key: each for key, each in shown if each is not None},
+        context_of=PAPERS_NETWORK,
+    )

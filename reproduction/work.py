@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from input_pipeline import SOURCES
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
 from reproduction.grid import GridRun
+from rundir.checkpoints import pick_epochs
 from rundir.config import read_config
-from rundir.names import CONFIG, METRICS
+from rundir.names import CONFIG, METRICS, name_checkpoint
 from utils.files import read_csv
 
 
@@ -56,10 +58,55 @@ class Work:
         """Return the directory of a run."""
         return self.save_dir / run.name
 
+    def name_dataset(self, dataset: str) -> str:
+        """Return the paper's name of a data set."""
+        return self.experiment.titles.get(dataset, SOURCES[dataset].title)
+
+    def describe_paper(self, run: GridRun) -> str:
+        """Name what the paper's numbers for a run are of, as far as the run differs from it."""
+        paper, settings = run.stands_for, run.settings
+        model = paper["model"] if self.experiment.network_known else "unknown network"
+        same = (model, paper["dataset"]) == (settings.model, settings.dataset)
+        if same and not self.experiment.sizes:
+            return "full training"
+        return f"{model}, {self.name_dataset(paper['dataset'])}"
+
+    def is_papers(self, run: GridRun) -> bool:
+        """Return whether a run is the paper's: network, data set and length of training.
+
+        Of a source that can hold any data set, the sizes that the run recorded decide. Raises
+        UserError for a damaged file.
+        """
+        sizes = self.experiment.sizes.get(run.settings.dataset)
+        if not run.is_papers or sizes is None:
+            return run.is_papers
+        if not (self.locate(run) / CONFIG).exists():
+            return False
+        facts = read_config(self.locate(run)).facts
+        return tuple(map(facts.get, ("num_classes", "train_size", "test_size"))) == sizes
+
     def is_trained(self, run: GridRun) -> bool:
         """Return whether a run has trained all its epochs."""
+        return self.count_epochs(run) == run.settings.epochs
+
+    def count_epochs(self, run: GridRun) -> int:
+        """Return how many epochs a run has trained. Raises UserError for a damaged file."""
         path = self.locate(run) / METRICS
-        return path.exists() and len(read_csv(path)) == run.settings.epochs
+        return len(read_csv(path)) if path.exists() else 0
+
+    def list_needed_epochs(self, run: GridRun) -> list[int]:
+        """Return the epochs whose epoch_NNN.pth will be measured.
+
+        Raises UserError if a run of this length has none of those that the experiment names.
+        """
+        epochs, step = run.settings.epochs, run.settings.epoch_save_step
+        chosen = self.experiment.choose_checkpoints(epochs)
+        if chosen in (None, "best"):  # best_model.pth is a file of its own
+            return []
+        saved = [*range(step, epochs, step), epochs]
+        directory = self.locate(run)
+        found = {epoch: directory / name_checkpoint(epoch) for epoch in saved}
+        return list(pick_epochs(directory, found, chosen))
 
     def find_threads(self, run: GridRun) -> int | None:
         """Return the number of CPU threads that a run began with.

@@ -11,8 +11,8 @@ from utils.errors import UserError
 from utils.files import read_csv
 
 
-def list_checkpoints(directory: Path) -> dict[int, Path]:
-    """Return the run's epoch_NNN.pth by epoch. Raises UserError if there is none."""
+def find_checkpoints(directory: Path) -> dict[int, Path]:
+    """Return the run's epoch_NNN.pth by epoch, if any. Raises UserError if it cannot be read."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     found: dict[int, Path] = {}
@@ -23,8 +23,6 @@ def list_checkpoints(directory: Path) -> dict[int, Path]:
         twin = found.setdefault(epoch, path)
         if twin != path:
             raise UserError(f"{twin} and {path.name} are both of epoch {epoch}: remove one")
-    if not found:
-        raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth)")
     return dict(sorted(found.items()))
 
 
@@ -39,12 +37,16 @@ def list_files(directory: Path) -> list[Path]:
 def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
     """Return the checkpoints of `last`, `all`, `best` or a list such as 1,5,10-20, by epoch.
 
-    A range takes those of its epochs that were saved. Raises UserError if a range has none, or if
-    a single epoch was not saved.
+    A range takes those of its epochs that were saved. `all` is best_model.pth where nothing else
+    was kept. Raises UserError if a range has none, or if a single epoch was not saved.
     """
-    if selection == "best":
+    found = {} if selection == "best" else find_checkpoints(directory)
+    if selection == "best" or (selection == "all" and not found and (directory / BEST).is_file()):
         return {find_best_epoch(directory): directory / BEST}
-    return pick_epochs(directory, list_checkpoints(directory), selection)
+    if not found:
+        hint = ", give best for its best_model.pth" if (directory / BEST).is_file() else ""
+        raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth){hint}")
+    return pick_epochs(directory, found, selection)
 
 
 def pick_epochs(directory: Path, found: dict[int, Path], selection: str) -> dict[int, Path]:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from args import Settings
 from input_pipeline import name_data
 from rundir.archives import Origin, read_origin
-from rundir.checkpoints import list_checkpoints
+from rundir.checkpoints import find_checkpoints, list_files
 from rundir.config import Config, format_config, read_config
 from rundir.names import (
     BEST,
@@ -27,10 +27,12 @@ from rundir.names import (
     LOCK,
     LOG,
     METRICS,
-    METRICS_COLUMNS,
     NAMED_FIRST,
     NEXT_BEST,
+    list_metrics_columns,
     name_checkpoint,
+    read_ema_epoch,
+    read_epoch,
 )
 from rundir.resuming import list_changes
 from rundir.weights import save
@@ -38,10 +40,12 @@ from utils.console import escape
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import (
+    find_existing_parent,
     link_whole,
     open_log,
     read_csv,
     read_json,
+    remove,
     remove_temporaries,
     rename_whole,
     write_csv,
@@ -52,6 +56,7 @@ from utils.locks import Lock, Occupied
 LONGEST_NAME = 180
 LONGEST_DATA = 40  # characters of the name of a folder's data set
 PATIENCE = 90  # seconds that a resume waits for another trainer, which may be saving its state
+LATER = ("epochs", "keep_checkpoints", "nc_every")  # a resume may change these for good
 WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_")  # what files of a trainer begin with
 
 
@@ -192,16 +197,16 @@ class Run:
         content = format_config(settings, self.name, self.id, facts, environment)
         write_json(self / CONFIG, content)
 
-    def extend_config(self, epochs: int) -> None:
-        """Note in config.json that a resumed run goes on to more epochs."""
-        content = read_json(self / CONFIG)
-        if content["settings"]["epochs"] != epochs:
-            content["settings"]["epochs"] = epochs
+    def extend_config(self) -> None:
+        """Note in config.json what a resumed run does otherwise from now on."""
+        content, changing = read_json(self / CONFIG), self.settings.values(list(LATER))
+        if content["settings"] != content["settings"] | changing:
+            content["settings"] |= changing
             write_json(self / CONFIG, content)
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Write metrics.csv, a row for each finished epoch."""
-        write_csv(self / METRICS, METRICS_COLUMNS, history)
+        write_csv(self / METRICS, list_metrics_columns(self.settings, history), history)
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Read the rows of metrics.csv as text; none if it is absent or damaged."""
@@ -210,9 +215,11 @@ class Run:
         except UserError:
             return []
 
-    def write_weights(self, weights: Mapping[str, Any], epoch: int) -> None:
-        """Write a state_dict as epoch_NNN.pth."""
-        save(self / name_checkpoint(epoch), weights, Origin(self.id, epoch))
+    def write_weights(self, weights: Mapping[str, Any], epoch: int) -> Path:
+        """Write a state_dict as epoch_NNN.pth; return the path."""
+        path = self / name_checkpoint(epoch)
+        save(path, weights, Origin(self.id, epoch))
+        return path
 
     def write_next_best(self, weights: Mapping[str, Any], epoch: int) -> None:
         """Write the state_dict that `replace_best` will use if the epoch has no file of its own."""
@@ -245,10 +252,37 @@ class Run:
             self.replace_best(epoch, weights)
         (self / NEXT_BEST).unlink(missing_ok=True)
 
+    def prune_checkpoints(self, best_epoch: int) -> list[int]:
+        """Remove the epoch_NNN.pth, with their ema_NNN.pth, that --keep_checkpoints does not keep.
+
+        The file of the best epoch stays until best_model.pth holds its weights. Call it when no
+        epoch is newer than the newest file that is to stay.
+
+        Args:
+            best_epoch: of the finished epochs.
+
+        Returns:
+            The epochs that were removed, in order. Raises UserError if one cannot be.
+        """
+        keep = self.settings.keep_checkpoints
+        if keep == "all":
+            return []
+        files: dict[int, list[Path]] = {}
+        for path in list_files(self.directory):  # ema_NNN.pth come first
+            epoch = read_epoch(path.name) or read_ema_epoch(path.name)
+            if epoch:
+                files.setdefault(epoch, []).append(path)
+        kept = set() if keep == "best" else set(sorted(files)[-keep:])
+        kept |= {best_epoch} if read_origin(self / BEST) != Origin(self.id, best_epoch) else set()
+        removed = sorted(files.keys() - kept)
+        for path in itertools.chain.from_iterable(files[epoch] for epoch in removed):
+            remove(path)
+        return removed
+
     def has_checkpoints(self) -> bool:
-        """Return whether the weights of an epoch after the first were saved."""
+        """Return whether weights were saved that are written after the first last.pth."""
         try:
-            return max(list_checkpoints(self.directory)) > 1
+            return (self / BEST).exists() or max(find_checkpoints(self.directory), default=0) > 1
         except UserError:
             return False
 
@@ -281,7 +315,7 @@ def choose_run(settings: Settings) -> Run:
 
 def _check_writable(save_dir: Path) -> None:
     """Refuse a directory that cannot be written, before the data is loaded."""
-    existing = next(path for path in (save_dir, *save_dir.absolute().parents) if path.exists())
+    existing = find_existing_parent(save_dir)
     if not existing.is_dir():
         raise UserError(f"--save_dir {save_dir}: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):

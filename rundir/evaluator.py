@@ -12,6 +12,7 @@ import torch
 
 from args import Settings
 from input_pipeline import SPLITS
+from input_pipeline.loader import BatchLoader
 from metrics import MEASURES
 from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
@@ -22,7 +23,7 @@ from rundir.foreign import explain_sign
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.reading import Reader, Reading, read_ahead
 from rundir.rebuild import Rebuilder
-from rundir.trained import ChosenRun
+from rundir.trained import ChosenRun, TrainedRun
 from utils.cli import make_directory, print_error
 from utils.console import Console, Progress, escape, format_count
 from utils.errors import UserError
@@ -115,7 +116,7 @@ class Evaluator:
 
         Meanwhile a thread reads the next checkpoint, and another writes the last row.
         """
-        dependencies = self._list_dependencies(run, facts)
+        dependencies = list_dependencies(run, facts, self._precision)
 
         def compute_print(archive: Archive) -> str:
             return compute_fingerprint(archive.content, *dependencies)
@@ -180,19 +181,6 @@ class Evaluator:
         work.failed += 1
         return False
 
-    def _list_dependencies(self, run: ChosenRun, facts: dict[str, Any]) -> tuple[Any, ...]:
-        """List the values that a row depends on besides the checkpoint."""
-        entries = Settings.entries()
-        builders = ["model", "dataset", *Settings.names(builds="data")]
-        settings = run.settings.values([*builders, *Settings.names(builds="model")])
-        # A row from before a setting existed still holds.
-        settings = {k: v for k, v in settings.items() if v != entries[k].before}
-        del settings["data_dir"]  # the facts show whether the data set has changed
-        decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
-        if run.bare is None:  # False stands where earlier versions had --bias_added
-            return self._precision, False, settings, decays, run.facts
-        return self._precision, run.bare, settings, decays, facts
-
     def _measure(
         self, run: ChosenRun, reading: Reading
     ) -> Iterator[tuple[str, dict[str, float | None]]]:
@@ -213,18 +201,10 @@ class Evaluator:
 
     def _evaluate_split(self, run: ChosenRun, split: str, model: torch.nn.Module) -> Evaluation:
         """Pass a split through a network."""
-        classifier: Any = model.fc
-        context = self._rebuilder.precision(run).autocast()
-        extracted = extract(model, self._rebuilder.batches(run, split), context)
-        self._check_sign(run, split, extracted, classifier)
-        return Evaluation(
-            extracted,
-            classifier.weight.detach(),
-            classifier.bias_vector().detach(),
-            self._rebuilder.class_sizes(run),
-            long_tailed=run.settings.imbalance_factor != 1,
-            prediction=self._rebuilder.prediction(run),
-        )
+        batches = self._rebuilder.batches(run, split)
+        evaluation = evaluate_split(self._rebuilder, run, model, batches)
+        self._check_sign(run, split, evaluation.extracted, model.fc)
+        return evaluation
 
     def _check_sign(
         self, run: ChosenRun, split: str, extracted: Extracted, classifier: Any
@@ -240,3 +220,38 @@ class Evaluator:
     def _print_warning(self, text: str) -> None:
         """Print a warning as one line on stderr."""
         print(f"{self._program}: warning: {escape(text)}", file=sys.stderr)
+
+
+def list_dependencies(run: TrainedRun, facts: dict[str, Any], precision: str) -> tuple[Any, ...]:
+    """List the values that a row of nc_metrics.csv depends on besides the checkpoint.
+
+    Args:
+        run: our own, or weights that came without a config.json.
+        facts: of the data set as it is now, for such weights; a run of ours has its own.
+        precision: of the network.
+    """
+    entries = Settings.entries()
+    builders = ["model", "dataset", *Settings.names(builds="data")]
+    settings = run.settings.values([*builders, *Settings.names(builds="model")])
+    # A row from before a setting existed still holds.
+    settings = {k: v for k, v in settings.items() if v != entries[k].before}
+    del settings["data_dir"]  # the facts show whether the data set has changed
+    decays = list({**run.settings.values(PREDICTION_SETTINGS), "loss": run.loss}.values())
+    if run.bare is None:  # False stands where earlier versions had --bias_added
+        return precision, False, settings, decays, run.facts
+    return precision, run.bare, settings, decays, facts
+
+
+def evaluate_split(
+    rebuilder: Rebuilder, run: TrainedRun, model: torch.nn.Module, batches: BatchLoader
+) -> Evaluation:
+    """Pass the images of a split through a network of a run, and collect what measures need."""
+    classifier: Any = model.fc
+    return Evaluation(
+        extract(model, batches, rebuilder.precision(run).autocast()),
+        classifier.weight.detach(),
+        classifier.bias_vector().detach(),
+        rebuilder.class_sizes(run),
+        long_tailed=run.settings.imbalance_factor != 1,
+        prediction=rebuilder.prediction(run),
+    )

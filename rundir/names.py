@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from args import Settings
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"
@@ -28,6 +32,21 @@ METRICS_COLUMNS = (
     "seconds",
     "images_per_second",
 )
+# Measures of --nc_every: a row has them for the epochs that were measured.
+NC_PREFIX = "train_"
+NC_COLUMNS = ("train_nc1", "train_nc2", "train_nc2_h", "train_nc3")
+
+
+def list_metrics_columns(
+    settings: Settings, history: Iterable[Mapping[str, Any]] = ()
+) -> list[str]:
+    """List the columns of metrics.csv of a run.
+
+    Those of --nc_every are among them if it is on, or if a row of `history` has them: a resume may
+    turn it off.
+    """
+    measured = settings.nc_every > 0 or any(name in row for row in history for name in NC_COLUMNS)
+    return [*METRICS_COLUMNS, *(NC_COLUMNS if measured else ())]
 
 
 def name_checkpoint(epoch: int) -> str:
@@ -35,7 +54,21 @@ def name_checkpoint(epoch: int) -> str:
     return f"epoch_{epoch:03d}.pth"
 
 
+def name_ema(epoch: int) -> str:
+    """Return the name of the average of the weights after an epoch."""
+    return f"ema_{epoch:03d}.pth"
+
+
 def read_epoch(name: str) -> int | None:
     """Return the epoch of a name such as epoch_001.pth; None for any other name."""
-    match = re.fullmatch(r"epoch_(\d+)\.pth", name)
+    return _read_number("epoch", name)
+
+
+def read_ema_epoch(name: str) -> int | None:
+    """Return the epoch of a name such as ema_001.pth; None for any other name."""
+    return _read_number("ema", name)
+
+
+def _read_number(stem: str, name: str) -> int | None:
+    match = re.fullmatch(rf"{stem}_(\d+)\.pth", name)
     return int(match[1]) if match else None

@@ -97,6 +97,15 @@ class Rebuilder:
         self._select, self._keep_all = select, keep_all
         self._built: dict[str, list[tuple[Any, Any]]] = {}
 
+    def adopt(self, run: TrainedRun, data: DataSet, facts: dict[str, Any]) -> None:
+        """Take a run's data set that is loaded already, with its facts, instead of loading it."""
+        self._built["data"] = [(self._identify_data(run), LoadedData(data, facts, {}))]
+
+    def drop_batches(self) -> None:
+        """Forget the batches, and end the processes that decode image files for them."""
+        for split in SPLITS:
+            self._built.pop(split, None)
+
     def data(self, run: TrainedRun) -> DataSet:
         """Load a run's data set, with the mean and std of its training.
 
@@ -136,9 +145,12 @@ class Rebuilder:
         """Return the numbers of the samples of a split that were selected, int64 [N]."""
         return self._load_once(run).samples[split]
 
-    def _load_once(self, run: TrainedRun) -> LoadedData:
+    def _identify_data(self, run: TrainedRun) -> tuple[Any, ...]:
         settings = run.settings.values(["dataset", *Settings.names(builds="data")])
-        identity = settings, run.versions.pixels
+        return settings, run.versions.pixels
+
+    def _load_once(self, run: TrainedRun) -> LoadedData:
+        identity = self._identify_data(run)
         loaded: LoadedData = self._build_once("data", identity, lambda: self._load(run))
         check_data(run.directory, run.facts, loaded.facts)
         return loaded

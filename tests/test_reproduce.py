@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ import reproduce
 from args import parse_settings
 from objective import OPTIMIZERS
 from reproduction import EXPERIMENTS
+from reproduction.cost import Case, Figures, Pace, name_case
 from reproduction.flags import parse_flags
 from reproduction.grid import build_grid
 from reproduction.launch import Outcome
@@ -24,6 +26,22 @@ from utils.files import read_csv, write_json
 SMOKE = ["--gpu_id", "-1", "--epochs", 1]
 
 
+def fail(message):
+    raise UserError(message)
+
+
+@pytest.fixture(autouse=True)
+def measure_nothing(monkeypatch):
+    """Steps are measured by a process of its own, which takes seconds to start."""
+    pace = Pace(step=1e-5, test=1e-6, evaluation=1e-6)
+    case = Case((50_000, 10_000), 1000, 1000, pace, "all networks")
+
+    def answer(runs, command, place, data_dir, *, timed):
+        return Figures({name_case(run.settings): case for run in runs}, "CPU")
+
+    monkeypatch.setattr("reproduction.cost.ask", answer)
+
+
 def list_flags(directory, *flags):
     words = [*SMOKE, "--save_dir", directory / "runs", "--out", directory / "out", *flags]
     return [str(word) for word in words]
@@ -32,16 +50,23 @@ def list_flags(directory, *flags):
 @pytest.mark.slow
 def test_a_grid_is_interrupted_and_goes_on(tmp_path, capsys):
     process = start("reproduce.py", "imagenet", *list_flags(tmp_path))
-    first = ""
-    while "[1/2]" not in first and process.poll() is None:
-        first = process.stdout.readline()
+    lines = [process.stdout.readline()]
+    while "[1/2]" not in lines[-1] and process.poll() is None:
+        lines.append(process.stdout.readline())
+    beginnings = (
+        "2 runs, 0 finished, 2 to train; run ",
+        "disk: up to ",
+        "time: about ",
+        "measured",
+    )
+    assert all(line.startswith(begin) for line, begin in zip(lines, beginnings, strict=False))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143, err
     assert err.strip() == reproduce.STOP_MESSAGE
     assert not (tmp_path / "out" / "report.md").exists()
     assert reproduce.main(["imagenet", *list_flags(tmp_path)]) == 0
-    assert "2 runs, 1 to train" in capsys.readouterr().out
+    assert "2 runs, 1 finished, 1 to train" in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
     for gridded in build_grid("imagenet", "smoke", overrides={"epochs": 1}):
         row = read_csv(tmp_path / "runs" / gridded.name / "metrics.csv")[-1]
@@ -51,7 +76,7 @@ def test_a_grid_is_interrupted_and_goes_on(tmp_path, capsys):
     assert "python reproduce.py imagenet --scale smoke --epochs 1" in report
     assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert reproduce.main(["imagenet", *list_flags(tmp_path)]) == 0
-    assert "2 runs, 0 to train" in capsys.readouterr().out
+    assert "2 runs, 2 finished, 0 to train" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -151,6 +176,47 @@ def test_dry_run(capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 4
     assert all(line.startswith("python verify_theory.py --loss ") for line in lines)
+
+
+def test_dry_run_says_on_stderr_what_the_runs_would_take(tmp_path, monkeypatch, capsys):
+    flags = ["table-cifar", "--dry_run", "--save_dir", str(tmp_path)]
+    assert reproduce.main([*flags, "--scale", "full"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 48
+    lines = err.strip().splitlines()
+    assert all(line.startswith("# ") for line in lines)
+    assert lines[0].startswith("# 48 runs, 0 finished, 48 to train")
+    assert lines[2] == "# time: about 41 min on CPU: 41 min of training"  # 4800 × (0.5 + 0.01) s
+    assert "--yes" in lines[-1]
+    assert reproduce.main([*flags, "--scale", "full", "--launcher", "slurm"]) == 0
+    assert "--yes" not in capsys.readouterr().err
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    assert reproduce.main(flags) == 0
+    assert "too little room" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_takes_too_much_is_refused_before_it_begins(tmp_path, monkeypatch, capsys):
+    flags = ["table-cifar", "--save_dir", tmp_path / "runs", "--out", tmp_path / "out"]
+    line = read_refusal(capsys, reproduce.main, *flags, "--scale", "full")
+    assert "full scale without CUDA takes about 41 min on CPU: give --yes" in line
+    monkeypatch.setattr(reproduce, "check_data", lambda runs, data_dir: fail("no data"))
+    line = read_refusal(capsys, reproduce.main, *flags, "--scale", "full", "--yes")
+    assert line.endswith("no data")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    assert "100 bytes free" in read_refusal(capsys, reproduce.main, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_a_test_set_is_found_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()  # the process that measures lists the folder
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    flags = ["imagenet", "--dataset", "folder", "--data_dir", tmp_path, "--gpu_id", -1]
+    out = ["--save_dir", tmp_path / "runs", "--out", tmp_path / "out"]
+    line = read_refusal(capsys, reproduce.main, *flags, *out)
+    assert "holds neither test/<class>/* nor val/<class>/*" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_dry_run_names_the_devices(capsys):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rundir.names import METRICS_COLUMNS
+from rundir.names import METRICS_COLUMNS, NC_COLUMNS
 
 
 def check_tensors(what: str, found: Any, expected: Mapping[str, Any]) -> None:
@@ -75,6 +75,7 @@ def check_history(history: Any, epochs: int) -> None:
     for epoch, row in enumerate(history, start=1):
         if not isinstance(row, Mapping) or not set(row) >= set(METRICS_COLUMNS):
             raise ValueError(f"the metrics of epoch {epoch} are not complete")
-        numbers = [row[name] for name in METRICS_COLUMNS]
+        measured = [name for name in NC_COLUMNS if name in row]
+        numbers = [row[name] for name in (*METRICS_COLUMNS, *measured)]
         if row["epoch"] != epoch or not all(isinstance(n, int | float) for n in numbers):
             raise ValueError(f"the metrics of epoch {epoch} are not as they were written")

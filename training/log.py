@@ -11,8 +11,9 @@ from torch import nn
 from args import Settings
 from input_pipeline import name_data
 from input_pipeline.splits import DataSet
+from metrics import MEASURES
 from rundir.directory import Run
-from rundir.names import METRICS_COLUMNS
+from rundir.names import NC_COLUMNS, NC_PREFIX, list_metrics_columns
 from training.state import TrainState
 from utils.console import Console, escape, format_count, list_some
 from utils.errors import UserError
@@ -36,8 +37,8 @@ class RunLog:
         self.console = Console(run.log)
         self._events: Any = None
 
-    def introduce(self, data: DataSet, model: nn.Module, device_name: str) -> None:
-        """Print network, data and what is to be known of it, run directory and device."""
+    def introduce(self, data: DataSet, model: nn.Module, device_name: str, space: str) -> None:
+        """Print network, data and what is to be known of it, run directory, device and space."""
         settings = self._settings
         dataset = name_data(settings.dataset, settings.data_dir)
         parameters = sum(p.numel() for p in model.parameters())
@@ -56,6 +57,7 @@ class RunLog:
             self.console.say(escape(note))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
+        self.console.say(space)
 
     def begin(self, state: TrainState) -> None:
         """Open the event file, and record how far a resumed run has come."""
@@ -72,6 +74,10 @@ class RunLog:
                 f"trains again what ended after the last saved state: epoch "
                 f"{list_some(state.newer, EPOCHS_NAMED)}; its files are set aside (*.aside)"
             )
+        if state.pruned:
+            removed = format_count(len(state.pruned), "older checkpoint")
+            keep = self._settings.keep_checkpoints
+            self.console.say(f"removed {removed} (--keep_checkpoints {keep})")
         if state.moved:
             self.console.say(
                 f"no longer bit for bit as a run that was never stopped: now {escape(state.moved)}"
@@ -83,10 +89,13 @@ class RunLog:
         """Record the epoch that was finished last."""
         row = state.history[-1]
         if self._events is not None:
-            for column in METRICS_COLUMNS[1:]:
-                self._events.add_scalar(column, row[column], row["epoch"])
+            for column in list_metrics_columns(self._settings)[1:]:
+                if column in row:  # --nc_every measures some epochs
+                    self._events.add_scalar(column, row[column], row["epoch"])
             self._events.flush()
         self.console.say(_format_epoch(row, self._settings.epochs))
+        if NC_COLUMNS[0] in row:
+            self.console.say(_format_collapse(row, self._settings.epochs))
 
     def end(self, state: TrainState) -> None:
         """Print that the run is finished."""
@@ -109,6 +118,12 @@ def _format_epoch(row: dict[str, Any], epochs: int) -> str:
         f"uniform {row['test_uniform']:6.2f} %  "
         f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s"
     )
+
+
+def _format_collapse(row: dict[str, Any], epochs: int) -> str:
+    measures = {column: MEASURES[column.removeprefix(NC_PREFIX)] for column in NC_COLUMNS}
+    shown = [f"{m.title} {m.format(row[column])}" for column, m in measures.items()]
+    return f"epoch {row['epoch']:3d}/{epochs}  training set: {'  '.join(shown)}"
 
 
 def _open_events(run: Run, epoch: int) -> Any:

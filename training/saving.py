@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rundir.aside import remove_aside
 from rundir.directory import Run
+from training.collapse import Measured
 from training.state import TrainState
 from utils.background import Background
 from utils.signals import Stopped
@@ -70,12 +71,13 @@ def _describe(tensor: Tensor) -> tuple[object, ...]:
 class Saver:
     """Writer of a run's files while it trains, and the clock of its epochs.
 
-    The files of an epoch are written in this order: epoch_NNN.pth, last.pth, best_model.pth, its
-    row of metrics.csv. last.pth, with best_model.pth, is left out within `save_interval` seconds
-    after the last one, but never at a stop, at the end, or if training fails. What is newer than
-    last.pth is set aside by a resume. best_model.pth always holds the best weights of the epochs
-    that last.pth contains. If neither last.pth nor an epoch_NNN.pth holds them, they are written to
-    best_model.pth.next before last.pth and renamed after it.
+    The files of an epoch are written in this order: epoch_NNN.pth, its rows of nc_metrics.csv if it
+    was measured, last.pth, best_model.pth, its row of metrics.csv. Then the epoch_NNN.pth go that
+    `keep_checkpoints` does not keep. last.pth, with best_model.pth, is left out within
+    `save_interval` seconds after the last one, but never at a stop, at the end, or if training
+    fails. What is newer than last.pth is set aside by a resume. best_model.pth always holds the
+    best weights of the epochs that last.pth contains. If neither last.pth nor an epoch_NNN.pth
+    holds them, they are written to best_model.pth.next before last.pth and renamed after it.
 
     The `with` block ends with all files written: with the state in the middle of an epoch if
     Stopped leaves it, else with that after the last epoch. An error in the thread is raised by the
@@ -115,11 +117,11 @@ class Saver:
         if self._state.epoch == self._settings.epochs:
             remove_aside(self._run.directory)
 
-    def save_epoch(self, row: dict[str, Any]) -> None:
+    def save_epoch(self, row: dict[str, Any], measured: Measured | None = None) -> None:
         """Count an epoch that has ended, with its row of metrics.csv but for `seconds`.
 
         Waits for the files of the epoch before, and copies the state. After the last epoch it waits
-        for all files; `seconds` contain that time.
+        for all files; `seconds` contain that time. `measured` are the measures of its weights.
         """
         self._thread.wait()
         state, settings, now = self._state, self._settings, time.monotonic()
@@ -128,6 +130,7 @@ class Saver:
         is_best = state.finish_epoch(row)
         final = state.epoch == settings.epochs
         regular = final or state.epoch % settings.epoch_save_step == 0
+        regular = regular and settings.keep_checkpoints != "best"
         due = final or now - self._saved_at >= settings.save_interval
         stored = self._unsaved = self._kept.take(state.state_dict())
         if is_best:
@@ -136,7 +139,7 @@ class Saver:
             self._best_weights = None if own_file else self._best.take(weights)
         if due:
             self._saved_at = now
-        self._thread.start(self._write, stored, regular, due)
+        self._thread.start(self._write, stored, regular, due, measured)
         if final:
             self._thread.wait()
             row["seconds"] += time.monotonic() - now
@@ -146,22 +149,34 @@ class Saver:
         """Raise the error of the thread, if there is one; waits for nothing."""
         self._thread.check()
 
-    def _write(self, stored: dict[str, Any], regular: bool, due: bool) -> None:
+    def _write(
+        self,
+        stored: dict[str, Any],
+        regular: bool,
+        due: bool,
+        measured: Measured | None = None,
+    ) -> None:
         try:
-            self._write_files(stored, regular, due)
+            self._write_files(stored, regular, due, measured)
         except BaseException:
             self._failed = True
             raise
 
-    def _write_files(self, stored: dict[str, Any], regular: bool, due: bool) -> None:
+    def _write_files(
+        self, stored: dict[str, Any], regular: bool, due: bool, measured: Measured | None
+    ) -> None:
         self._kept.wait()
-        position = stored["position"]
+        position, checkpoint = stored["position"], None
         if regular:
-            self._run.write_weights(stored["model"], position["epoch"])
+            checkpoint = self._run.write_weights(stored["model"], position["epoch"])
+        if measured is not None:
+            measured.write(checkpoint)
         if due:
             self._write_state(stored)
             self._unsaved = None
         self._run.write_metrics(position["history"])
+        if regular:
+            self._run.prune_checkpoints(self._state.best_epoch)
 
     def _write_state(self, stored: dict[str, Any]) -> None:
         best_epoch, position = self._state.best_epoch, stored["position"]

@@ -47,6 +47,12 @@ def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
     )
 
 
+def count_bytes(model: nn.Module) -> tuple[int, int]:
+    """Count the bytes of a network's state_dict, and those of the parameters that are trained."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return weights, sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
 def set_epoch_rate(settings: Settings, optimizer: torch.optim.Optimizer, epoch: int) -> float:
     """Set and return the learning rate of an epoch (1 … epochs)."""
     rate = compute_learning_rate(

@@ -39,6 +39,7 @@ class TrainState:
         history: a row of metrics.csv for each finished epoch.
         seconds: that the epoch after them has taken before a resume.
         newer: epochs that a kill had left newer than last.pth, which a resume has set aside.
+        pruned: epochs whose weights `--keep_checkpoints` of a resume has removed.
         moved: what differs in hardware and torch since the state was saved; "" for nothing.
     """
 
@@ -52,6 +53,7 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     newer: list[int] = field(default_factory=list)
+    pruned: list[int] = field(default_factory=list)
     moved: str = ""
 
     @property
@@ -129,6 +131,7 @@ class TrainState:
         if self.history:
             is_last = self.step == 0 and self.best_epoch == self.epoch
             run.complete_best(self.best_epoch, self.model.state_dict() if is_last else None)
+            self.pruned = run.prune_checkpoints(self.best_epoch)
 
     def _take_over_seconds(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Take the seconds of metrics.csv: a last epoch's contain the writing of last.pth."""

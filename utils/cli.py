@@ -104,6 +104,21 @@ def name_of(names: Iterable[str], kind: str) -> Any:
     return Annotated[str, known(names, kind)]
 
 
+def count_or(*words: str) -> Any:
+    """Return the type of a whole number of at least 1, or one of these words in any case."""
+    listed = ", ".join(words)
+
+    def check(value: int | str) -> int | str:
+        text = str(value).lower()
+        if text in words:
+            return text
+        if not text.isdecimal() or not 1 <= int(text) <= LARGEST_INTEGER:
+            raise UserError(f"{shorten(value)} is not {listed} or a whole number from 1 on")
+        return int(text)
+
+    return Annotated[int | str, AfterValidator(check)]
+
+
 def check_value(kind: Any) -> Callable[[str], Any]:
     """Return an argparse type that checks a flag's text against a type such as `Count`."""
     adapter = TypeAdapter(kind)

@@ -73,6 +73,14 @@ def rename_whole(source: Path, path: Path) -> None:
     _sync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is still there. Raises UserError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {error.strerror}") from error
+
+
 def _refuse_special(path: Path) -> None:
     """Refuse to replace a device, a pipe, a socket or a directory. Raises UserError."""
     try:
@@ -145,6 +153,35 @@ def check_picture(flag: str, path: Path) -> None:
     check_target(flag, path)
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"{flag} {str(path)!r}: the name must end in .png, .pdf or .svg")
+
+
+def can_link(directory: Path) -> bool:
+    """Return whether a file in a directory can have a second name; nothing stays there."""
+    first, second = (name_temporary(directory / "link") for _ in range(2))
+    try:
+        first.touch(exist_ok=False)
+        os.link(first, second)
+        return True
+    except OSError:
+        return False
+    finally:
+        for path in (first, second):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def find_existing_parent(path: Path) -> Path:
+    """Return the path itself if it exists, else the nearest directory above it that does."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes in decimal units: "44.7 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.95:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
 
 
 def name_temporary(path: Path) -> Path:

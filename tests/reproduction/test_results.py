@@ -8,7 +8,7 @@ from metrics import MEASURES
 from reproduction import EXPERIMENTS, OVER_EPOCHS, published
 from reproduction.grid import build_grid
 from reproduction.pictures import draw_accuracies, draw_scores, draw_tsne, list_evaluations
-from reproduction.report import build_report, format_tables_plainly
+from reproduction.report import Report, build_report, format_tables_plainly
 from reproduction.results import (
     Result,
     collect_results,
@@ -20,7 +20,7 @@ from reproduction.results import (
 )
 from reproduction.work import Work
 from utils.errors import UserError
-from utils.files import write_csv
+from utils.files import write_csv, write_json
 
 
 def write_metrics(directory, top1, uniform):
@@ -32,6 +32,11 @@ def write_metrics(directory, top1, uniform):
 def plan(tmp_path, name, scale="smoke", failed=(), **options):
     runs = build_grid(name, scale, **options)
     return Work(name, scale, runs, tmp_path, tmp_path / "out", failed=dict(failed))
+
+
+def build_report_of(work, results):
+    """A report without the records of the runs."""
+    return Report(work, "", results, [], [])
 
 
 @pytest.fixture
@@ -59,6 +64,53 @@ def test_seeds_are_averaged_and_compared_with_the_paper(table):
         paper = published.ACCURACY[tuple(result.labels.values())][0]
         ours = f"{mean:.2f} ± {std:.2f}"
         assert cells[i][first : first + 3] == [ours, f"{paper:.2f}", f"{mean - paper:+.2f}"]
+
+
+def test_numbers_of_other_networks_and_data_are_context(tmp_path):
+    work = plan(tmp_path, "table-cifar", "full", datasets=["mnist"], models=["ResNet18", "MLP"])
+    for run in work.runs:
+        write_metrics(work.locate(run), 90, 80)
+    results = collect_results(work)
+    header, cells = format_results(results, work.experiment.measures)
+    assert "difference" not in header
+    first = header.index(f"{MEASURES['top1'].heading} paper (ResNet18, CIFAR10)")
+    assert cells[0][first - 1 : first + 1] == ["90.00", "92.80"]
+    compared, gaps = compare_losses(results, work.experiment.measures, "BCE", "CE")
+    assert gaps[0][compared.index(header[first])] == "+0.40"  # 93.2 − 92.8
+    row = list_rows(results, work.experiment.measures)[0]
+    assert (row["paper"], row["context"], row["context_of"]) == (None, 92.8, "ResNet18, CIFAR10")
+    text = format_tables_plainly(build_report_of(work, results))
+    assert "under `paper (ResNet18, CIFAR10)` are context" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "options", "held"),
+    [
+        ("table-cifar", "full", {"overrides": {"lr_SGD": 0.1}}, True),
+        ("table-cifar", "full", {"overrides": {"epochs": 100}}, True),
+        ("table-cifar", "full", {"overrides": {"epochs": 5}}, False),
+        ("table-cifar", "full", {"overrides": {"sample_size": 50}}, False),
+        ("table-cifar", "cpu", {"datasets": ["cifar10"], "models": ["ResNet18"]}, False),
+        ("long-tail", "full", {}, False),  # the paper's network is not known
+        ("nc-curves", "full", {}, True),
+    ],
+)
+def test_runs_that_are_the_papers(tmp_path, name, scale, options, held):
+    work = plan(tmp_path, name, scale, **options)
+    assert {work.is_papers(run) for run in work.runs} == {held}
+
+
+def test_a_folder_is_the_papers_by_its_size(tmp_path):
+    work = plan(tmp_path, "imagenet", "full", models=["ResNet50"])
+    run = work.runs[0]
+    assert not work.is_papers(run)
+    assert work.describe_paper(run) == "ResNet50, ImageNet-1K"
+    work.locate(run).mkdir()
+    for train, held in [(1_281_167, True), (1000, False)]:
+        data = {"num_classes": 1000, "train_size": train, "test_size": 50_000}
+        content = {"settings": run.settings.values(), "data": data}
+        write_json(work.locate(run) / "config.json", content)
+        assert work.is_papers(run) == held
 
 
 def test_losses_are_compared(table):

@@ -1,0 +1,181 @@
+"""Measures of neural collapse while a run trains, the ones that eval_nc.py computes afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from input_pipeline import SPLITS
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import DataSet
+from metrics import MEASURES, SPLIT_NAMES
+from metrics.measures import compute_measures
+from metrics.table import MetricsTable, compute_fingerprint
+from rundir.archives import read_archive
+from rundir.directory import Run
+from rundir.evaluator import evaluate_split, list_dependencies
+from rundir.names import NC_COLUMNS, NC_PREFIX
+from rundir.rebuild import Rebuilder
+from rundir.trained import TrainedRun, open_run
+from rundir.weights import read_rng_state, restore_rng_state
+from utils.console import Console, Progress
+from utils.device import is_out_of_memory
+from utils.signals import Stopped, StopSignal
+
+PRECISION = "fp32"  # the default of eval_nc.py, which then keeps the rows
+
+Values = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measures of the weights of an epoch.
+
+    Attributes:
+        epoch: its number.
+        rows: all measures by split; empty for an epoch that is not measured.
+        table: nc_metrics.csv; None for an epoch that is not measured.
+        dependencies: what the rows depend on besides the weights.
+    """
+
+    epoch: int
+    rows: dict[str, Values] = field(default_factory=dict)
+    table: MetricsTable | None = None
+    dependencies: tuple[Any, ...] = ()
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of metrics.csv: those of the training set."""
+        values = self.rows.get("train", {})
+        names = {column: column.removeprefix(NC_PREFIX) for column in NC_COLUMNS}
+        return {column: values[name] for column, name in names.items() if name in values}
+
+    def write(self, checkpoint: Path | None) -> None:
+        """Write the rows of nc_metrics.csv. `checkpoint` holds the weights, if a file does.
+
+        eval_nc.py then keeps the rows: they have the fingerprint that it computes for the file.
+        """
+        if self.table is None:
+            return
+        fingerprint = None
+        if checkpoint is not None:
+            content = read_archive(checkpoint).content
+            fingerprint = compute_fingerprint(content, *self.dependencies)
+        for split, values in self.rows.items():
+            self.table.put((self.epoch, split), fingerprint, values)
+
+
+class CollapseRecorder:
+    """Measures a network every `nc_every` epochs and after the last.
+
+    The weights are copied into a network of its own, in evaluation mode, in float32 and in the
+    memory format of an evaluation: training is not touched. Images are shared with the training.
+
+    Args:
+        run: open, with its config.json written.
+        data: the data set of the run.
+        batches: of training and of the test, whose images are on the device.
+        console: for progress, and for what could not be measured.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        data: DataSet,
+        batches: tuple[BatchLoader, BatchLoader],
+        console: Console,
+    ) -> None:
+        self._run, self._settings, self._console = run, run.settings, console
+        self._data, self._batches = data, batches
+        self._opened: tuple[TrainedRun, Rebuilder, MetricsTable] | None = None
+
+    def measure(self, model: nn.Module, epoch: int, stop: StopSignal) -> Measured:
+        """Measure both splits with the weights of `model`, if this epoch is one to measure.
+
+        A split whose measures are not defined (features that are not finite, a class without
+        samples), or that is too large for the memory, is left out, and a line says why. The random
+        generators stay as they are. Raises Stopped if a stop is requested.
+        """
+        every = self._settings.nc_every
+        if every == 0 or (epoch % every and epoch != self._settings.epochs):
+            return Measured(epoch)
+        device = self._batches[0].device
+        generators = read_rng_state(device)
+        try:
+            rows = dict(self._measure_splits(model, epoch, stop))
+        finally:
+            restore_rng_state(generators, device)
+        run, _, table = self._open()
+        return Measured(epoch, rows, table, list_dependencies(run, run.facts, PRECISION))
+
+    def _open(self) -> tuple[TrainedRun, Rebuilder, MetricsTable]:
+        """Open the run as an evaluation does, once."""
+        if self._opened is None:
+            run, (train, test) = open_run(self._run.directory), self._batches
+            workers = self._settings.num_workers
+            rebuilder = Rebuilder(train.device, SPLITS, num_workers=workers, precision=PRECISION)
+            placed = dataclasses.replace(self._data, train=train.split, test=test.split)
+            rebuilder.adopt(run, placed, self._data.facts())
+            table = MetricsTable(run.directory, MEASURES)
+            for note in table.notes:
+                self._console.say(note)
+            self._opened = run, rebuilder, table
+        return self._opened
+
+    def _measure_splits(
+        self, model: nn.Module, epoch: int, stop: StopSignal
+    ) -> Iterator[tuple[str, Values]]:
+        run, rebuilder, _ = self._open()
+        twin = rebuilder.model(run)
+        twin.load_state_dict(model.state_dict())
+        for split in SPLITS:
+            title = f"epoch {epoch}/{self._settings.epochs}: {SPLIT_NAMES[split]}, measures"
+            batches: Any = _WatchedBatches(
+                rebuilder.batches(run, split), stop, self._console, title
+            )
+            try:
+                values = compute_measures(evaluate_split(rebuilder, run, twin, batches))
+            except (ValueError, RuntimeError) as error:
+                self._console.say(f"epoch {epoch}: {_explain(error, SPLIT_NAMES[split])}")
+                continue
+            yield split, values
+        rebuilder.drop_batches()
+
+
+class _WatchedBatches:
+    """The batches of a split, with a display; a requested stop ends them by Stopped."""
+
+    def __init__(
+        self, batches: BatchLoader, stop: StopSignal, console: Console, title: str
+    ) -> None:
+        self._batches, self._stop = batches, stop
+        self._console, self._title = console, title
+        self.device, self.num_samples = batches.device, batches.num_samples
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate as `BatchLoader.batches` does."""
+        progress, seen = Progress(self._console, self._title, self.num_samples), 0
+        try:
+            for images, targets in self._batches.batches(epoch):
+                yield images, targets
+                seen += len(targets)
+                if progress.is_due():
+                    progress.show(seen, "")
+                if self._stop.requested:
+                    raise Stopped
+        finally:
+            progress.close()
+
+
+def _explain(error: ValueError | RuntimeError, split: str) -> str:
+    """Explain why a split has no measures; raises what is no matter of weights or memory."""
+    if isinstance(error, ValueError):
+        return f"no measures of the {split}: {error}"
+    if is_out_of_memory(error):
+        return f"no measures of the {split}: out of memory"
+    raise error
