@@ -28,8 +28,9 @@ from args import Settings
 from input_pipeline.loader import BatchLoader
 from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
-from rundir.building import build_batches, build_network, build_precision, build_run_data
+from rundir.building import build_batches, build_precision, build_run_data
 from rundir.directory import Run, choose_run
+from rundir.starting import start_network
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
 from training.saving import Saver
@@ -101,7 +102,7 @@ def train_epoch(
     begun, seen = time.monotonic(), meter.seen
     title = f"epoch {epoch}/{state.settings.epochs}"
     progress = Progress(log.console, title, batches.num_samples, start=seen)
-    state.model.train()
+    state.model.train(not state.settings.freeze_backbone)  # the classifier is the same in both
     for images, targets in batches.batches(epoch, state.step):
         meter.add(*step(images, targets), targets)
         state.step += 1
@@ -168,14 +169,15 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     run = choose_run(settings)
     data = build_run_data(settings, run.directory, run.resumed, device)
     torch.manual_seed(settings.seed)
-    model = precision.place(build_network(settings, data))
+    start = start_network(settings, run, data)
+    model = precision.place(start.model)
     batches = build_batches(settings, data, precision)
 
     with run:
         if not run.resumed:
-            run.write_config(settings, data.facts(), device_name)
+            run.write_config(settings, data.facts(), device_name, start.facts)
         log = RunLog(run, settings)
-        log.introduce(data, model, device_name)
+        log.introduce(data, model, device_name, start.notes)
         stop.wait_for_step()
         try:
             train(settings, run, batches, model, precision, log, stop)

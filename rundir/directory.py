@@ -30,6 +30,7 @@ from rundir.names import (
     NAMED_FIRST,
     NEXT_BEST,
     name_checkpoint,
+    spell_for_files,
 )
 from rundir.resuming import list_changes
 from rundir.weights import save
@@ -49,6 +50,7 @@ from utils.files import (
 from utils.locks import Lock, Occupied
 
 LONGEST_NAME = 180
+PATHS = ("weights", "init_from")  # of these settings a run's name has the last part
 PATIENCE = 90  # seconds that a resume waits for another trainer, which may be saving its state
 WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_")  # what files of a trainer begin with
 
@@ -183,11 +185,24 @@ class Run:
         self.id = config.run_id
         return config
 
-    def write_config(self, settings: Settings, facts: dict[str, Any], device: str) -> None:
-        """Write config.json: the resolved settings, the data set's facts, versions and device."""
+    def write_config(
+        self,
+        settings: Settings,
+        facts: dict[str, Any],
+        device: str,
+        network: dict[str, Any] | None = None,
+    ) -> None:
+        """Write config.json.
+
+        Args:
+            settings: resolved.
+            facts: of the data set.
+            device: its name.
+            network: the library that the network comes from, and the weights that it began with.
+        """
         environment = {**describe_environment(), "device": device}
         self.id = uuid.uuid4().hex
-        content = format_config(settings, self.name, self.id, facts, environment)
+        content = format_config(settings, self.name, self.id, facts, environment, network or {})
         write_json(self / CONFIG, content)
 
     def extend_config(self, epochs: int) -> None:
@@ -338,11 +353,12 @@ def _check_replaceable(directory: Path, settings: Settings) -> None:
 
 def format_run_name(settings: Settings) -> str:
     """Return the default name: model, data set, loss, optimizer, other given settings, time."""
-    parts = [str(getattr(settings, name)) for name in NAMED_FIRST]
+    parts = [spell_for_files(str(getattr(settings, name))) for name in NAMED_FIRST]
     for name, value in settings.get_distinct().items():
         if name in NAMED_FIRST:
             continue
         values = "-".join(map(str, value)) if isinstance(value, list) else value
+        values = Path(value).name if name in PATHS else values
         parts.append(name if value is True else f"{name}{values}")
     text = re.sub(r"[^A-Za-z0-9.+_-]", "", "_".join(parts))[:LONGEST_NAME]
     return f"{text}_{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from args import Settings
 from input_pipeline import PIXELS, SOURCES
 from input_pipeline.load import identify_dataset
-from models import NETWORKS
+from models import find_network
 from rundir.archives import hold_the_same
 from rundir.bare import Bare, describe_bare, list_given_flags
 from rundir.checkpoints import find_best_epoch, list_files, pick_epochs, select_checkpoints
@@ -58,7 +58,13 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
         chosen = select_checkpoints(directory, selection) if path.is_dir() else {}
         chosen = chosen or {read_own_epoch(path): path}
         return ChosenRun(
-            directory, config.settings, config.facts, config.run_id, config.versions, chosen
+            directory,
+            config.settings,
+            config.facts,
+            config.run_id,
+            config.versions,
+            chosen,
+            network=config.network,
         )
     if path.is_dir():
         chosen = select_weights(directory, selection)
@@ -69,7 +75,7 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
         directory = path.with_name(f"{strip_ending(path.name)}_eval")
     if "bias_mode" not in list_given_flags(args):
         settings = settings.replace(bias_mode=find_mode(chosen, bare, settings))
-    versions = Versions(NETWORKS[settings.model].version, PIXELS)
+    versions = Versions(find_network(settings.model).version, PIXELS)
     return ChosenRun(directory, settings, {}, "", versions, chosen, bare=bare)
 
 

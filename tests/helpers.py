@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from models import NETWORKS
 from utils.files import read_csv
 
+# The networks of the registry that need no library of networks.
+OWN_NETWORKS = [name for name, network in NETWORKS.items() if not network.prefix]
 ROOT = Path(__file__).resolve().parent.parent
 
 

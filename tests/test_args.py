@@ -81,6 +81,15 @@ WITHOUT_EFFECT = [
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", ""],
     ["--data_dir", "elsewhere"],
     ["--force", ""],
+    ["--pretrained", ""],
+    ["--model", "timm:x", "--weights", "w.pth"],
+    ["--model", "timm:x", "--init_from", "r", "--pretrained", ""],
+    ["--init_backbone", ""],
+    ["--init_bias_added", ""],
+    ["--init_from", "r", "--init_backbone", "--init_bias_added", ""],
+    ["--init_from", "r", "--bias_mode", "none", "--init_bias_added", ""],
+    ["--init_from", "r", "--bias_init_mean", "3"],
+    ["--init_from", "r", "--bias_init_mode", "1"],
 ]
 
 
@@ -132,6 +141,8 @@ WRONG_VALUES = [
     (["--batch-size", "3"], "did you mean --batch_size"),
     (["--dataset", "cifar-10"], "did you mean cifar10"),
     (["--loss", "bec"], "did you mean BCE"),
+    (["--model", "timm:a/b"], "timm:NAME"),
+    (["--freeze_backbone", "--fixed_etf", "--bias_mode", "none"], "nothing to train"),
     (["--graphs", "yes"], "use one of auto, on, off"),
 ]
 

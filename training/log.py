@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ class RunLog:
         self.console = Console(run.log)
         self._events: Any = None
 
-    def introduce(self, data: DataSet, model: nn.Module, device_name: str) -> None:
-        """Print network, data and what is to be known of it, run directory and device."""
+    def introduce(
+        self, data: DataSet, model: nn.Module, device_name: str, notes: Sequence[str] = ()
+    ) -> None:
+        """Print network, data and what is to be known of both, run directory and device."""
         settings = self._settings
         parameters = sum(p.numel() for p in model.parameters())
         train_size, test_size = (len(part or ()) for part in (data.train, data.test))
@@ -50,7 +53,7 @@ class RunLog:
             f"{settings.loss}, {settings.optimizer}, {train_size:,} training and {test_size:,} "
             f"test images{tail}"
         )
-        for note in data.notes:
+        for note in (*notes, *data.notes):
             self.console.say(escape(note))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
