@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from input_pipeline import AUGMENTATIONS, SOURCES, explain_bundled, explain_no_files
-from models import BIAS_MODES, NETWORKS, explain_missing_option, list_takers
+from models import BIAS_MODES, check_name, explain_missing_option, list_names, list_takers
 from objective import LOSSES, OPTIMIZERS, SCHEDULES, explain_untaken, list_optimizers
 from utils.cli import (
     LARGEST_INTEGER,
     SMALLEST_BATCH,
+    AbsolutePath,
     Count,
     DeviceNumber,
     Factor,
@@ -56,6 +57,21 @@ def _explain_no_bias(settings: Settings) -> str | None:
     return "--bias_mode none leaves no bias" if settings.bias_mode == "none" else None
 
 
+def _explain_idle_pretrained(settings: Settings) -> str | None:
+    given = "--init_from gives the weights" if settings.init_from else None
+    return explain_missing_option(settings.model, "pretrained") or given
+
+
+def _explain_given_bias(settings: Settings) -> str | None:
+    whole = settings.init_from and not settings.init_backbone
+    return "--init_from gives the biases" if whole else _explain_no_bias(settings)
+
+
+def _explain_idle_sign(settings: Settings) -> str | None:
+    alone = "--init_backbone leaves the classifier out" if settings.init_backbone else None
+    return require("init_from", given=True)(settings) or alone or _explain_no_bias(settings)
+
+
 def _explain_no_draft(settings: Settings) -> str | None:
     sized = "without --img_size images keep their size" if settings.img_size is None else None
     return explain_no_files(settings.dataset) or sized
@@ -71,6 +87,7 @@ def _explain_fixed_weight(settings: Settings) -> str | None:
     return "--sep_decay decays the weight alone, which --fixed_etf fixes" if fixed else None
 
 
+ModelName = Annotated[str, AfterValidator(check_name)]
 Milestones = Annotated[list[Count], Field(min_length=1)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Pair = Annotated[list[Share], Field(min_length=2, max_length=2)]
@@ -79,6 +96,7 @@ run = partial(setting, "run")
 speed = partial(setting, "speed")
 data = partial(setting, "data")
 network = partial(setting, "network")
+start = partial(setting, "start and frozen parts")
 classifier = partial(setting, "classifier (logits z = W h - b)")
 optimisation = partial(setting, "optimisation")
 
@@ -86,7 +104,7 @@ optimisation = partial(setting, "optimisation")
 class Settings(Table):
     """The settings of one run of train.py."""
 
-    model: Annotated[str, known(NETWORKS, "model")] = main("ResNet18", f"{', '.join(NETWORKS)}")
+    model: ModelName = main("ResNet18", list_names())
     dataset: Annotated[str, known(SOURCES, "data set")] = main(
         "digits", describe_names(SOURCES, ", ")
     )
@@ -241,18 +259,62 @@ class Settings(Table):
     bias_init_mode: Annotated[int, Field(ge=0, le=7)] = classifier(
         0,
         "shape of the initial biases, 0 to 7; 0: uniform in +-1/sqrt(features)",
-        why_idle=_explain_no_bias,
+        why_idle=_explain_given_bias,
         builds="initial weights",
     )
     bias_init_mean: Real = classifier(
         0.0,
         "added to every initial bias",
-        why_idle=_explain_no_bias,
+        why_idle=_explain_given_bias,
         builds="initial weights",
         short="mean{:g}",
     )
     fixed_etf: bool = classifier(
         False, "fix the weight to a simplex ETF; needs at least K - 1 features", builds="model"
+    )
+
+    pretrained: bool = start(
+        False,
+        "timm: begin with timm's weights, from the hub or --weights",
+        why_idle=_explain_idle_pretrained,
+        builds="initial weights",
+        before=False,
+        short="pretrained",
+    )
+    weights: AbsolutePath | None = start(
+        None,
+        "file of the weights of --pretrained, in timm's layout (.pth, .safetensors)",
+        default_text="from the hub",
+        why_idle=require("pretrained"),
+        builds="initial weights",
+        before=None,
+        metavar="FILE",
+    )
+    init_from: AbsolutePath | None = start(
+        None,
+        "begin with the weights of a run (its last) or of a file, this program's or another's",
+        default_text="drawn",
+        before=None,
+        metavar="PATH",
+    )
+    init_backbone: bool = start(
+        False,
+        "of --init_from take all but the classifier, which is drawn",
+        why_idle=require("init_from", given=True),
+        before=False,
+        short="backbone",
+    )
+    init_bias_added: bool = start(
+        False,
+        "the classifier of --init_from adds its bias, as torch.nn.Linear does",
+        why_idle=_explain_idle_sign,
+        before=False,
+    )
+    freeze_backbone: bool = start(
+        False,
+        "train the classifier alone; the backbone stays in evaluation mode",
+        before=False,
+        short="frozen",
     )
 
     schedule: Annotated[str, known(SCHEDULES, "schedule")] = optimisation(
@@ -369,6 +431,10 @@ def complete(settings: Settings) -> Settings:
     Raises UserError.
     """
     settings.refuse_idle()
+    if settings.freeze_backbone and settings.fixed_etf and settings.bias_mode == "none":
+        raise UserError(
+            "--freeze_backbone, --fixed_etf and --bias_mode none leave nothing to train"
+        )
     s, filled = settings, dict[str, Any]()
     if s.epochs_warmup >= s.epochs:
         raise UserError(f"--epochs_warmup {s.epochs_warmup} must be below --epochs {s.epochs}")

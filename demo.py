@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from args import ModelName
 from metrics import EVALUATED, MEASURES, SPLIT_NAMES
-from models import NETWORKS
 from rundir.names import METRICS
 from utils.cli import (
     Count,
@@ -23,7 +23,6 @@ from utils.cli import (
     add_device_flag,
     check_value,
     list_device_flags,
-    name_of,
     run_command,
 )
 from utils.console import Console, escape, format_table
@@ -59,7 +58,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add(
         "--model",
-        type=check_value(name_of(NETWORKS, "model")),
+        type=check_value(ModelName),
         default="ResNet18",
         metavar="NAME",
         help="the network (default: ResNet18)",

@@ -28,10 +28,11 @@ from args import Settings
 from input_pipeline.loader import BatchLoader
 from metrics.accuracy import compute_uniform_accuracy, count_correct
 from objective import LOSSES
-from rundir.building import build_batches, build_network, build_precision, build_run_data
+from rundir.building import build_batches, build_precision, build_run_data
 from rundir.directory import Run, choose_run
 from rundir.names import EMA_PREFIX
 from rundir.space import describe_space
+from rundir.starting import start_network
 from training.collapse import CollapseRecorder
 from training.log import RunLog
 from training.meter import Meter, NonFiniteLoss
@@ -112,7 +113,7 @@ def train_epoch(
     state.begin_epoch()
     epoch, meter = state.epoch + 1, state.meter
     begun, seen = time.monotonic(), meter.seen
-    state.model.train()
+    state.model.train(not state.settings.freeze_backbone)  # the classifier is the same in both
     with log.watch_training(seen) as progress:
         for images, targets in batches.batches(epoch, state.step):
             meter.add(*step(images, targets), targets)
@@ -187,15 +188,16 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     run = choose_run(settings)
     data = build_run_data(settings, run.directory, run.resumed, device)
     torch.manual_seed(settings.seed)
-    model = precision.place(build_network(settings, data))
+    start = start_network(settings, run, data)
+    model = precision.place(start.model)
     batches = build_batches(settings, data, precision)
     space = describe_space(run, *count_bytes(model))
 
     with run:
         if not run.resumed:
-            run.write_config(settings, data.facts(), device_name)
+            run.write_config(settings, data.facts(), device_name, start.facts)
         log = RunLog(run, settings)
-        log.introduce(data, model, device_name, space)
+        log.introduce(data, model, device_name, [*start.notes, *data.notes], space)
         collapse = CollapseRecorder(run, data, batches, log.console)
         stop.wait_for_step()
         try:

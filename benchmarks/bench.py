@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from args import Settings
-from models import NETWORKS
+from models import find_network
 from utils.errors import UserError
 from utils.resources import count_usable_cores
 
@@ -167,7 +167,7 @@ def list_means(bench: Bench, asked: Sequence[str], on_gpu: bool) -> list[Loop]:
     means = dict(GPU_MEANS if on_gpu else CPU_MEANS)
     if not on_gpu and bench.settings.precision != "bf16":
         means["bf16"] = means.pop("bf16")
-    if not NETWORKS[bench.settings.model].convolutional:
+    if not find_network(bench.settings.model).convolutional:
         del means["channels_last"]
     chosen = asked or list(means)
     idle = [name for name in chosen if name not in means]

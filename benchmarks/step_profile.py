@@ -20,8 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from args import PRECISIONS
-from benchmarks.train_speed import AtLeastTwo, Side, add_name, add_number
-from models import NETWORKS
+from benchmarks.train_speed import AtLeastTwo, Side, add_model, add_name, add_number
 from utils.cli import Count, Parser, run_command
 
 PROGRAM = "step_profile.py"
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser(prog=PROGRAM, description=__doc__)
-    add_name(parser, "--model", NETWORKS, "model", "ResNet18")
+    add_model(parser)
     add_number(parser, "--batch_size", AtLeastTwo, 128, "(default: 128)")
     add_number(parser, "--img_size", Side, 32, "side in pixels (default: 32)")
     add_name(parser, "--precision", PRECISIONS, "precision", "auto")

@@ -27,10 +27,9 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from args import PRECISIONS
+from args import PRECISIONS, ModelName
 from benchmarks.bench import CPU_MEANS, GPU_MEANS, KINDS, list_default_kinds
 from input_pipeline import AUGMENTATIONS
-from models import NETWORKS
 from objective import LOSSES, OPTIMIZERS
 from utils.cli import (
     LARGEST_INTEGER,
@@ -70,7 +69,7 @@ def build_parser() -> Parser:
 
 
 def add_step_flags(parser: Parser) -> None:
-    add_name(parser, "--model", NETWORKS, "model", "ResNet18")
+    add_model(parser)
     add_number(parser, "--batch_size", AtLeastTwo, 128, "(default: 128)")
     add_name(parser, "--precision", PRECISIONS, "precision", "auto", "of b to e ")
     add_name(parser, "--loss", LOSSES, "loss", "BCE")
@@ -148,6 +147,12 @@ def add_timing_flags(parser: Parser) -> None:
 
 def add_number(parser: Parser, flag: str, kind: object, default: int | None, text: str) -> None:
     parser.add_argument(flag, type=check_value(kind), default=default, metavar="N", help=text)
+
+
+def add_model(parser: Parser) -> None:
+    check = check_value(ModelName)
+    words = "(default: ResNet18)"
+    parser.add_argument("--model", type=check, default="ResNet18", metavar="NAME", help=words)
 
 
 def add_name(

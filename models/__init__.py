@@ -7,6 +7,7 @@ torch is imported only when a network is built, so that a script can list the na
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SMALL_SIDE = 64
 # The kinds of bias a classifier can have: one per class, one for all classes, none.
 BIAS_MODES = ("diverse", "unified", "none")
+EXAMPLE = "such as timm:resnet18 or timm:vit_tiny_patch16_224"
 # The last commit of this program with the networks, and the pixels, that runs without recorded
 # versions had.
 OLD_COMMIT = "14c9aae"
@@ -29,10 +31,12 @@ OLD_COMMIT = "14c9aae"
 
 @dataclass(frozen=True)
 class Network:
-    """A network.
+    """A network, or a family of networks.
 
     Attributes:
         builder: maps (name, image shape, **options) to a network without classifier.
+        prefix: whether its key is only the beginning of its networks' names; the builder knows the
+            names and gets what follows the key.
         options: the settings that it takes besides the classifier's.
         convolutional: whether its memory format matters.
         bf16_side: smallest image side in pixels at which bfloat16 is faster on a CPU with matrix
@@ -45,6 +49,7 @@ class Network:
     """
 
     builder: str
+    prefix: bool = False
     options: tuple[str, ...] = ()
     convolutional: bool = False
     bf16_side: float = math.inf
@@ -83,7 +88,57 @@ NETWORKS: dict[str, Network] = {
     ),
     # The MLP gains from bfloat16 in large batches only, and gains only seconds.
     "MLP": Network("models.mlp:build", options=("width", "depth"), version=2),
+    # No speed on a CPU is known of them: there they compute in float32, in torch's usual format.
+    "timm:": Network(
+        "models.timm_networks:build",
+        prefix=True,
+        options=("pretrained", "weights"),
+        convolutional=True,
+    ),
 }
+
+
+def check_name(text: str) -> str:
+    """Return the name of a network as the registry spells it; what follows a prefix stays as it is.
+
+    Whether a family has the network is found out where it is built. Raises UserError.
+    """
+    for key in list_families():
+        if text.lower().startswith(key):
+            rest = text[len(key) :]
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", rest):
+                raise UserError(f"model {text!r}: {key}NAME is the name of a network, {EXAMPLE}")
+            return key + rest
+    names = [name for name, network in NETWORKS.items() if not network.prefix]
+    try:
+        return find_name(text, names, "model")
+    except UserError as error:
+        raise UserError(f"{error}, {', '.join(f'{key}NAME' for key in list_families())}") from error
+
+
+def find_network(name: str) -> Network:
+    """Return the entry of a network, or of its family. Raises UserError for an unknown name."""
+    name = check_name(name)
+    family = next((key for key in list_families() if name.startswith(key)), name)
+    return NETWORKS[family]
+
+
+def list_families() -> list[str]:
+    """List the keys of `NETWORKS` that only begin the names of their networks."""
+    return [key for key, network in NETWORKS.items() if network.prefix]
+
+
+def list_names() -> str:
+    """List the names of all networks, in words for a help text."""
+    shown = (f"{key}NAME" if network.prefix else key for key, network in NETWORKS.items())
+    return ", ".join(shown)
+
+
+def share_definition(one: str, other: str) -> bool:
+    """Return whether two names are of the same network. timm names weights after a dot."""
+    if find_network(one).prefix:
+        one, other = one.partition(".")[0], other.partition(".")[0]
+    return one == other
 
 
 def build_model(
@@ -95,7 +150,7 @@ def build_model(
     bias_init_mode: int = 0,
     bias_init_mean: float = 0.0,
     fixed_etf: bool = False,
-    **options: int | None,
+    **options: int | str | bool | None,
 ) -> nn.Module:
     """Build a network with freshly drawn weights (global RNG) and its classifier.
 
@@ -103,22 +158,23 @@ def build_model(
     under autocast. `model.feature_dim` is d and `model.fc` the classifier, z = W h − b.
 
     Args:
-        name: a key of `NETWORKS`, in any case.
+        name: a key of `NETWORKS`, in any case, or a name that begins with one of a family.
         num_classes: K ≥ 2.
         image_shape: (C, H, W) in pixels. Sides below `SMALL_SIDE` select the 32×32 variants.
         bias_mode, bias_init_mode, bias_init_mean, fixed_etf: see models.linear.Classifier.
-        options: the network's own, such as patch_size, width and depth; None: its default.
+        options: the network's own, such as patch_size, width and depth; None or False: its default.
 
     Raises:
         UserError: an unknown name, an option the network does not take, or a value it cannot use.
     """
-    name = find_name(name, NETWORKS, "model")
-    network = NETWORKS[name]
-    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    name = check_name(name)
+    network = find_network(name)
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None and v is not False}
     _check_options(name, network, given)
     if network.patch_sizes:
         given.setdefault("patch_size", network.default_patch_size(min(image_shape[1:])))
-    backbone: nn.Module = load_function(network.builder)(name, tuple(image_shape), **given)
+    own_name = name.partition(":")[2] or name
+    backbone: nn.Module = load_function(network.builder)(own_name, tuple(image_shape), **given)
     build_classifier = load_function("models.linear:Classifier")
     backbone.fc = build_classifier(
         backbone.feature_dim, num_classes, bias_mode, bias_init_mode, bias_init_mean, fixed_etf
@@ -131,15 +187,16 @@ def _check_options(name: str, network: Network, options: Mapping[str, Any]) -> N
         if option not in network.options:
             allowed = ", ".join(network.options) or "none"
             raise UserError(f"{name} takes no {option} (got {value}); its options: {allowed}")
-        if value < 1:
+        if isinstance(value, int) and value < 1:
             raise UserError(f"{option} of {name} is {value}: it must be 1 or more")
 
 
 def explain_missing_option(name: str, option: str) -> str | None:
     """Return why an option has no effect for a network; None if the network takes it."""
-    return None if option in NETWORKS[name].options else f"{name} has no such setting"
+    return None if option in find_network(name).options else f"{name} has no such setting"
 
 
 def list_takers(option: str) -> str:
     """List the networks that take an option."""
-    return ", ".join(name for name, network in NETWORKS.items() if option in network.options)
+    takers = (name for name, network in NETWORKS.items() if option in network.options)
+    return ", ".join(name.removesuffix(":") for name in takers)

@@ -1,7 +1,7 @@
 """State_dicts of the authors' code and of older definitions of our networks, made loadable.
 
 The authors' ViT, Swin and MLP name their entries differently. Their ResNet and DenseNet have the
-names of ours, which are torchvision's.
+names of ours, which are torchvision's. timm's names lie under `backbone.` in ours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from models import NETWORKS, OLD_COMMIT
+from models import OLD_COMMIT, find_network
 from models.vit import HIDDEN_WIDTH
 from utils.errors import UserError
 
@@ -96,6 +96,8 @@ def _translate_key(name: str, key: str) -> str:
         match = re.fullmatch(pattern, key)
         if match:
             return match.expand(rename) if isinstance(rename, str) else rename(match)
+    if find_network(name).prefix and not key.startswith(("backbone.", "fc.")):
+        return f"backbone.{key}"  # the library's own names
     return key
 
 
@@ -115,7 +117,7 @@ def translate_state(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     and ours subtracts it: the sign changes. `state` itself is not changed.
 
     Args:
-        name: a key of `NETWORKS`.
+        name: the name of a network.
         state: a state_dict of the authors' network or of ours.
     """
     if not is_foreign(name, state):
@@ -162,7 +164,7 @@ def find_version(name: str, state: Mapping[str, Tensor]) -> int:
         "ViT": patches is not None and patches.ndim == 4,
         "Swin": "layers.0.norm.weight" in state,
     }
-    return 1 if is_old.get(name) else NETWORKS[name].version
+    return 1 if is_old.get(name) else find_network(name).version
 
 
 def upgrade_state(name: str, state: Mapping[str, Tensor], version: int) -> dict[str, Tensor]:
@@ -174,7 +176,7 @@ def upgrade_state(name: str, state: Mapping[str, Tensor], version: int) -> dict[
     it is the same network.
 
     Args:
-        name: a key of `NETWORKS`.
+        name: the name of a network.
         state: with our keys.
         version: `Network.version` of the network that has these weights; 1 where none is recorded.
 
@@ -182,7 +184,7 @@ def upgrade_state(name: str, state: Mapping[str, Tensor], version: int) -> dict[
         UserError: the present network cannot compute what that version computed, or this program
             does not know that version.
     """
-    known = NETWORKS[name].version
+    known = find_network(name).version
     if version == known:
         return dict(state)
     if not 1 <= version < known:

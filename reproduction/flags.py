@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from args import ModelName
 from input_pipeline import SOURCES
-from models import NETWORKS
 from objective import OPTIMIZERS
 from reproduction import EXPERIMENTS, SCALES
 from utils.cli import (
@@ -83,8 +83,7 @@ def add_grid_flags(group: Any) -> None:
     datasets = ", ".join(f"{n} {', '.join(s.datasets)}" for n, s in SCALES.items() if s.datasets)
     networks = ", ".join(f"{n} {', '.join(s.models)}" for n, s in SCALES.items() if s.models)
     add("--dataset", name_of(SOURCES, "data set"), in_place.format("data sets", datasets))
-    kind = name_of(NETWORKS, "model")
-    add("--models", kind, in_place.format("networks", networks), nargs="+")
+    add("--models", ModelName, in_place.format("networks", networks), nargs="+")
     seeds = "runs of each setting, with seeds 0 to N-1; reported as mean and standard deviation"
     add("--seeds", Thousand, f"{seeds} (default: 1)", metavar="N", default=1)
     for name in ("epochs", "sample_size", "test_sample_size"):

@@ -10,7 +10,7 @@ from typing import Any
 from args import Settings, complete
 from input_pipeline import SOURCES
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale, Values
-from rundir.names import NAMED_FIRST
+from rundir.names import NAMED_FIRST, spell_for_files
 from utils.registry import load_function
 
 # These settings follow NAMED_FIRST in the name of a run, in this order: runs of earlier versions
@@ -147,7 +147,7 @@ def _build_run(
         "model": model if model in experiment.models else experiment.models[0],
     }
     unchanged = all(sizes.get(name) == value for name, value in given_here.items())
-    first_words = [str(getattr(complete_settings, name)) for name in NAMED_FIRST]
+    first_words = [spell_for_files(str(getattr(complete_settings, n))) for n in NAMED_FIRST]
     return GridRun(
         name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
         given=given,

@@ -14,6 +14,7 @@ from reproduction import choose_epochs
 from reproduction.grid import GridRun
 from reproduction.results import Result, collect_results
 from reproduction.work import Work
+from rundir.names import spell_for_files
 from utils.cli import list_device_flags
 
 
@@ -70,7 +71,7 @@ def draw_scores(work: Work) -> Drawing:
     groups: dict[tuple[str, str], list[GridRun]] = {}
     for run in work.finished:
         groups.setdefault((run.settings.model, run.settings.dataset), []).append(run)
-    pictures = {key: work.out / f"scores_{key[0]}_{key[1]}.png" for key in groups}
+    pictures = {key: work.out / f"scores_{spell_for_files(key[0])}_{key[1]}.png" for key in groups}
     calls = [_call_scores(work, runs, pictures[key]) for key, runs in groups.items()]
     return Drawing(list(pictures.values()), calls)
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from args import Settings
-from models import BIAS_MODES, NETWORKS
+from models import BIAS_MODES, find_network
 from utils.cli import Parser, check_value, name_of
 from utils.errors import UserError
 from utils.files import open_regular
@@ -200,7 +200,7 @@ def _convert(
 
 def _drop_idle(settings: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Complete what follows from several arguments; drop options that the network does not take."""
-    options = NETWORKS[settings["model"]].options if "model" in settings else ()
+    options = find_network(settings["model"]).options if "model" in settings else ()
     for name in ("patch_size", "width", "depth"):
         if name not in options:
             settings.pop(name, None)

@@ -16,7 +16,7 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.room import find_room
 from input_pipeline.splits import DataSet
 from metrics.extraction import build_split_batches, choose_test_batch
-from models import NETWORKS, OLD_COMMIT, build_model
+from models import OLD_COMMIT, build_model, find_network
 from rundir.bare import STEMS
 from rundir.config import check_data, read_config
 from utils.errors import UserError
@@ -72,7 +72,7 @@ def build_run_data(
     if not resumed:
         return build_data(settings, device=device)
     config = read_config(directory)
-    if config.versions.network != NETWORKS[settings.model].version:
+    if config.versions.network != find_network(settings.model).version:
         raise UserError(
             f"--resume: {directory} was begun with an older definition of {settings.model}; "
             f"commit {OLD_COMMIT} of this program goes on with it"
@@ -82,16 +82,25 @@ def build_run_data(
     return data.normalised_as(config.facts)
 
 
-def build_network(settings: Settings, data: DataSet, stem: str | None = None) -> nn.Module:
+def build_network(
+    settings: Settings, data: DataSet, stem: str | None = None, *, initial: bool = True
+) -> nn.Module:
     """Build the network of these settings for the images of `data`, with freshly drawn weights.
 
-    `stem` is that of a convolutional network, if not the one for images of this size. Raises
-    UserError for a value that the network cannot use.
+    Args:
+        settings: complete.
+        data: the images, and how many classes they have.
+        stem: that of a convolutional network, if not the one for images of this size.
+        initial: whether its weights are the ones to begin with. False where others are loaded.
+
+    Raises:
+        UserError: a value that the network cannot use, or weights that cannot be had.
     """
-    names = Settings.names(builds="model") + Settings.names(builds="initial weights")
-    options = settings.values(names)
+    options = settings.values(Settings.names(builds="model"))
+    if initial:
+        options |= settings.values(Settings.names(builds="initial weights"))
     shape = data.image_shape
-    if stem is not None and NETWORKS[settings.model].convolutional:
+    if stem is not None and find_network(settings.model).convolutional:
         shape = (shape[0], STEMS[stem], STEMS[stem])
     elif stem is not None:
         raise UserError(f"--stem has no effect here: {settings.model} is not convolutional")
@@ -109,7 +118,7 @@ def build_precision(settings: Settings, asked: str, device: torch.device) -> Pre
     Raises:
         UserError: the device does not have that precision, or a folder holds no images.
     """
-    network = NETWORKS[settings.model]
+    network = find_network(settings.model)
     return choose_precision(
         asked,
         device,

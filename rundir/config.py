@@ -12,7 +12,7 @@ from typing import Any
 
 from args import Settings
 from input_pipeline import PIXELS
-from models import NETWORKS, OLD_COMMIT
+from models import OLD_COMMIT, find_network
 from rundir.names import CONFIG
 from utils.errors import UserError
 from utils.files import read_json
@@ -54,6 +54,7 @@ class Config:
         environment: library versions, git commit and device.
         run_id: what its checkpoints name as their run; "" in a run of an earlier version.
         versions: the definitions it was trained with.
+        network: the library that its network comes from, and the weights that it began with.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class Config:
     environment: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
     versions: Versions = Versions()
+    network: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(directory: Path) -> Config:
@@ -79,7 +81,10 @@ def read_config(directory: Path) -> Config:
     environment = content.get("environment")
     environment = environment if isinstance(environment, dict) else {}
     run_id, versions = str(content.get("id", "")), _read_versions(path, content)
-    return Config(settings, content["data"], environment, run_id, versions)
+    network = content.get("network", {})
+    if not isinstance(network, dict) or not all(isinstance(v, dict) for v in network.values()):
+        raise UserError(f"{path} is damaged: its network is {_shorten(network)}")
+    return Config(settings, content["data"], environment, run_id, versions, network)
 
 
 def _read_versions(path: Path, content: dict[str, Any]) -> Versions:
@@ -88,7 +93,7 @@ def _read_versions(path: Path, content: dict[str, Any]) -> Versions:
     if not isinstance(stored, dict) or not all(type(number) is int for number in stored.values()):
         raise UserError(f"{path} is damaged: its versions are {_shorten(stored)}")
     versions = Versions(stored.get("network", 1), stored.get("pixels", 1))
-    network = NETWORKS[content["settings"]["model"]].version
+    network = find_network(content["settings"]["model"]).version
     if versions.network > network or versions.pixels > PIXELS:
         raise UserError(f"{path} was written by a later version of this program: update it")
     return versions
@@ -100,6 +105,7 @@ def format_config(
     run_id: str,
     facts: dict[str, Any],
     environment: dict[str, Any],
+    network: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the content of config.json for a new run."""
     kept = {k: v for k, v in settings.values().items() if k not in ("resume", "force")}
@@ -108,7 +114,8 @@ def format_config(
         "data": facts,
         "environment": environment,
         "id": run_id,
-        "versions": {"network": NETWORKS[settings.model].version, "pixels": PIXELS},
+        "versions": {"network": find_network(settings.model).version, "pixels": PIXELS},
+        "network": network,
     }
 
 

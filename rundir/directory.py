@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from args import Settings
-from input_pipeline import name_data
 from rundir.archives import Origin, read_origin
 from rundir.checkpoints import find_checkpoints, list_files
 from rundir.config import Config, format_config, read_config
@@ -27,7 +25,6 @@ from rundir.names import (
     LOCK,
     LOG,
     METRICS,
-    NAMED_FIRST,
     NEXT_BEST,
     list_metrics_columns,
     name_checkpoint,
@@ -35,6 +32,7 @@ from rundir.names import (
     read_ema_epoch,
     read_epoch,
 )
+from rundir.naming import format_run_name
 from rundir.resuming import list_changes
 from rundir.weights import save
 from utils.console import escape
@@ -54,8 +52,6 @@ from utils.files import (
 )
 from utils.locks import Lock, Occupied
 
-LONGEST_NAME = 180
-LONGEST_DATA = 40  # characters of the name of a folder's data set
 PATIENCE = 90  # seconds that a resume waits for another trainer, which may be saving its state
 LATER = ("epochs", "keep_checkpoints", "nc_every")  # a resume may change these for good
 WRITTEN = (CONFIG, METRICS, LAST, BEST, "epoch_", "ema_")  # what files of a trainer begin with
@@ -191,11 +187,24 @@ class Run:
         self.id = config.run_id
         return config
 
-    def write_config(self, settings: Settings, facts: dict[str, Any], device: str) -> None:
-        """Write config.json: the resolved settings, the data set's facts, versions and device."""
+    def write_config(
+        self,
+        settings: Settings,
+        facts: dict[str, Any],
+        device: str,
+        network: dict[str, Any] | None = None,
+    ) -> None:
+        """Write config.json.
+
+        Args:
+            settings: resolved.
+            facts: of the data set.
+            device: its name.
+            network: the library that the network comes from, and the weights that it began with.
+        """
         environment = {**describe_environment(), "device": device}
         self.id = uuid.uuid4().hex
-        content = format_config(settings, self.name, self.id, facts, environment)
+        content = format_config(settings, self.name, self.id, facts, environment, network or {})
         write_json(self / CONFIG, content)
 
     def extend_config(self) -> None:
@@ -375,29 +384,6 @@ def _check_replaceable(directory: Path, settings: Settings) -> None:
         f"{directory} exists already: give --resume to continue it, --force to replace it, "
         "or another --run_name"
     )
-
-
-def format_run_name(settings: Settings) -> str:
-    """Return the default name: model, data set, loss, optimizer, other given settings, time."""
-    own = {"dataset": _name_data(settings)}
-    parts = [str(own.get(name) or getattr(settings, name)) for name in NAMED_FIRST]
-    for name, value in settings.get_distinct().items():
-        if name in NAMED_FIRST:
-            continue
-        values = "-".join(map(str, value)) if isinstance(value, list) else value
-        parts.append(name if value is True else f"{name}{values}")
-    text = _make_plain("_".join(parts))[:LONGEST_NAME]
-    return f"{text}_{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _name_data(settings: Settings) -> str:
-    """Return the part of a run's name that a folder's directory gives; "" if that is not plain."""
-    return _make_plain(name_data(settings.dataset, settings.data_dir))[:LONGEST_DATA]
-
-
-def _make_plain(text: str) -> str:
-    """Return text without what the name of a directory must not have on any system."""
-    return re.sub(r"[^A-Za-z0-9.+_-]", "", text)
 
 
 def _is_occupied(directory: Path) -> bool:

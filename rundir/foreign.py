@@ -52,7 +52,7 @@ def translate_content(
         path: the file, for messages.
         raw: its content.
         bare: what is known of the weights.
-        model: a key of `models.NETWORKS`.
+        model: the name of a network.
         num_classes: K; None if it is not known.
 
     Returns:
@@ -203,6 +203,22 @@ def explain_misfit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> str:
             found, expected = list(state[key].shape), list(tensor.shape)
             return f"{key} is {found}, the network wants {expected}"
     return "its values cannot be copied"
+
+
+def explain_library(model: torch.nn.Module, recorded: Mapping[str, Any]) -> str:
+    """Explain that another version of the library a network comes from was used; "" if not.
+
+    Args:
+        model: a network built here.
+        recorded: what the run's config.json says of its network.
+    """
+    now: Any = getattr(model, "description", None)
+    if now is None:
+        return ""
+    before = recorded.get(now["library"], {}).get("version")
+    if before in (None, now["version"]):
+        return ""
+    return f"; it was trained with {now['library']} {before}, here is {now['version']}"
 
 
 def list_keys(keys: Sequence[Any]) -> str:

@@ -56,6 +56,11 @@ def list_metrics_columns(
     ]
 
 
+def spell_for_files(model: str) -> str:
+    """Return the name of a network as it stands in the names of files: timm-NAME for timm:NAME."""
+    return model.replace(":", "-")
+
+
 def name_checkpoint(epoch: int) -> str:
     """Return the name of the weights of an epoch."""
     return f"epoch_{epoch:03d}.pth"

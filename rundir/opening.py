@@ -10,7 +10,7 @@ from pathlib import Path
 from args import Settings
 from input_pipeline import PIXELS, SOURCES
 from input_pipeline.load import identify_dataset
-from models import NETWORKS
+from models import find_network
 from rundir.archives import hold_the_same
 from rundir.bare import Bare, describe_bare, list_given_flags
 from rundir.checkpoints import (
@@ -72,7 +72,7 @@ def open_chosen_run(path: Path, selection: str, args: argparse.Namespace) -> Cho
         directory = path.with_name(f"{strip_ending(path.name)}_eval")
     if "bias_mode" not in list_given_flags(args):
         settings = settings.replace(bias_mode=find_mode(chosen, bare, settings))
-    versions = Versions(NETWORKS[settings.model].version, PIXELS)
+    versions = Versions(find_network(settings.model).version, PIXELS)
     return ChosenRun(directory, settings, {}, "", versions, chosen, bare=bare)
 
 
@@ -93,6 +93,7 @@ def _open_own(path: Path, directory: Path, selection: str, average: bool) -> Cho
         config.run_id,
         config.versions,
         chosen,
+        network=config.network,
         average=average,
     )
 

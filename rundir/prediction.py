@@ -59,5 +59,6 @@ def _is_covered(settings: Settings) -> bool:
         and not AUGMENTATIONS[settings.augment].mixes_labels
         and settings.bias_mode != "none"
         and not settings.fixed_etf
+        and not settings.freeze_backbone  # its features are not free
         and min(settings.weight_decay, settings.feature_decay_rate) > 0
     )

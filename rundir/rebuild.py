@@ -24,11 +24,17 @@ from metrics.extraction import (
     choose_test_batch,
     extract,
 )
-from models import NETWORKS
+from models import find_network
 from rundir.building import build_data, build_network, list_data_options
 from rundir.checkpoints import check_origin
 from rundir.config import check_data
-from rundir.foreign import explain_misfit, read_content, translate_content, translate_own
+from rundir.foreign import (
+    explain_library,
+    explain_misfit,
+    read_content,
+    translate_content,
+    translate_own,
+)
 from rundir.names import name_checkpoint
 from rundir.prediction import predict_run
 from rundir.trained import TrainedRun, open_run
@@ -173,7 +179,7 @@ class Rebuilder:
 
     def precision(self, run: TrainedRun) -> Precision:
         """Return the precision and memory format of a run's network."""
-        network = NETWORKS[run.settings.model]
+        network = find_network(run.settings.model)
         return choose_precision(
             self._precision,
             self._device,
@@ -210,7 +216,7 @@ class Rebuilder:
         model: nn.Module = self._build_once(
             "model",
             (options, data.num_classes, data.image_shape, precision, stem),
-            lambda: precision.place(build_network(run.settings, data, stem)),
+            lambda: precision.place(build_network(run.settings, data, stem, initial=False)),
         )
         return model
 
@@ -238,7 +244,7 @@ class Rebuilder:
         try:
             model.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-            reason = explain_misfit(model, state)
+            reason = explain_misfit(model, state) + explain_library(model, run.network)
             raise UserError(f"{checkpoint} does not fit the model: {reason}") from error
         return model
 

@@ -24,6 +24,7 @@ class TrainedRun:
         id: what its checkpoints name as their run; "" if they name none.
         versions: the definitions of network and pixels that it was trained with.
         bare: what is known of weights that came without a config.json; None for a run of ours.
+        network: what config.json records of the network's library and its first weights.
     """
 
     directory: Path
@@ -32,6 +33,7 @@ class TrainedRun:
     id: str
     versions: Versions
     bare: Bare | None = field(default=None, kw_only=True)
+    network: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -75,7 +77,14 @@ def open_run(directory: Path) -> TrainedRun:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     config = read_config(directory)
-    return TrainedRun(directory, config.settings, config.facts, config.run_id, config.versions)
+    return TrainedRun(
+        directory,
+        config.settings,
+        config.facts,
+        config.run_id,
+        config.versions,
+        network=config.network,
+    )
 
 
 def refuse_idle_flag(flag: str, value: object, runs: Sequence[TrainedRun]) -> None:

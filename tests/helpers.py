@@ -9,10 +9,13 @@ from random import Random
 from args import Settings
 from input_pipeline import SPLITS
 from metrics import MEASURES
+from models import NETWORKS
 from rundir.config import format_config
 from rundir.names import METRICS_COLUMNS
 from utils.files import read_csv, write_csv, write_json
 
+# The networks of the registry that need no library of networks.
+OWN_NETWORKS = [name for name, network in NETWORKS.items() if not network.prefix]
 ROOT = Path(__file__).resolve().parent.parent
 
 

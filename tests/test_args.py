@@ -84,6 +84,15 @@ WITHOUT_EFFECT = [
     ["--optimizer", "AdamW", "--momentum", "0.9"],
     ["--betas", "0.9", "0.99"],
     ["--wandb_artifacts", ""],
+    ["--pretrained", ""],
+    ["--model", "timm:x", "--weights", "w.pth"],
+    ["--model", "timm:x", "--init_from", "r", "--pretrained", ""],
+    ["--init_backbone", ""],
+    ["--init_bias_added", ""],
+    ["--init_from", "r", "--init_backbone", "--init_bias_added", ""],
+    ["--init_from", "r", "--bias_mode", "none", "--init_bias_added", ""],
+    ["--init_from", "r", "--bias_init_mean", "3"],
+    ["--init_from", "r", "--bias_init_mode", "1"],
 ]
 
 
@@ -141,6 +150,8 @@ WRONG_VALUES = [
     (["--batch-size", "3"], "did you mean --batch_size"),
     (["--dataset", "cifar-10"], "did you mean cifar10"),
     (["--loss", "bec"], "did you mean BCE"),
+    (["--model", "timm:a/b"], "timm:NAME"),
+    (["--freeze_backbone", "--fixed_etf", "--bias_mode", "none"], "nothing to train"),
     (["--graphs", "yes"], "use one of auto, on, off"),
     (["--momentum", "1"], "below 1"),
     (["--optimizer", "AdamW", "--betas", "0.9"], "2 or more values"),

@@ -9,13 +9,13 @@ import torch
 import train
 from input_pipeline.load import load_dataset
 from metrics.accuracy import compute_uniform_accuracy
-from models import NETWORKS, build_model
+from models import build_model
 from objective import LOSSES, OPTIMIZERS
 from objective.decay import compute_decay
 from objective.losses import binary_cross_entropy
 from rundir.names import METRICS_COLUMNS
 from rundir.weights import load
-from tests.helpers import SMALL, read_refusal, run, train_here
+from tests.helpers import OWN_NETWORKS, SMALL, read_refusal, run, train_here
 from train import NOT_FINITE
 from utils.files import read_csv
 
@@ -104,7 +104,7 @@ LARGE = ("ResNet101", "DenseNet161")
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in NETWORKS]
+    "model", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in OWN_NETWORKS]
 )
 def test_every_model_learns(tmp_path, model):
     few = 4 if model in LARGE else 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,8 +59,10 @@ class RunLog:
         for writer in self._writers:
             writer.close(STATUSES.get(kind, MISTAKE))
 
-    def introduce(self, data: DataSet, model: nn.Module, device_name: str, space: str) -> None:
-        """Print network, data and what is to be known of it, run directory, device and space."""
+    def introduce(
+        self, data: DataSet, model: nn.Module, device_name: str, notes: Sequence[str], space: str
+    ) -> None:
+        """Print network and data, the notes on both, run directory and device, and the space."""
         settings = self._settings
         dataset = name_data(settings.dataset, settings.data_dir)
         parameters = sum(p.numel() for p in model.parameters())
@@ -73,7 +76,7 @@ class RunLog:
             sizes = data.class_sizes or [0]
             most = format_count(max(sizes), "training image")
             self.console.say(f"the largest class has {most}, the smallest {min(sizes)}")
-        for note in data.notes:
+        for note in notes:
             self.console.say(escape(note))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")

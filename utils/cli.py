@@ -78,6 +78,8 @@ def shorten(value: object) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_check_path)]
+# Of a file that shapes a run: the same one has the same name from every working directory.
+AbsolutePath = Annotated[PathText, AfterValidator(os.path.abspath)]
 
 
 def _check_plain_name(text: str) -> str:

@@ -50,10 +50,19 @@ def setting(group: str, default: Any, help: str, **facts: Any) -> Any:
     return Field(default, description=help, json_schema_extra=entry)
 
 
-def require(name: str, value: Any = True) -> Callable[[Any], str | None]:
-    """Return the `why_idle` of a setting that has an effect only where another has `value`."""
-    flag = f"--{name}" if value is True else f"--{name} {value}"
-    return lambda settings: None if getattr(settings, name) == value else f"it belongs to {flag}"
+def require(name: str, value: Any = True, *, given: bool = False) -> Callable[[Any], str | None]:
+    """Return the `why_idle` of a setting that has an effect only where another has `value`.
+
+    With `given` any value of the other one will do, but None.
+    """
+    flag = f"--{name}" if given or value is True else f"--{name} {value}"
+
+    def explain(settings: Any) -> str | None:
+        found = getattr(settings, name)
+        fits = found is not None if given else found == value
+        return None if fits else f"it belongs to {flag}"
+
+    return explain
 
 
 class Table(BaseModel):

@@ -9,7 +9,8 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
-from models import NETWORKS, build_model, swin, vit
+from models import build_model, check_name, find_network, share_definition, swin, vit
+from tests.helpers import OWN_NETWORKS
 from utils.errors import UserError
 
 SMALL_BUILDS = {
@@ -122,14 +123,14 @@ def test_published_counts():
     assert swin_parameters(96, (2, 2, 2, 1), (4, 4, 4, 4), classes=100) == 26_667_856
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", OWN_NETWORKS)
 def test_parameters_at_32_pixels_by_hand(name):
     with torch.device("meta"):
         model = build_model(name, 10)
     assert count(model) == BY_HAND_AT_32[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name[:3] in ("Res", "Den")])
+@pytest.mark.parametrize("name", [name for name in OWN_NETWORKS if name[:3] in ("Res", "Den")])
 def test_parameters_at_224_pixels_are_torchvisions(name):
     with torch.device("meta"):
         model = build_model(name, 100, (3, 224, 224))
@@ -428,6 +429,17 @@ def test_names_are_case_insensitive():
     shape, options = (3, 8, 8), {"width": 32}
     found = [build_model(name, 3, shape, **options) for name in ("MLP", "mlp", "Vit", "sWIN")]
     assert [type(each).__name__ for each in found] == ["MLP", "MLP", "ViT", "Swin"]
+
+
+def test_a_family_takes_every_name_with_its_prefix():
+    assert check_name("TIMM:resnet18.a1_in1k") == "timm:resnet18.a1_in1k"
+    assert find_network("timm:anything").prefix
+    for name in ("timm:", "timm:hf-hub:a/b", "timm:../x", "timm:-x", "timm"):
+        with pytest.raises(UserError, match=r"timm:NAME"):
+            check_name(name)
+    assert share_definition("timm:resnet18.a1_in1k", "timm:resnet18")
+    assert not share_definition("timm:resnet18", "timm:resnet34")
+    assert not share_definition("ResNet18", "timm:resnet18")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import pytest
 from args import Settings, parse_settings
 from input_pipeline import SOURCES
 from metrics import MEASURES
-from models import NETWORKS
 from objective import LOSSES, OPTIMIZERS
 from reproduction import EXPERIMENTS, OVER_EPOCHS, SCALES, Experiment, choose_epochs
 from reproduction.grid import build_grid
+from tests.helpers import OWN_NETWORKS
 from utils.errors import UserError
 from utils.registry import load_function
 
@@ -29,7 +29,7 @@ def test_every_run_of_every_grid_is_a_command_of_train(name, scale):
 def test_entries_name_what_there_is(name):
     experiment = EXPERIMENTS[name]
     assert set(experiment.datasets) <= set(SOURCES)
-    assert set(experiment.models) <= set(NETWORKS)
+    assert set(experiment.models) <= set(OWN_NETWORKS)
     assert set(experiment.losses) <= set(LOSSES)
     assert set(experiment.axes.get("optimizer", ())) <= set(OPTIMIZERS)
     assert {measure.removesuffix(OVER_EPOCHS) for measure in experiment.measures} <= set(MEASURES)

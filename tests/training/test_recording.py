@@ -6,6 +6,7 @@ that was a float while it was recorded stays what it was.
 """
 
 import contextlib
+import importlib.util
 import itertools
 from types import SimpleNamespace
 
@@ -16,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from args import AUTO_GRAPHS, Settings, complete
-from models import NETWORKS, build_model
+from models import build_model
 from objective import LOSSES, OPTIMIZERS
 from objective.objective import Decays, Objective
 from objective.optimizers import build_optimizer, set_learning_rate
 from rundir.directory import Run
 from rundir.names import METRICS_COLUMNS
+from rundir.starting import freeze_backbone
 from rundir.weights import load
-from tests.helpers import SMALL, train_here
+from tests.helpers import OWN_NETWORKS, SMALL, train_here
 from training import recording, snapshot, step
 from training.meter import Meter
 from training.setup import choose_graphs
@@ -98,6 +100,8 @@ class Trained:
     def __init__(self, graphs, name="MLP", loss="BCE", optimizer="SGD", kind="fp32", **options):
         torch.manual_seed(0)
         self.model = build_model(name, 4, (3, 8, 8), **SMALLER.get(name, {})).train()
+        if options.get("frozen"):
+            freeze_backbone(self.model.eval())
         self.optimizer = build_optimizer(optimizer, self.model, RATES[0], 5e-4, 1e-3)
         precision = Precision(kind, CPU)
         self.scaler = precision.build_scaler()
@@ -158,8 +162,12 @@ CASES = [
     ("ResNet18", "BCE", "SGD", "bf16"),
 ]
 ROTATED = [("BCE", "SGD", "bf16"), ("CE", "AdamW", "fp32"), ("MSE", "SGD", "fp32")]
-EVERY = [(name, *rest) for name, rest in itertools.product(NETWORKS, ROTATED)]
+EVERY = [(name, *rest) for name, rest in itertools.product(OWN_NETWORKS, ROTATED)]
 SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in CASES]
+NO_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is missing")
+SLOW.append(
+    pytest.param("timm:test_resnet", "CE", "SGD", "fp32", marks=[pytest.mark.slow, NO_TIMM])
+)
 
 
 @pytest.mark.parametrize(("name", "loss", "optimizer", "kind"), [*CASES, *SLOW])
@@ -174,6 +182,19 @@ def test_replays_equal_ordinary_steps_bit_for_bit(tapes, name, loss, optimizer, 
     assert found.step.take_compile_time().work == [step.RECORDED]
     for one, other in zip(found.list_values(), expected, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_frozen_backbone_is_recorded_too(tapes, optimizer):
+    options = {"optimizer": optimizer, "frozen": True}
+    before = Trained(False, **options).model.state_dict()
+    before = {key: value.clone() for key, value in before.items()}
+    found = Trained(True, **options).go()
+    assert_equal(found, Trained(False, **options).go())
+    assert len(tapes) == 1
+    after = found.model.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_mixed_targets_are_recorded_too(tapes):
