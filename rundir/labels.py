@@ -147,13 +147,16 @@ def _list_groups(
     for equal in group_by_seed([runs[i].settings for i in documented]):
         found: list[tuple[list[int], set[Hashable]]] = []  # members and their common points
         for i in (documented[each] for each in equal):
-            for members, common in found:
-                if _share_data(runs[members[0]], runs[i]) and common.intersection(points[i]):
-                    members.append(i)
-                    common.intersection_update(points[i])
-                    break
-            else:
-                found.append(([i], set(points[i])))
+            fitting = (
+                (members, common)
+                for members, common in found
+                if _share_data(runs[members[0]], runs[i]) and common.intersection(points[i])
+            )
+            members, common = next(fitting, ([], set(points[i])))
+            if not members:
+                found.append((members, common))
+            members.append(i)
+            common.intersection_update(points[i])
         groups += [members for members, _ in found]
     return sorted(groups)
 
