@@ -122,7 +122,7 @@ def plan_work(args: argparse.Namespace) -> Work:
     save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
     out = Path(args.out or f"results/{args.experiment}")
     gpu_id = args.gpu_ids[0] if args.gpu_ids else args.gpu_id
-    return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id)
+    return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id, args.data_dir)
 
 
 def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:

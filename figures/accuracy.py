@@ -47,7 +47,7 @@ def draw_accuracy_figure(accuracies: Sequence[Accuracy], paper: str = "") -> plt
         list(dict.fromkeys(getattr(accuracy, name) for accuracy in accuracies))
         for name in ("setting", "panel", "loss")
     )
-    size = (2.4 * len(panels) + 1.4, 0.34 * len(rows) + 0.6)
+    size = (1.8 * len(panels) + 1.2, 0.34 * len(rows) + 0.6)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         for axis, panel in zip(axes[0], panels, strict=True):

@@ -23,7 +23,7 @@ from metrics.distributions import Distribution
 WIDTH = 0.42  # half of a violin's greatest width, in steps of the x axis
 PLACE_CHARACTERS = 40  # of a name on the x axis
 PLACE_WIDTH = 1.1  # inches of a line of it
-PANEL_SIZE = 2.7, 1.5  # width, and height of its axes, in inches
+PANEL_SIZE = 2.3, 1.5  # width, and height of its axes, in inches
 
 
 @dataclass

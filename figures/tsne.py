@@ -33,7 +33,7 @@ COLOURS = (
 MARKS = "os^DvPX<p>"
 LEGEND_CLASSES = 20  # the legend names at most this many classes
 LEGEND_CHARACTERS = 20  # and shows at most this many characters of a name
-PANEL_SIDE = 2.4  # inches
+PANEL_SIDES = 2.4, 1.9  # inches; the second with three columns or more
 TITLE_LONGEST = 100  # characters of a panel's title
 TURNS = 5  # each class is drawn in this many parts by turns: no class hides another
 HOLD = 4  # the GIF's last frame stays this many times as long as the others
@@ -58,13 +58,13 @@ def draw_embeddings(title: str, panels: Sequence[Panel], classes: dict[int, str]
     """Draw embeddings side by side; each of `classes` (number to name) has a colour and a mark."""
     with plt.rc_context(STYLE):
         columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
-        rows = -(-len(panels) // columns)
-        width = max(PANEL_SIDE * columns, 3.4)
+        rows, side = -(-len(panels) // columns), PANEL_SIDES[columns > 2]
+        width = max(side * columns, 3.4)
         room = 0.82 * width / columns
         titles = [wrap_name(shorten_name(panel.title, TITLE_LONGEST), room) for panel in panels]
         title = wrap_name(title, 0.8 * width)  # in bold letters
         title_lines = title.count("\n") + rows * (1 + max(text.count("\n") for text in titles))
-        height = PANEL_SIDE * rows + 0.3 + 0.16 * title_lines
+        height = side * rows + 0.3 + 0.16 * title_lines
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         for axis, panel, text in zip(axes.flat, panels, titles, strict=False):
             _scatter(axis, panel, list(classes))

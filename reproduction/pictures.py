@@ -97,7 +97,7 @@ def draw_accuracies(work: Work) -> Drawing:
     accuracies = [
         Accuracy(
             panel=f"{MEASURES[name].name} {MEASURES[name].unit}",
-            setting=_describe_setting(result),
+            setting=_describe_setting(result, results),
             loss=result.labels["loss"],
             mean=result.mean(name),
             deviation=result.deviation(name),
@@ -136,12 +136,17 @@ def _is_panel(name: str, results: Sequence[Result]) -> bool:
     return accuracy and any(name in result.values for result in results)
 
 
-def _describe_setting(result: Result) -> str:
-    """Name a row by all labels but the loss: mark and colour show the loss."""
+def _describe_setting(result: Result, results: Sequence[Result]) -> str:
+    """Name a row by the labels that differ between rows; mark and colour show the loss."""
+    differing = [
+        name
+        for name, value in result.labels.items()
+        if name != "loss" and any(other.labels[name] != value for other in results)
+    ]
+    names = differing or [name for name in result.labels if name != "loss"]
     return " ".join(
         f"{name} {value:g}" if isinstance(value, int | float) else str(value)
-        for name, value in result.labels.items()
-        if name != "loss"
+        for name, value in ((name, result.labels[name]) for name in names)
     )
 
 

@@ -18,6 +18,7 @@ from reproduction import OVER_EPOCHS
 from reproduction.grid import GridRun
 from reproduction.work import Work
 from rundir.names import METRICS
+from utils.console import escape
 from utils.errors import UserError
 from utils.files import read_csv
 
@@ -86,7 +87,7 @@ def collect_results(work: Work) -> list[Result]:
 
 def _collect_result(work: Work, runs: Sequence[GridRun]) -> Result:
     """Return the result of the runs of one setting."""
-    result = Result(dict(runs[0].group), {}, {})
+    result = Result(work.label(runs[0]), {}, {})
     paper = runs[0].look_up_published(work.experiment)
     finished = [run for run in runs if run.name not in work.failed]
     if all(work.is_papers(run) for run in finished or runs):
@@ -327,5 +328,6 @@ def list_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[s
 
 def format_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Return a table in markdown."""
-    lines = [header, ["---"] * len(header), *cells]
+    shown = [[escape(cell).replace("|", r"\|") for cell in line] for line in (header, *cells)]
+    lines = [shown[0], ["---"] * len(header), *shown[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from input_pipeline import SOURCES
+from input_pipeline import SOURCES, name_data
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
+from reproduction.flags import DATA_DIR
 from reproduction.grid import GridRun
 from rundir.checkpoints import pick_epochs
 from rundir.config import read_config
@@ -26,6 +28,7 @@ class Work:
         runs: all runs of the grid; none if the experiment trains nothing.
         save_dir: the directory of the run directories.
         out: the directory of report and pictures.
+        data_dir: the directory of the data sets, which names a folder.
         gpu_id: the device of the scripts that measure and draw; −1 is the CPU, None the device
             that they take by themselves.
         failed: why a run has no result, by its name.
@@ -37,6 +40,7 @@ class Work:
     save_dir: Path
     out: Path
     gpu_id: int | None = -1
+    data_dir: str = DATA_DIR
     failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,6 +61,11 @@ class Work:
     def locate(self, run: GridRun) -> Path:
         """Return the directory of a run."""
         return self.save_dir / run.name
+
+    def label(self, run: GridRun) -> dict[str, Any]:
+        """Return the labels of a run's setting. A folder's data set is named by its directory."""
+        labels = dict(run.group)
+        return {**labels, "dataset": name_data(labels["dataset"], self.data_dir)}
 
     def name_dataset(self, dataset: str) -> str:
         """Return the paper's name of a data set."""

@@ -1,6 +1,7 @@
 """What a grid gave: seeds together, beside the paper's numbers, as tables and as a picture."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from reproduction.results import (
     Result,
     collect_results,
     compare_losses,
+    format_markdown,
     format_results,
     format_tables,
     list_rows,
@@ -111,6 +113,13 @@ def test_a_folder_is_the_papers_by_its_size(tmp_path):
         content = {"settings": run.settings.values(), "data": data}
         write_json(work.locate(run) / "config.json", content)
         assert work.is_papers(run) == held
+
+
+def test_a_folder_is_named_by_its_directory(tmp_path):
+    work = replace(plan(tmp_path, "imagenet", "full"), data_dir="/x/a|b/")
+    work = replace(work, failed={run.name: "" for run in work.runs})
+    assert {result.labels["dataset"] for result in collect_results(work)} == {"a|b"}
+    assert format_markdown(["a|b"], [["c"]]).splitlines()[0] == r"| a\|b |"
 
 
 def test_losses_are_compared(table):
