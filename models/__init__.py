@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
@@ -43,6 +43,8 @@ class Network:
             units for it. On smaller images the casts cost more than the layers gain.
         channels_last_side: the same for channels_last on the CPU in float32.
         patch_sizes: (largest side, patch size) in pixels; the first that fits is the default.
+        rates: by optimizer, a learning rate that trains and one, above it, that left the network
+            near chance in short runs on CIFAR-10; both for batches of 128 (docs/training.md).
         version: number of the network's definition. A change of what the same weights compute, or
             of their names, raises it, and models.foreign.upgrade_state then reads older weights or
             refuses them.
@@ -55,6 +57,7 @@ class Network:
     bf16_side: float = math.inf
     channels_last_side: float = math.inf
     patch_sizes: tuple[tuple[float, int], ...] = ()
+    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     version: int = 1
 
     def default_patch_size(self, side: int) -> int:
@@ -76,6 +79,7 @@ NETWORKS: dict[str, Network] = {
         options=("patch_size", "width", "depth"),
         bf16_side=1,
         patch_sizes=((16, 2), (SMALL_SIDE - 1, 4), (math.inf, 16)),
+        rates={"AdamW": (3e-4, 0.01)},
         version=2,
     ),
     "Swin": Network(
@@ -194,6 +198,20 @@ def _check_options(name: str, network: Network, options: Mapping[str, Any]) -> N
 def explain_missing_option(name: str, option: str) -> str | None:
     """Return why an option has no effect for a network; None if the network takes it."""
     return None if option in find_network(name).options else f"{name} has no such setting"
+
+
+def explain_high_rate(name: str, optimizer: str, rate: float) -> str | None:
+    """Return a warning of a learning rate that is known to be too high; None if it is not.
+
+    `rate` is for batches of 128.
+    """
+    good, failing = find_network(name).rates.get(optimizer, (0.0, math.inf))
+    if rate < failing:
+        return None
+    return (
+        f"warning: {name} stayed near chance in short runs with {optimizer} and --lr {failing:g}; "
+        f"--lr {good:g} trained it (docs/training.md)"
+    )
 
 
 def list_takers(option: str) -> str:

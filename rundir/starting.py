@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from args import Settings
 from input_pipeline.splits import DataSet
-from models import share_definition
+from models import explain_high_rate, share_definition
 from rundir.archives import CHUNK
 from rundir.bare import Bare
 from rundir.building import build_network
@@ -76,6 +76,9 @@ def start_network(settings: Settings, run: Run, data: DataSet) -> Start:
     model = build_network(settings, data, initial=not goes_on)
     start = Start(model)
     _note_library(start, settings, data, run)
+    warning = explain_high_rate(settings.model, settings.optimizer, settings.lr)
+    if warning and not run.resumed:
+        start.notes.append(warning)
     if not goes_on:
         recorded = read_config(run.directory).network if run.resumed else {}
         if settings.weights is not None:

@@ -257,3 +257,14 @@ def test_an_existing_run_is_refused_then_replaced(tmp_path):
     assert (run_dir / "last.pth").stat().st_mtime_ns == before
     train_here(tmp_path, *flags, "--force")
     assert (run_dir / "last.pth").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(("rate", "warned"), [("0.01", True), ("0.001", False)])
+def test_a_rate_at_which_a_network_stayed_at_chance_is_warned_of(tmp_path, capsys, rate, warned):
+    flags = ["--model", "ViT", "--width", 16, "--depth", 1, "--sample_size", 2, "--lr", rate]
+    train_here(tmp_path, "--epochs", 1, "--optimizer", "AdamW", *flags)
+    said = capsys.readouterr().out
+    assert ("--lr 0.0003 trained it" in said) is warned
+    if warned:
+        train_here(tmp_path, "--resume")
+        assert "--lr 0.0003" not in capsys.readouterr().out
