@@ -102,7 +102,13 @@ from metrics.distributions import (
     compute_score_distributions,
 )
 from rundir.checkpoints import check_single
-from rundir.labels import describe_runs, describe_subject, show_setting
+from rundir.labels import (
+    describe_runs,
+    describe_subject,
+    name_runs,
+    shorten_names,
+    show_setting,
+)
 from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
@@ -298,15 +304,18 @@ def write_numbers(
 
 
 def format_statistics(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
-    """Format the statistics of all runs as one aligned table."""
+    """Format the statistics of all runs as one aligned table; long names stand below it."""
     header = ["run", "panel", "x", "score", "mean", "std", "min", "max", "predicted"]
     lines = []
-    for run, drawn in zip(runs, violins, strict=True):
-        for row in list_summaries(run.name, drawn):
+    labels = shorten_names(runs)
+    for label, drawn in zip(labels, violins, strict=True):
+        for row in list_summaries(label, drawn):
             numbers = [row[key] for key in ("mean", "std", "min", "max", "predicted")]
             cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
-            lines.append([run.name, drawn.panel, drawn.place, str(row["kind"]), *cells])
-    return format_table(header, lines)
+            lines.append([label, drawn.panel, drawn.place, str(row["kind"]), *cells])
+    pairs = zip(labels, name_runs(runs), strict=True)
+    full = [f"{label}: {name}" for label, name in pairs if label != name]
+    return "\n\n".join([format_table(header, lines), *(["\n".join(full)] if full else [])])
 
 
 if __name__ == "__main__":

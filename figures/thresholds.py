@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import torch
 
-from figures.style import SCORE_LOOKS, STYLE, add_legend, wrap_name
+from figures.style import SCORE_LOOKS, STYLE, add_legend, fit_height, wrap_name
 from metrics.accuracy import find_best_threshold
 from metrics.extraction import Extracted
 
-WIDTH = 2.9  # inches of a panel
+WIDTH, HEIGHT = 2.9, 1.5  # of a panel, and of its axes, in inches
 HISTOGRAM_BINS = 40
 OUTER = 0.005  # the outer bins also count this share of the logits on either side
 
@@ -23,13 +23,14 @@ def draw_thresholds(panels: Sequence[tuple[str, Extracted]]) -> plt.Figure:
     threshold of the uniform accuracy.
     """
     with plt.rc_context(STYLE):
-        size = (WIDTH * len(panels), 2.2)
+        size = (WIDTH * len(panels), HEIGHT + 1)
         figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         for axis, (title, extracted) in zip(axes[0], panels, strict=True):
             _draw_histograms(axis, title, extracted)
         axes[0][0].set_ylabel("test images")
         handles, names = axes[0][0].get_legend_handles_labels()
         add_legend(figure, handles, names, 3)
+        fit_height(figure, axes[0][0], HEIGHT, 1)
     return figure
 
 
@@ -59,5 +60,5 @@ def _draw_histograms(axis: plt.Axes, title: str, extracted: Extracted) -> None:
     style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     axis.axvline(threshold, label="best single threshold", **style)
     shares = f"top-1 {100 * extracted.top1:.1f} %, uniform {100 * accuracy:.1f} %"
-    axis.set_title(wrap_name(f"{title}: {shares}", 0.85 * WIDTH), fontsize=9)
+    axis.set_title(f"{wrap_name(title, 0.8 * WIDTH)}\n{shares}", fontsize=9)
     axis.set_xlabel("logit of a test image")

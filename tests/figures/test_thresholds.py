@@ -15,10 +15,17 @@ def test_a_panel_for_each_run_with_all_its_samples(count):
     negatives = torch.randn(500, generator=generator)
     labels = torch.zeros(500, dtype=torch.int64)
     extracted = Extracted(torch.zeros(500, 1), labels, positives, negatives, 0.995, 1.0, labels[:1])
-    figure = draw_thresholds([(f"run {i}", extracted) for i in range(count)])
+    long = "a_long_name_of_a_run_" * 8
+    figure = draw_thresholds([(f"run {i}, {long}", extracted) for i in range(count)])
+    figure.draw_without_rendering()
+    whole = figure.get_tightbbox()
+    assert whole.x0 >= 0 and whole.x1 <= figure.get_figwidth()
+    assert whole.y0 >= 0 and whole.y1 <= figure.get_figheight()
     accuracy, threshold = find_best_threshold(positives, negatives)
     assert len(figure.axes) == count
     for i, axis in enumerate(figure.axes):
-        assert axis.get_title() == f"run {i}: top-1 99.5 %, uniform {100 * accuracy:.1f} %"
+        *name, shares = axis.get_title().split("\n")
+        assert "".join(name).replace(" ", "") == f"run{i},{long}"
+        assert shares == f"top-1 99.5 %, uniform {100 * accuracy:.1f} %"
         assert sum(patch.get_height() for patch in axis.patches) == 1000
         assert axis.lines[0].get_xdata()[0] == pytest.approx(threshold)
