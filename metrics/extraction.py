@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,7 @@ def extract(
     batches: BatchLoader,
     autocast: contextlib.AbstractContextManager,
     budget: float | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> Extracted:
     """Pass a split through the model once, in evaluation mode.
 
@@ -85,6 +87,7 @@ def extract(
         autocast: entered once, so that weights are cast once and not again for every batch.
         budget: bytes of the device that features may take. None: a third of a GPU's free memory,
             and no limit on the CPU.
+        report: called after each batch with the number of images that were passed on.
     """
     model.eval()
     device, count = batches.device, batches.num_samples
@@ -106,6 +109,8 @@ def extract(
             margins[0, at], margins[1, at] = split_margins(logits, targets)
             correct += count_correct_by_class(logits, targets)
             first = at.stop
+            if report is not None:
+                report(first)
     # This waits for all copies to the host, too.
     top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
     return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])

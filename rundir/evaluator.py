@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from args import Settings
 from input_pipeline import SPLITS
 from input_pipeline.loader import BatchLoader
-from metrics import EVALUATED, EVALUATED_EMA, MEASURES
+from metrics import EVALUATED, EVALUATED_EMA, MEASURES, SPLIT_NAMES
 from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
 from metrics.table import MetricsTable, RowWriter, compute_fingerprint
@@ -130,30 +131,31 @@ class Evaluator:
         readings = read_ahead(lambda item: reader.read(*item), run.chosen.items())
         work, splits = Work(), len(self._splits)
         progress = Progress(self._console, run.name, len(run.chosen) * splits, unit="split")
-        with RowWriter(rows) as writer, contextlib.closing(readings):
-            for count, reading in enumerate(readings, start=1):
+        with progress, RowWriter(rows) as writer, contextlib.closing(readings):
+            for reading in readings:
                 self._record(reading, rows, work)
                 idle = reading.fault is not None or not reading.missing
                 if idle or not self._can_build(run, work):
                     progress.skip(splits)
                     continue
-                self._compute_rows(run, reading, writer, work)
                 progress.skip(splits - len(reading.missing))
-                if progress.is_due():
-                    progress.show(count * splits, f"epoch {reading.epoch}")
-        progress.close()
+                self._compute_rows(run, reading, writer, work, progress)
         return work
 
     def _compute_rows(
-        self, run: ChosenRun, reading: Reading, writer: RowWriter, work: Work
+        self, run: ChosenRun, reading: Reading, writer: RowWriter, work: Work, progress: Progress
     ) -> None:
+        left = len(reading.missing)
         try:
-            for split, values in self._measure(run, reading):
+            for split, values in self._measure(run, reading, progress):
+                left -= 1
+                progress.advance(1)
                 writer.put((reading.epoch, split), reading.fingerprint, values)
                 work.computed += 1
         except CheckpointError as error:
             print_error(self._program, error)
             work.failed += 1
+            progress.skip(left)
 
     def _record(self, reading: Reading, rows: MetricsTable, work: Work) -> None:
         """Count a checkpoint that was read, print its fault, and take out rows that changed."""
@@ -183,7 +185,7 @@ class Evaluator:
         return False
 
     def _measure(
-        self, run: ChosenRun, reading: Reading
+        self, run: ChosenRun, reading: Reading, progress: Progress
     ) -> Iterator[tuple[str, dict[str, float | None]]]:
         """Yield each missing split and its measures. Raises CheckpointError."""
         try:
@@ -192,7 +194,9 @@ class Evaluator:
             raise CheckpointError(str(error)) from error
         reading.content = None  # the model has a copy
         for split in reading.missing:
-            evaluation = self._evaluate_split(run, split, model)
+            note = f"epoch {reading.epoch}, {SPLIT_NAMES[split]}"
+            report = partial(progress.report, note=note)
+            evaluation = self._evaluate_split(run, split, model, report)
             try:
                 values = compute_measures(evaluation)
             except ValueError as error:
@@ -200,10 +204,16 @@ class Evaluator:
             del evaluation  # its features leave room for those of the next split
             yield split, values
 
-    def _evaluate_split(self, run: ChosenRun, split: str, model: torch.nn.Module) -> Evaluation:
-        """Pass a split through a network."""
+    def _evaluate_split(
+        self,
+        run: ChosenRun,
+        split: str,
+        model: torch.nn.Module,
+        report: Callable[[float], object],
+    ) -> Evaluation:
+        """Pass a split through a network; `report` gets the share that is done."""
         batches = self._rebuilder.batches(run, split)
-        evaluation = evaluate_split(self._rebuilder, run, model, batches)
+        evaluation = evaluate_split(self._rebuilder, run, model, batches, report)
         self._check_sign(run, split, evaluation.extracted, model.fc)
         return evaluation
 
@@ -244,12 +254,24 @@ def list_dependencies(run: TrainedRun, facts: dict[str, Any], precision: str) ->
 
 
 def evaluate_split(
-    rebuilder: Rebuilder, run: TrainedRun, model: torch.nn.Module, batches: BatchLoader
+    rebuilder: Rebuilder,
+    run: TrainedRun,
+    model: torch.nn.Module,
+    batches: BatchLoader,
+    report: Callable[[float], object] = lambda share: None,
 ) -> Evaluation:
-    """Pass the images of a split through a network of a run, and collect what measures need."""
+    """Pass the images of a split through a network of a run, and collect what measures need.
+
+    `report` gets the share of the images after each batch, as the host counts them.
+    """
     classifier: Any = model.fc
     return Evaluation(
-        extract(model, batches, rebuilder.precision(run).autocast()),
+        extract(
+            model,
+            batches,
+            rebuilder.precision(run).autocast(),
+            report=lambda images: report(images / batches.num_samples),
+        ),
         classifier.weight.detach(),
         classifier.bias_vector().detach(),
         rebuilder.class_sizes(run),

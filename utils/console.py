@@ -193,7 +193,7 @@ class Progress:
     ):
         self._console, self._title, self._total = console, title, total
         self._start, self._unit, self._left = start, unit, left
-        self._done: float = start
+        self._done, self._text = start, ""
         self._live = in_notebook() or sys.stderr.isatty()
         self._interval = 0.5 if self._live else 60.0
         self._last = self._begun = time.monotonic()
@@ -216,7 +216,7 @@ class Progress:
         self._start += amount
         self._done += amount
         if self._bar is not None:
-            self._draw(self._done, "")
+            self._draw(self._done, self._text)
 
     def advance(self, amount: int) -> None:
         """Count an amount as done, and refresh the display if it is due."""
@@ -224,11 +224,17 @@ class Progress:
         if self.is_due():
             self.show(self._done, "")
 
+    def report(self, share: float, note: str) -> None:
+        """Refresh the display, if it is due, with a share of the next unit done, in [0, 1]."""
+        if self.is_due():
+            self.show(round(self._done + share, 2), note)
+
     def show(self, done: float, note: str) -> None:
         """Refresh the display with the amount done and a note."""
-        self._done, self._last = done, time.monotonic()
+        self._last = time.monotonic()
         text = ", ".join([*self._describe(done), *([note] if note else [])])
         if self._live:
+            self._text = text
             self._draw(done, text)
             return
         self._console.say(f"{self._title}: {done}/{self._total} {self._unit}s, {text}")

@@ -15,7 +15,7 @@ import pydantic, filelock, sklearn.datasets, sklearn.model_selection, torch.util
 flags = os.O_NONBLOCK, os.O_NOFOLLOW, os.O_CLOEXEC
 MISSING = {
     signal: "SIGHUP SIGKILL SIGCHLD SIGUSR1 SIGUSR2 SIGALRM SIGPIPE SIGCONT SIGTSTP pthread_kill",
-    os: "fork forkpty killpg getpgid setsid getuid geteuid getgid uname nice statvfs sysconf "
+    os: "fork forkpty killpg getpgid setsid getuid geteuid getgid uname nice sysconf "
     "sched_getaffinity memfd_create posix_fallocate O_NONBLOCK O_NOFOLLOW O_CLOEXEC chown fchmod "
     "mkfifo WEXITSTATUS wait4 getloadavg",
     mmap: "MAP_SHARED MAP_POPULATE",
