@@ -6,12 +6,13 @@ Imports no torch, so that a refused command answers at once.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from args import Settings
-from input_pipeline import PIXELS
+from input_pipeline import PIXELS, SOURCES
 from models import OLD_COMMIT, find_network
 from rundir.names import CONFIG
 from utils.errors import UserError
@@ -109,6 +110,9 @@ def format_config(
 ) -> dict[str, Any]:
     """Return the content of config.json for a new run."""
     kept = {k: v for k, v in settings.values().items() if k not in ("resume", "force")}
+    # A path such as "." has no name: another working directory would give the data set another one.
+    if SOURCES[settings.dataset].named_by_directory and Path(settings.data_dir).name in ("", ".."):
+        kept["data_dir"] = os.path.abspath(settings.data_dir)
     return {
         "settings": {**kept, "run_name": run_name},
         "data": facts,

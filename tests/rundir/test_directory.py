@@ -56,6 +56,14 @@ def test_the_default_name_has_the_directory_of_a_folder(tmp_path, monkeypatch, d
     assert re.fullmatch(rf"ResNet18_{named}_BCE_SGD_[\d-]+", format_run_name(settings))
 
 
+@pytest.mark.parametrize(("given", "stored"), [(".", "{here}"), ("x/birds", "x/birds")])
+def test_a_folder_keeps_its_name_in_another_working_directory(tmp_path, monkeypatch, given, stored):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(settings_for(tmp_path / "runs", "--dataset", "folder", "--data_dir", given))
+    held = read_json(run / "config.json")["settings"]["data_dir"]
+    assert held == stored.format(here=tmp_path)
+
+
 def test_an_unnamed_run_of_a_folder_is_resumed(tmp_path):
     flags = ["--dataset", "folder", "--data_dir", "/x/birds", "--epochs", "3"]
     run = make_run(settings_for(tmp_path, *flags), 1)
