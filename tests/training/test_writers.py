@@ -86,6 +86,9 @@ def test_two_offline_sessions_are_one_run_with_all_settings_and_rows(tmp_path, m
         assert all(logged[name] == float(value) for name, value in row.items() if name != "seconds")
     assert kinds & {"output", "output_raw"} == set()  # the console stays here
     assert "artifact" not in kinds and "artifact" in kinds_later
+    (artifact,) = [content for kind, content in read_records(paths[1]) if kind == "artifact"]
+    files = {entry.path for entry in artifact.manifest.contents}
+    assert files == {"best_model.pth", "config.json", "metrics.csv"}
 
     whole = train_here(tmp_path / "without", *FLAGS, "--epochs", 3)
     for epoch in (1, 3):  # wandb draws no random number of ours
