@@ -100,10 +100,13 @@ def build_network(
     if initial:
         options |= settings.values(Settings.names(builds="initial weights"))
     shape = data.image_shape
-    if stem is not None and find_network(settings.model).convolutional:
+    network = find_network(settings.model)
+    if stem is not None and network.convolutional and not network.prefix:
         shape = (shape[0], STEMS[stem], STEMS[stem])
     elif stem is not None:
-        raise UserError(f"--stem has no effect here: {settings.model} is not convolutional")
+        raise UserError(
+            f"--stem has no effect here: {settings.model} has no choice of first layers"
+        )
     return build_model(settings.model, data.num_classes, shape, **options)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import eval_nc
+from input_pipeline.load import load_dataset
 from models import build_model
 from rundir.rebuild import Rebuilder
 from rundir.trained import open_run
@@ -167,3 +168,19 @@ def test_default_names_of_runs_are_safe_for_files(tmp_path, monkeypatch, capsys)
     line = read_refusal(capsys, train.main, "--model", "timm:none", "--save_dir", tmp_path / "new")
     assert "no network 'none'" in line
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_as_timm_writes_them_are_evaluated(tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    flags = ["--load_path", tmp_path / "w.pth", "--model", "timm:test_resnet", "--gpu_id", -1]
+    flags += ["--dataset", "digits", "--test_sample_size", 20, "--split", "test", "--bias_added"]
+    assert eval_nc.main(list(map(str, flags))) == 0
+    data = load_dataset("digits", ".", test_sample_size=20)
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (data.mean, data.std))
+    with torch.no_grad():
+        found = network.eval()((data.test.images / 255 - mean) / std).argmax(dim=1)
+    right = 100 * (found == data.test.labels).double().mean().item()
+    row = read_table(tmp_path / "w_eval")[0, "test"]
+    assert float(row["top1"]) == pytest.approx(right)
