@@ -61,9 +61,11 @@ def check_resumable(directory: Path, stored: Settings, given: Mapping[str, Any])
         if name == "epochs":
             _check_more_epochs(directory, stored, given["epochs"])
             continue
+        value = getattr(stored, name)
+        trained = f"without --{name}" if value is None else f"with --{name} {value}"
         raise UserError(
-            f"--resume: {directory} was trained with --{name} {getattr(stored, name)}, "
-            f"not {given[name]}; a changed setting is a new run"
+            f"--resume: {directory} was trained {trained}, not {given[name]}; a changed setting "
+            "is a new run"
         )
 
 

@@ -30,8 +30,8 @@ class Parts:
         more than a part of a whole batch.
         """
         size = len(images)
-        number = 1 if self.number == 1 else -(-size * self.number // self.batch_size)
-        number = max(1, min(number, size // SMALLEST_BATCH))
+        proportional = -(-size * self.number // self.batch_size)  # rounded up
+        number = max(1, min(self.number, proportional, size // SMALLEST_BATCH))
         if number == 1:
             yield images, targets, 1.0
             return

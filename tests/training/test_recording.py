@@ -27,9 +27,11 @@ from rundir.starting import freeze_backbone
 from rundir.weights import load
 from tests.helpers import OWN_NETWORKS, SMALL, train_here
 from training import recording, snapshot, step
+from training.averaging import Average
 from training.meter import Meter
 from training.setup import choose_graphs
 from training.state import TrainState
+from training.update import Parts
 from utils.device import leave_default_stream
 from utils.errors import UserError
 from utils.precision import Precision
@@ -106,6 +108,8 @@ class Trained:
         precision = Precision(kind, CPU)
         self.scaler = precision.build_scaler()
         objective = Objective(loss, 0.1, Decays(0.03, 0.02, 0.05))
+        average = Average(self.model, 0.9, self.optimizer) if options.get("extras") else None
+        extras = {"parts": Parts(3, SIZES[0]), "clip_grad_norm": 0.5, "average": average}
         self.step = step.build_step(
             self.model,
             self.optimizer,
@@ -114,10 +118,13 @@ class Trained:
             precision,
             options.get("compiled", False),
             graphs,
+            **(extras if average else {}),
         )
         self.meter = Meter(len(SIZES), CPU)
         settings = complete(Settings())
-        self.state = TrainState(settings, self.model, self.optimizer, self.scaler, self.meter)
+        self.state = TrainState(
+            settings, self.model, self.optimizer, self.scaler, self.meter, average
+        )
         self.soft, self.seen, self.steps = options.get("soft", False), [], 0
 
     def go(self, steps=None, epochs=3):
@@ -141,6 +148,8 @@ class Trained:
     def list_values(self):
         """Everything that a run is: results, weights, buffers, optimizer, scaler, generator."""
         values = [torch.get_rng_state(), *tree_leaves(self.seen), *self.model.state_dict().values()]
+        if self.state.average is not None:
+            values += self.state.average.module.state_dict().values()
         for entries in self.optimizer.state_dict()["state"].values():
             values += entries.values()
         return values + [torch.tensor(value) for value in self.scaler.state_dict().values()]
@@ -195,6 +204,40 @@ def test_a_frozen_backbone_is_recorded_too(tapes, optimizer):
     after = found.model.state_dict()
     changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("MLP", "fp32"), ("MLP", "fp16"), ("ResNet18", "fp32")])
+def test_parts_clipping_and_the_average_are_recorded_too(tapes, tmp_path, name, kind):
+    """And a stop in the middle of an epoch changes none of it."""
+    options = {"name": name, "kind": kind, "extras": True}
+    expected = Trained(False, **options).go(epochs=2)
+    assert_equal(Trained(True, **options).go(epochs=2), expected)
+    assert len(tapes) == 1
+    run = Run(tmp_path, True, complete(Settings()))
+    stopped = Trained(True, **options).go(6)
+    run.write_state(stopped.state.state_dict())
+    resumed = Trained(True, **options)
+    resumed.state.load(run)
+    resumed.go(epochs=2)
+    resumed.seen = stopped.seen + resumed.seen
+    assert_equal(resumed, expected)
+    assert resumed.step.take_note() == ""
+
+
+def test_a_replay_that_leaves_out_the_average_is_noticed(tapes, monkeypatch):
+    """It is part of the state that is compared."""
+    trained = Trained(True, extras=True)
+    record = recording.Recording.__init__
+
+    def forget(self, *arguments):
+        own = trained.state.average._real
+        trained.state.average._real = [tensor.clone() for tensor in own]
+        record(self, *arguments)
+        trained.state.average._real = own
+
+    monkeypatch.setattr(recording.Recording, "__init__", forget)
+    trained.go(epochs=1)
+    assert "average of " in trained.step.take_note()
 
 
 def test_mixed_targets_are_recorded_too(tapes):

@@ -19,17 +19,27 @@ from objective.objective import Decays, Objective
 from objective.optimizers import build_optimizer, set_learning_rate
 from tests.helpers import SMALL, train_here
 from training import step
+from training.averaging import Average
 from training.meter import Meter
+from training.update import Parts
 from utils.precision import AUTOCAST, Precision
 
 CPU = torch.device("cpu")
 DECAYS = Decays(0.03, 0.02, 0.05)
 
 
-def build_step(model, optimizer, loss="BCE", kind="fp32", device=CPU, compiled=False, graphs=False):
+def build_step(model, optimizer, loss="BCE", kind="fp32", device=CPU, **options):
     precision = Precision(kind, device)
     scaler, objective = precision.build_scaler(), Objective(loss, 0.1, DECAYS)
-    return step.build_step(model, optimizer, scaler, objective, precision, compiled, graphs)
+    return step.build_step(model, optimizer, scaler, objective, precision, **options)
+
+
+def choose_extras(given, model, optimizer):
+    """All that changes how an update is made, or nothing."""
+    if not given:
+        return {}
+    average = Average(model, 0.9, optimizer)
+    return {"parts": Parts(2, 16), "clip_grad_norm": 0.5, "average": average}
 
 
 def small_step(compiled=False, kind="fp32", device=CPU, name="MLP", loss="BCE"):
@@ -37,7 +47,7 @@ def small_step(compiled=False, kind="fp32", device=CPU, name="MLP", loss="BCE"):
     options = {"width": 16, "depth": 2} if name == "MLP" else {}
     model = build_model(name, 4, (3, 8, 8), **options).to(device).train()
     optimizer = build_optimizer("SGD", model, 0.05, weight_decay=0.0, weight_decay_bias=0.0)
-    return model, build_step(model, optimizer, loss, kind, device, compiled)
+    return model, build_step(model, optimizer, loss, kind, device, compiled=compiled)
 
 
 def batch(device=CPU):
@@ -113,8 +123,8 @@ class Readings(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
-@pytest.mark.parametrize("augment", ["none", "DA1"])
-def test_nothing_in_a_step_is_read_back(kind, augment):
+@pytest.mark.parametrize(("augment", "extras"), [("none", False), ("DA1", False), ("DA1", True)])
+def test_nothing_in_a_step_is_read_back(kind, augment, extras):
     data = load_dataset("digits", ".", sample_size=4)
     batches = BatchLoader(
         data.train, batch_size=8, device=CPU, mean=data.mean, std=data.std, num_classes=10,
@@ -123,7 +133,7 @@ def test_nothing_in_a_step_is_read_back(kind, augment):
     model = build_model("MLP", 10, (3, 8, 8), width=16, depth=2)
     # SGD: fused AdamW reads its step counters, which are in the host's memory on the CPU alone.
     optimizer = build_optimizer("SGD", model, 0.05, weight_decay=0.0, weight_decay_bias=0.0)
-    one = build_step(model, optimizer, "CE", kind)
+    one = build_step(model, optimizer, "CE", kind, **choose_extras(extras, model, optimizer))
     meter = Meter(len(batches), CPU)
     with Readings() as readings:
         for images, targets in batches.batches(1):
@@ -192,19 +202,21 @@ def described_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "augment", "kind", "optimizer"),
+    ("name", "augment", "kind", "optimizer", "extras"),
     [
-        *itertools.product(["ResNet18", "ViT", "MLP"], ["DA1", "DA1+DA2"], ["bf16"], ["AdamW"]),
+        *itertools.product(
+            ["ResNet18", "ViT", "MLP"], ["DA1", "DA1+DA2"], ["bf16"], ["AdamW"], [False]
+        ),
         *(
-            pytest.param(name, augment, "bf16", "SGD", marks=pytest.mark.slow)
+            pytest.param(name, augment, "bf16", "SGD", False, marks=pytest.mark.slow)
             for name, augment in itertools.product(["DenseNet121", "Swin"], ["DA1", "DA1+DA2"])
         ),
-        *itertools.product(["MLP"], ["DA1"], ["fp16"], ["SGD", "AdamW"]),
+        *itertools.product(["MLP"], ["DA1"], ["fp16"], ["SGD", "AdamW"], [False, True]),
     ],
 )
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_step_on_a_gpu_stays_there(
-    monkeypatch, described_gpu, name, augment, kind, optimizer, graphs
+    monkeypatch, described_gpu, name, augment, kind, optimizer, extras, graphs
 ):
     """Batches, step and meter on a GPU that is only described: torch refuses to mix devices.
 
@@ -220,6 +232,9 @@ def test_a_step_on_a_gpu_stays_there(
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         with gpu:
             model = build_model(name, 10, (3, 32, 32)).train()
+            twin = build_model(name, 10, (3, 32, 32)) if extras else None
+        # deepcopy reads the addresses of tensors, which these lack.
+        monkeypatch.setattr("torch.optim.swa_utils.deepcopy", lambda _: twin)
         optimizer = build_optimizer(optimizer, model, 0.05, weight_decay=0.1, weight_decay_bias=0.0)
         split = TensorSplit(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
         batches = BatchLoader(
@@ -227,8 +242,9 @@ def test_a_step_on_a_gpu_stays_there(
             shuffle=True, augment="DA1", rotation=15.0,
         )  # fmt: skip
         batches.mixer = mixer
+        options = {"graphs": graphs, **choose_extras(extras, model, optimizer)}
         steps = [
-            build_step(model, optimizer, loss, kind, gpu, graphs=graphs)
+            build_step(model, optimizer, loss, kind, gpu, **options)
             for loss in ("CE", "BCE", "MSE")
         ]
         assert Precision(kind, gpu).build_scaler().is_enabled() == (kind == "fp16")
