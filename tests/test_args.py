@@ -133,6 +133,10 @@ WRONG_VALUES = [
     (["--dataset", "cifar-10"], "did you mean cifar10"),
     (["--loss", "bec"], "did you mean BCE"),
     (["--graphs", "yes"], "use one of auto, on, off"),
+    (["--keep_checkpoints", "0"], "'0' is not all, best or a whole number from 1 on"),
+    (["--keep_checkpoints", "last"], "'last' is not all, best or a whole number from 1 on"),
+    (["--keep_checkpoints", "-1"], "'-1' is not all"),
+    (["--nc_every", "-1"], "at least 0"),
 ]
 
 
@@ -222,7 +226,7 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 
 # What runs computed from before there was a flag for it.
 BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
-BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False}
+BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False, "keep_checkpoints": "all", "nc_every": 0}
 
 
 def test_settings_of_before_a_setting_came_are_completed():
