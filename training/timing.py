@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from utils.precision import Precision, set_determinism
 from utils.signals import stop_with_parent
 
 FIRST = 8  # images of the first batches, which show whether whole batches can be afforded
-STEPS = 3  # measured calls, of which the median counts; more where they are short
+STEPS = 3  # measured calls after the first on whole batches; more where they are short
 ENOUGH = 0.3  # seconds of measured calls after which no more are needed
 MOST = 50
 NETWORK_SECONDS, TOTAL_SECONDS = 8.0, 60.0  # for a network, and for all of them
@@ -256,30 +255,31 @@ def measure_image(
 ) -> float:
     """Return the seconds that `take` needs for an image in batches of `batch`.
 
-    Where whole batches would take longer than about `seconds`, smaller ones are measured: the
-    largest power of two of images that does not, `FIRST` at least.
+    The batches grow from `FIRST` images on, and stay smaller where whole ones would take longer
+    than `seconds`. The fastest call counts: other programs only make one slower.
 
     Args:
         take: works on so many images. Its first call on a number of them may set something up.
         batch: images of a batch.
-        seconds: for all calls together.
+        seconds: for all calls together, about.
         clock: returns the time in seconds.
     """
     size = min(batch, FIRST)
-    first = _time(take, size, clock)
-    if first > seconds:
-        return first / size
-    affordable = seconds * size / (_time(take, size, clock) or 1e-9) / (STEPS + 1)
-    if batch <= affordable:
-        size = batch
-    else:
-        while 2 * size <= affordable:
-            size *= 2
-    take(size)
-    times: list[float] = []
-    while len(times) < STEPS or (sum(times) < min(ENOUGH, seconds) and len(times) < MOST):
+    spent = _time(take, size, clock)
+    if spent > seconds:
+        return spent / size
+    while True:
+        last = _time(take, size, clock)
+        spent += last
+        larger = min(batch, 2 * size)
+        if larger == size or spent + (STEPS + 1) * last * larger / size > seconds:
+            break
+        size = larger
+    times = [last]
+    while spent < seconds and (len(times) <= STEPS or sum(times) < ENOUGH) and len(times) < MOST:
         times.append(_time(take, size, clock))
-    return statistics.median(times) / size
+        spent += times[-1]
+    return min(times) / size
 
 
 def _time(take: Take, size: int, clock: Clock) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from input_pipeline import AUGMENTATIONS, SOURCES, Source
-from input_pipeline.load import find_image_side, load_dataset
+from input_pipeline.load import count_samples, find_image_side, load_dataset
 from tests.input_pipeline.helpers import picture, refusal
 from utils.errors import UserError
 from utils.registry import load_function
@@ -33,6 +33,25 @@ def test_only_the_splits_asked_for_with_the_same_stats(tmp_path):
     assert test_only.train is None and len(test_only.test) == 360
     assert (test_only.mean, test_only.std) == (both.mean, both.std)
     assert load_dataset("digits", tmp_path, splits=("train",)).test is None
+
+
+def test_samples_are_counted_as_they_are_loaded(folder, tmp_path):
+    for name, root, options in [
+        ("digits", tmp_path, {}),
+        ("digits", tmp_path, {"sample_size": 9, "test_sample_size": 3}),
+        ("digits", tmp_path, {"sample_size": 100, "imbalance_factor": 10}),
+        ("folder", folder, {}),
+        ("folder", folder, {"sample_size": 1}),
+    ]:
+        data = load_dataset(name, root, **options)
+        counted = data.num_classes, len(data.train), len(data.test)
+        assert count_samples(name, root, **options) == counted
+    # Nothing is read or downloaded.
+    assert count_samples("cifar100", tmp_path / "absent") == (100, 50_000, 10_000)
+    with pytest.raises(UserError, match="--sample_size 501 is more than the 500"):
+        count_samples("cifar100", tmp_path, sample_size=501)
+    with pytest.raises(UserError, match="is missing"):
+        count_samples("folder", tmp_path / "absent")
 
 
 @pytest.mark.parametrize("name", SOURCES)
