@@ -48,8 +48,8 @@ class MetricsTable:
 
     Args:
         directory: the run.
-        measures: the columns after epoch and split. The optional ones may be empty, or missing in
-            an older file.
+        measures: the columns after epoch and split. The optional and the later ones may be empty,
+            or missing in an older file.
 
     Attributes:
         rows: by key; an empty cell is None.
@@ -61,7 +61,8 @@ class MetricsTable:
     def __init__(self, directory: Path, measures: Mapping[str, Measure]) -> None:
         self._directory = directory
         self._columns = (*KEY_COLUMNS, *measures)
-        self._optional = tuple(name for name, measure in measures.items() if measure.optional)
+        self._optional = tuple(name for name, measure in measures.items() if measure.may_be_empty)
+        self._later = tuple(name for name, measure in measures.items() if measure.later)
         self.rows: dict[Key, dict[str, Any]] = {}
         self.notes: list[str] = []
         self._fingerprints: dict[Key, str] = {}
@@ -84,6 +85,11 @@ class MetricsTable:
     def holds(self, key: Key, fingerprint: str) -> bool:
         """Return whether there is a row with this fingerprint."""
         return self._fingerprints.get(key) == fingerprint
+
+    def lacks_later(self, key: Key) -> bool:
+        """Return whether there is a row from before some measure existed."""
+        row = self.rows.get(key)
+        return row is not None and any(row[name] is None for name in self._later)
 
     def put(self, key: Key, fingerprint: str, values: Mapping[str, float | None]) -> None:
         """Add or replace a row, and write both files with it.
