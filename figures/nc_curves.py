@@ -148,11 +148,11 @@ def _name_single(
 def list_panels(curves: Sequence[Curve]) -> dict[str, tuple[Panel, list[str]]]:
     """Return the panels of a picture by name, and the columns of each.
 
-    An optional measure without any value is left out.
+    A measure that may be empty is left out if it has no value.
     """
     columns: dict[str, list[str]] = {name: [] for name in PANELS}
     for column, measure in MEASURES.items():
-        empty = measure.optional and not any(curve.has_values(column) for curve in curves)
+        empty = measure.may_be_empty and not any(curve.has_values(column) for curve in curves)
         if measure.panel and not empty:
             columns.setdefault(measure.panel, []).append(column)
     panels = {name: PANELS.get(name, Panel(name)) for name in columns if columns[name]}

@@ -1,4 +1,4 @@
-"""The registry of the measures of a trained network, by column of nc_metrics.csv.
+"""The registry of the measures of a trained network, by column of nc_metrics.csv; and `measure`.
 
 docs/measures.md defines them. Imports no torch: an entry names its function as text. To add a
 measure, write its function and its entry here: column, printed table, curve and report follow.
@@ -6,7 +6,14 @@ measure, write its function and its entry here: column, printed table, curve and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from utils.registry import load_function
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EVALUATED = "nc_metrics.csv"  # a run's table of measures
 EVALUATED_EMA = "nc_metrics_ema.csv"  # the same of the averages of its weights
@@ -46,8 +53,11 @@ class Measure:
             many powers of ten.
         shown: whether eval_nc.py prints it. An optional measure is printed only if its function
             gives a number for any run.
-        optional: whether a cell may be empty. An older table without an optional measure stays as
-            it is. Other measures are computed for the rows of an older table.
+        optional: whether its number may be None. An older table without an optional measure stays
+            as it is.
+        later: whether rows from before it existed stay without it, too: eval_nc.py counts them, and
+            its --force computes them. Measures that are neither optional nor later are computed for
+            the rows of an older table.
         split: the split that reports and curves take if both are evaluated.
         panel: where its curve is drawn: a name of `PANELS`, or a new name for a panel of its own.
             None: no curve.
@@ -64,6 +74,7 @@ class Measure:
     significant: bool = False
     shown: bool = True
     optional: bool = False
+    later: bool = False
     split: str = "train"
     panel: str | None = None
     history: str | None = None
@@ -79,6 +90,11 @@ class Measure:
     def heading(self) -> str:
         """Its title and unit, for the head of a column."""
         return f"{self.title} {self.unit}".rstrip()
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a cell of a table may be empty."""
+        return self.optional or self.later
 
     def format(self, value: float | None, sign: str = "") -> str:
         """Return the value as tables show it; `sign` "+" puts a plus before a positive one."""
@@ -98,8 +114,11 @@ PANELS: dict[str, Panel] = {
 
 TOP = "metrics.measures:measure_top"
 UNIFORM = "metrics.measures:measure_uniform_accuracy"
+CALIBRATION = "metrics.measures:measure_calibration"
 COLLAPSE = "metrics.measures:measure_neural_collapse"
+GEOMETRY = "metrics.measures:measure_geometry"
 PROPERTIES = "metrics.measures:measure_feature_properties"
+VARIABILITY = "metrics.measures:measure_variability"
 STATISTICS = "metrics.measures:measure_score_statistics"
 BIAS = "metrics.measures:measure_bias_statistics"
 PREDICTION = "metrics.measures:measure_prediction"
@@ -138,6 +157,60 @@ MEASURES: dict[str, Measure] = {
     "nc4": Measure(COLLAPSE, "NC4"),
     "compactness": Measure(PROPERTIES, "compactness"),
     "distinctiveness": Measure(PROPERTIES, "distinctiveness"),
+    "cdnv": Measure(
+        VARIABILITY,
+        "CDNV",
+        label="class-distance normalised variance",
+        digits=3,
+        significant=True,
+        shown=False,
+        later=True,
+    ),
+    "equinorm_means": Measure(
+        GEOMETRY, "equinorm", label="equinorm, class means", shown=False, later=True
+    ),
+    "equinorm_classifier": Measure(
+        GEOMETRY, "equinorm W", label="equinorm, classifier W", shown=False, later=True
+    ),
+    "equiangularity_means": Measure(
+        GEOMETRY, "equiangular", label="equiangularity, class means", shown=False, later=True
+    ),
+    "equiangularity_classifier": Measure(
+        GEOMETRY, "equiangular W", label="equiangularity, classifier W", shown=False, later=True
+    ),
+    "maximal_angle_means": Measure(
+        GEOMETRY, "max. angle", label="maximal angle, class means", shown=False, later=True
+    ),
+    "maximal_angle_classifier": Measure(
+        GEOMETRY, "max. angle W", label="maximal angle, classifier W", shown=False, later=True
+    ),
+    "self_duality": Measure(GEOMETRY, "self-duality", shown=False, later=True),
+    "effective_rank": Measure(
+        VARIABILITY,
+        "eff. rank",
+        label="effective rank of the features",
+        digits=2,
+        shown=False,
+        later=True,
+    ),
+    "ece": Measure(
+        CALIBRATION,
+        "ECE",
+        label="expected calibration error",
+        unit="%",
+        digits=2,
+        shown=False,
+        later=True,
+        split="test",
+    ),
+    "nll": Measure(
+        CALIBRATION,
+        "NLL",
+        label="negative log-likelihood",
+        shown=False,
+        later=True,
+        split="test",
+    ),
     "positive_mean": Measure(
         STATISTICS,
         "positive",
@@ -205,3 +278,40 @@ MEASURES: dict[str, Measure] = {
         split="test",
     ),
 }
+
+
+def measure(
+    model: nn.Module,
+    loader: Iterable[Any],
+    classifier: nn.Module,
+    bias_added: bool = True,
+) -> dict[str, float | None]:
+    """Compute all measures of a network on the samples of a loader.
+
+    The features are the input of `classifier` and the logits its output, whatever the network
+    returns. Features are kept, 4·N·d bytes in float32; where that exceeds a third of a GPU's free
+    memory, they lie on the host. Logits are not kept. All numbers are computed in float64, on the
+    classifier's device. Afterwards each module of the network has its training or evaluation mode
+    again. A caller's torch.autocast holds for the network alone.
+
+    Args:
+        model: any network on one device. It is called with the images of a batch, in evaluation
+            mode and without gradients.
+        loader: batches (images, labels). labels are integers [B] from 0 to K−1; each class needs a
+            sample. Images and labels may be tensors, NumPy arrays or nested lists.
+        classifier: the last linear layer of the network, with a weight [K, d] and a bias [K], [1]
+            or none. The network must call it once for a batch, with features [B, d].
+        bias_added: whether it computes W h + b, as torch.nn.Linear does, or W h − b, as this
+            project's classifier. The bias of the measures is always the subtracted one.
+
+    Returns:
+        A number for each name of `MEASURES`, defined in docs/measures.md. The `predicted_…` and the
+        `top1_…` of many, medium and few images are None: they need the settings of a training.
+
+    Raises:
+        ValueError: the classifier is not linear, not called once, or fits the other sign of the
+            bias; batches or labels are not as above; or a measure is not defined, because values
+            are not finite or a class has no sample.
+    """
+    compute = load_function("metrics.collection:measure_network")
+    return compute(model, loader, classifier, bias_added)

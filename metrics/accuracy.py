@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from metrics.checks import check_logits, split_rows
+from metrics.checks import Numbers, as_tensor, check_logits, split_rows
 from metrics.features import Features
 
 MANY, FEW = 100, 20  # training images: a class with more is one of the many, with fewer of the few
 
 
-def count_correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+def count_correct(logits: Numbers, labels: Numbers, ks: tuple[int, ...] = (1, 5)) -> Tensor:
     """Count the samples whose label is among the k largest logits, for each k: int64 [len(ks)].
 
     logits [N, K], labels int64 [N]. The counts stay on the device: no synchronisation. If there are
     fewer than k classes, k is their number.
     """
+    logits, labels = as_tensor(logits, "logits"), as_tensor(labels, "labels")
     hits = _rank_hits(logits, labels, max(ks))
     return torch.stack([hits[:, :k].sum() for k in ks])
 
 
-def count_correct_by_class(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+def count_correct_by_class(
+    logits: Numbers, labels: Numbers, ks: tuple[int, ...] = (1, 5)
+) -> Tensor:
     """Count as `count_correct` does, class by class: int64 [len(ks), K].
 
     logits [N, K], labels int64 [N]. The counts stay on the device: no synchronisation.
     """
+    logits, labels = as_tensor(logits, "logits"), as_tensor(labels, "labels")
     hits = _rank_hits(logits, labels, max(ks))
     counts = torch.zeros(len(ks), logits.shape[1], dtype=torch.int64, device=logits.device)
     for count, k in zip(counts, ks, strict=True):
@@ -37,7 +40,7 @@ def count_correct_by_class(logits: Tensor, labels: Tensor, ks: tuple[int, ...] =
 
 
 def compute_group_accuracies(
-    correct: Tensor, counts: Tensor, class_sizes: Sequence[float]
+    correct: Numbers, counts: Numbers, class_sizes: Numbers
 ) -> dict[str, float | None]:
     """Compute top-1 for classes of many, medium and few training images (Liu et al., CVPR 2019).
 
@@ -60,13 +63,13 @@ def compute_group_accuracies(
             f"correct, counts and class_sizes must have one length, not {len(correct)}, "
             f"{len(counts)} and {len(class_sizes)}"
         )
-    sizes = torch.as_tensor(class_sizes, dtype=torch.float64)
+    sizes = as_tensor(class_sizes, "class_sizes").double().cpu()
     groups = {
         "many": sizes > MANY,
         "medium": (sizes >= FEW) & (sizes <= MANY),
         "few": sizes < FEW,
     }
-    correct, counts = correct.cpu(), counts.cpu()
+    correct, counts = as_tensor(correct, "correct").cpu(), as_tensor(counts, "counts").cpu()
     totals = {name: counts[group].sum().item() for name, group in groups.items()}
     return {
         name: correct[group].sum().item() / totals[name] if totals[name] else None
@@ -74,11 +77,12 @@ def compute_group_accuracies(
     }
 
 
-def compute_uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def compute_uniform_accuracy(logits: Numbers, labels: Numbers) -> tuple[float, float]:
     """Compute the largest share of samples that one threshold serves at once, and the threshold.
 
     max over t of |{i : z_{i,y} > t ≥ max_{j≠y} z_{i,j}}| / N (Li, Xiao, Shen, ICML 2025). It is
-    never above top-1, and takes O(N log N) after one pass over the logits.
+    never above top-1, and takes O(N log N) after one pass over the logits. Arrays may be tensors,
+    NumPy arrays or nested lists.
 
     Args:
         logits: [N, K], any float dtype.
@@ -91,15 +95,14 @@ def compute_uniform_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, flo
     Raises:
         ValueError: shapes do not match, labels are out of range, or logits are not finite.
     """
-    check_logits(logits, labels)
-    labels = labels.to(logits.device, torch.int64)
+    logits, labels = check_logits(logits, labels)
     chunks = split_rows(logits, logits.shape[1])
     margins = [split_margins(logits[rows], labels[rows]) for rows in chunks]
     positives, negatives = (torch.cat(parts) for parts in zip(*margins, strict=True))
     return find_best_threshold(positives, negatives)
 
 
-def find_best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, float]:
+def find_best_threshold(positives: Numbers, negatives: Numbers) -> tuple[float, float]:
     """Compute the uniform accuracy and its threshold from the logits that decide it, each [N].
 
     `positives` holds each sample's logit at its own label, `negatives` the largest of its others.
@@ -108,6 +111,7 @@ def find_best_threshold(positives: Tensor, negatives: Tensor) -> tuple[float, fl
     greatest number of intervals that share a point is reached at some interval's left end: two
     sorts, O(N log N). Raises ValueError if the logits are not finite.
     """
+    positives, negatives = as_tensor(positives, "positives"), as_tensor(negatives, "negatives")
     if len(positives) == 0:
         return 0.0, float("nan")
     finite = torch.isfinite(positives).all() & torch.isfinite(negatives).all()
@@ -143,7 +147,7 @@ def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
 
 @torch.no_grad()
 def compare_bias_signs(
-    features: Features, labels: Tensor, weight: Tensor, bias: Tensor
+    features: Features | Numbers, labels: Numbers, weight: Numbers, bias: Numbers
 ) -> tuple[float, float, float]:
     """Compare the classifier W h − b with W h + b.
 
@@ -155,6 +159,8 @@ def compare_bias_signs(
         which the second share is larger. The errors are those of McNemar's test: only the samples
         on which the two disagree count.
     """
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    weight, bias = as_tensor(weight, "weight"), as_tensor(bias, "bias")
     counts = torch.zeros(4, dtype=torch.int64, device=labels.device)
     for rows in split_rows(features, len(weight)):
         scores = features[rows].float() @ weight.float().T

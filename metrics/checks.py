@@ -1,13 +1,22 @@
-"""Checks of inputs, and chunks of rows that bound temporary memory. A check raises ValueError."""
+"""Conversion and checks of inputs, and chunks of rows that bound temporary memory.
+
+A conversion or check that fails raises ValueError.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.features import Features
+from metrics.features import Features, HostFeatures
+
+# What the public functions take besides `HostFeatures`.
+Numbers = Tensor | np.ndarray | Sequence[Any]
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -24,8 +33,40 @@ def split_rows(tensor: Features, width: int = 0) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, len(tensor), size))
 
 
-def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Refuse anything but logits [N, K] and labels [N]."""
+@overload
+def as_tensor(values: Numbers, name: str) -> Tensor: ...
+
+
+@overload
+def as_tensor(values: Features | Numbers, name: str) -> Features: ...
+
+
+def as_tensor(values: Features | Numbers, name: str) -> Features:
+    """Return a tensor or `HostFeatures` as it is, and an array or nested lists as a tensor.
+
+    A NumPy array keeps its type and is not copied, if torch knows the type and its order in memory.
+    Lists become float64 or int64. Raises ValueError, which names the input, for anything but
+    numbers in rows of one length.
+    """
+    if isinstance(values, Tensor | HostFeatures):
+        return values
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise ValueError(f"{name}: no array of numbers: {error}") from error
+    kind = array.dtype.kind
+    if kind not in "biuf":
+        raise ValueError(f"{name}: no array of numbers, but of {array.dtype}")
+    if kind == "u" or array.dtype.itemsize > 8 or not array.dtype.isnative:
+        array = array.astype(np.int64 if kind in "iu" else np.float64)
+    with warnings.catch_warnings():  # torch warns of read-only arrays, which nothing here writes to
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def check_logits(logits: Numbers, labels: Numbers) -> tuple[Tensor, Tensor]:
+    """Return logits [N, K] and labels int64 [N] as tensors on the logits' device, if sound."""
+    logits, labels = as_tensor(logits, "logits"), as_tensor(labels, "labels")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             "logits must be [N, K] and labels [N], "
@@ -40,15 +81,21 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
         )
     check_labels(labels, logits.shape[1])
     check_finite("logits", logits)
+    return logits, labels.to(logits.device, torch.int64)
 
 
-def check_score_inputs(features: Features, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return labels as int64 and weight as float64, on the features' device, if all are sound."""
+def check_score_inputs(
+    features: Features | Numbers, labels: Numbers, weight: Numbers
+) -> tuple[Features, Tensor, Tensor]:
+    """Return features, labels as int64 and weight as float64, on one device, if all are sound."""
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    weight = as_tensor(weight, "weight")
     check_features(features, labels)
     check_weight(weight, features)
     check_labels(labels, len(weight))
     check_finite("features", features)
-    return labels.to(features.device, torch.int64), weight.to(features.device, torch.float64)
+    device = features.device
+    return features, labels.to(device, torch.int64), weight.to(device, torch.float64)
 
 
 def check_features(features: Features, labels: Tensor) -> None:
@@ -80,6 +127,15 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     """Refuse labels that are not integers from 0 to num_classes − 1."""
     if labels.dtype not in INTEGERS or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must be integers from 0 to {num_classes - 1}")
+
+
+def count_classes(labels: Tensor, num_classes: int | None) -> int:
+    """Return K, by default the largest of the labels [N] + 1, if it is at least 2."""
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
+    return num_classes
 
 
 def check_classes(labels: Tensor, num_classes: int, device: torch.device) -> Tensor:

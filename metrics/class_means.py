@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from metrics.checks import check_finite, split_rows
 from metrics.features import Features
 
 EPSILON = torch.finfo(torch.float64).eps
+# Up to this many classes the SVD of a GPU's class means is computed on the CPU. cuSOLVER launches
+# many small kernels for it and waits between them, while a [512, d] matrix takes LAPACK well below
+# a second. The bound follows from this and was not measured.
+HOST_SVD_CLASSES = 512
 
 
 @dataclass
@@ -41,6 +46,24 @@ class ClassMeans:
     counts: Tensor
     rounding: float
     resolution: float
+
+    @cached_property
+    def span(self) -> tuple[Tensor, Tensor]:
+        """The left singular vectors [d, R] of M and its R singular values above `resolution`.
+
+        M has at most K−1 directions: the K-th singular value is rounding, whatever it is.
+        """
+        matrix = self.centred.cpu() if len(self.centred) <= HOST_SVD_CLASSES else self.centred
+        _, scales, directions = torch.linalg.svd(matrix, full_matrices=False)
+        scales = scales[: len(matrix) - 1]
+        rank = int((scales > self.resolution).sum())
+        device = self.centred.device
+        return directions[:rank].T.contiguous().to(device), scales[:rank].to(device)
+
+    @property
+    def offsets(self) -> Tensor:
+        """`centred` [K, d], or zeros if all class means are equal, to rounding: if R is 0."""
+        return self.centred if len(self.span[1]) else torch.zeros_like(self.centred)
 
 
 def compute_class_means(features: Features, labels: Tensor, num_classes: int) -> ClassMeans:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metrics.checks import check_score_inputs, split_rows
+from metrics.checks import Numbers, as_tensor, check_score_inputs, split_rows
 from metrics.features import Features
 from metrics.scores import ScoreSummary, compute_unordered_scores
 
@@ -63,8 +63,9 @@ class Distribution:
         return grid, kernel @ self.histogram / self.count
 
 
-def compute_distribution(values: Tensor) -> Distribution:
-    """Summarise a tensor of any shape and float dtype. Raises ValueError if it is empty."""
+def compute_distribution(values: Numbers) -> Distribution:
+    """Summarise an array of any shape and float dtype. Raises ValueError if it is empty."""
+    values = as_tensor(values, "values")
     if values.numel() == 0:
         raise ValueError("no values")
     summary = ScoreSummary()
@@ -74,7 +75,7 @@ def compute_distribution(values: Tensor) -> Distribution:
 
 @torch.no_grad()
 def compute_score_distributions(
-    features: Features, labels: Tensor, weight: Tensor
+    features: Features | Numbers, labels: Numbers, weight: Numbers
 ) -> tuple[Distribution, Distribution]:
     """Compute the distributions of positive and of negative decision scores W h of every sample.
 
@@ -83,7 +84,7 @@ def compute_score_distributions(
     twice: once for their statistics, which give the range, and once for the histograms. Memory
     beyond the inputs does not depend on N·K.
     """
-    labels, weight = check_score_inputs(features, labels, weight)
+    features, labels, weight = check_score_inputs(features, labels, weight)
     summaries = ScoreSummary(), ScoreSummary()
     for rows in split_rows(features, len(weight)):
         for summary, scores in zip(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
+from metrics.calibration import score_probabilities
 from metrics.features import Features, HostFeatures, allocate_features
 
 EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
@@ -57,6 +58,9 @@ class Extracted:
         negatives: float32 [N], the largest of its other logits.
         top1, top5: shares of samples, in [0, 1].
         class_correct: int64 [K], samples of each class whose own logit is the largest.
+        nll: float64 [N], −ln softmax(z)_y.
+        confidences: float64 [N], the largest of softmax(z).
+        hits: bool [N], whether its class, the first of equal ones, is the label.
     """
 
     features: Features
@@ -66,6 +70,9 @@ class Extracted:
     top1: float
     top5: float
     class_correct: Tensor
+    nll: Tensor
+    confidences: Tensor
+    hits: Tensor
 
 
 @torch.no_grad()
@@ -98,6 +105,8 @@ def extract(
     kept = features.values if isinstance(features, HostFeatures) else features
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)
+    probabilities = torch.empty(2, count, dtype=torch.float64, device=device)
+    hits = torch.empty(count, dtype=torch.bool, device=device)
     correct = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
     first = 0
     with autocast:
@@ -107,10 +116,24 @@ def extract(
             kept[at].copy_(batch_features, non_blocking=True)
             labels[at] = targets
             margins[0, at], margins[1, at] = split_margins(logits, targets)
+            probabilities[0, at], probabilities[1, at], hits[at] = score_probabilities(
+                logits, targets
+            )
             correct += count_correct_by_class(logits, targets)
             first = at.stop
             if report is not None:
                 report(first)
     # This waits for all copies to the host, too.
     top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
-    return Extracted(features, labels, margins[0], margins[1], top1, top5, correct[0])
+    return Extracted(
+        features,
+        labels,
+        margins[0],
+        margins[1],
+        top1,
+        top5,
+        correct[0],
+        probabilities[0],
+        probabilities[1],
+        hits,
+    )

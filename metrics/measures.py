@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,10 +12,15 @@ from torch import Tensor
 
 from metrics import MEASURES
 from metrics.accuracy import compute_group_accuracies, find_best_threshold
+from metrics.calibration import summarise_calibration
+from metrics.checks import check_classes, check_features
+from metrics.class_means import ClassMeans, compute_class_means
 from metrics.extraction import Extracted
+from metrics.geometry import compute_geometry
 from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
 from metrics.scores import compute_bias_statistics, compute_score_statistics
+from metrics.variability import compute_variability
 from theory.minimum import Prediction
 from utils.registry import load_function
 
@@ -38,6 +44,14 @@ class Evaluation:
     class_sizes: Sequence[float]
     long_tailed: bool = False
     prediction: Prediction | None = None
+
+    @cached_property
+    def class_means(self) -> ClassMeans:
+        """Those of the features, computed once for all measures. Raises ValueError."""
+        extracted = self.extracted
+        check_features(extracted.features, extracted.labels)
+        labels = check_classes(extracted.labels, len(self.weight), extracted.features.device)
+        return compute_class_means(extracted.features, labels, len(self.weight))
 
 
 def compute_measures(evaluation: Evaluation) -> dict[str, float | None]:
@@ -72,13 +86,39 @@ def measure_neural_collapse(evaluation: Evaluation) -> dict[str, float]:
     """Compute NC1 to NC4."""
     extracted = evaluation.extracted
     return compute_neural_collapse(
-        extracted.features, extracted.labels, evaluation.weight, evaluation.bias
+        extracted.features,
+        extracted.labels,
+        evaluation.weight,
+        evaluation.bias,
+        means=evaluation.class_means,
     )
 
 
 def measure_feature_properties(evaluation: Evaluation) -> dict[str, float]:
     """Compute compactness and distinctiveness."""
-    return compute_feature_properties(evaluation.extracted.features, evaluation.extracted.labels)
+    extracted, means = evaluation.extracted, evaluation.class_means
+    num_classes = len(evaluation.weight)
+    return compute_feature_properties(extracted.features, extracted.labels, num_classes, means)
+
+
+def measure_variability(evaluation: Evaluation) -> dict[str, float]:
+    """Compute the class-distance normalised variance and the effective rank."""
+    extracted, means = evaluation.extracted, evaluation.class_means
+    num_classes = len(evaluation.weight)
+    return compute_variability(extracted.features, extracted.labels, num_classes, means)
+
+
+def measure_geometry(evaluation: Evaluation) -> dict[str, float]:
+    """Compute equinorm, equiangularity and self-duality of class means and classifier."""
+    extracted, means = evaluation.extracted, evaluation.class_means
+    return compute_geometry(extracted.features, extracted.labels, evaluation.weight, means)
+
+
+def measure_calibration(evaluation: Evaluation) -> dict[str, float]:
+    """Compute the expected calibration error in percent, and the negative log-likelihood."""
+    extracted = evaluation.extracted
+    found = summarise_calibration(extracted.nll, extracted.confidences, extracted.hits)
+    return {"ece": 100 * found["ece"], "nll": found["nll"]}
 
 
 def measure_score_statistics(evaluation: Evaluation) -> dict[str, float]:

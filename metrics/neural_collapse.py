@@ -11,25 +11,31 @@ import math
 import torch
 from torch import Tensor
 
-from metrics.checks import check_classes, check_features, check_finite, check_weight, split_rows
+from metrics.checks import (
+    Numbers,
+    as_tensor,
+    check_classes,
+    check_features,
+    check_finite,
+    check_weight,
+    split_rows,
+)
 from metrics.class_means import ClassMeans, compute_class_means
 from metrics.features import Features
-
-# Up to this many classes the SVD of a GPU's class means is computed on the CPU. cuSOLVER launches
-# many small kernels for it and waits between them, while a [512, d] matrix takes LAPACK well below
-# a second. The bound follows from this and was not measured.
-HOST_SVD_CLASSES = 512
 
 
 @torch.no_grad()
 def compute_neural_collapse(
-    features: Features,
-    labels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    features: Features | Numbers,
+    labels: Numbers,
+    weight: Numbers,
+    bias: Numbers | None = None,
     num_classes: int | None = None,
+    means: ClassMeans | None = None,
 ) -> dict[str, float]:
     """Compute NC1, NC2 (of the classifier and of the class means), NC3 and NC4: 0 at collapse.
+
+    Arrays may be tensors, NumPy arrays or nested lists.
 
     Args:
         features: [N, d], any float dtype, or `HostFeatures`.
@@ -37,6 +43,7 @@ def compute_neural_collapse(
         weight: [K, d], the classifier's, K ≥ 2.
         bias: [K], **subtracted**: logits are W h − b. None is 0.
         num_classes: K, only checked against the weight's.
+        means: those of the features, if they were computed before.
 
     Returns:
         Five numbers by name. The formulas are those of Zhu et al. (NeurIPS 2021), with M [d, K]
@@ -57,21 +64,20 @@ def compute_neural_collapse(
         ValueError: shapes do not match, labels are not integers from 0 to K−1, a class has no
             samples, K < 2, or values are not finite. The message names what is wrong.
     """
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
     check_features(features, labels)
-    weight, bias = _check_classifier(features, weight, bias, num_classes)
+    weight, bias = _check_classifier(features, as_tensor(weight, "weight"), bias, num_classes)
     labels = check_classes(labels, len(weight), features.device)
-    means = compute_class_means(features, labels, len(weight))
-    directions, scales = _find_directions(means)
-    if len(scales) == 0:
-        means.centred.zero_()
+    means = means or compute_class_means(features, labels, len(weight))
+    if len(means.span[1]) == 0:
         nc1, nc4 = _compute_nc1_without_directions(features, labels, means), 0.0
     else:
-        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, (directions, scales), weight, bias)
+        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias)
     return {
         "nc1": nc1,
         "nc2": _measure_distance_to_simplex(weight @ weight.T),
-        "nc2_h": _measure_distance_to_simplex(means.centred @ means.centred.T),
-        "nc3": _measure_distance_to_simplex(weight @ means.centred.T),
+        "nc2_h": _measure_distance_to_simplex(means.offsets @ means.offsets.T),
+        "nc3": _measure_distance_to_simplex(weight @ means.offsets.T),
         "nc4": nc4,
     }
 
@@ -80,18 +86,17 @@ def _compute_nc1_and_nc4(
     features: Features,
     labels: Tensor,
     means: ClassMeans,
-    span: tuple[Tensor, Tensor],
     weight: Tensor,
     bias: Tensor,
 ) -> tuple[float, float]:
     """Compute NC1 and NC4 in one pass over the features.
 
-    With M = U S Vᵀ (`span` is U and S) and Σ_B = M Mᵀ/K,
+    With M = U S Vᵀ (`means.span` is U and S) and Σ_B = M Mᵀ/K,
     NC1 = (1/N) Σ_i ‖S⁻¹ Uᵀ (h_i − h̄_y)‖²: the K of the formula and that of Σ_B cancel. U and S are
     of M itself, not of its Gram matrix, whose condition number is the square. The distances to the
     class means differ between classes only within the span of M: projections are enough for them.
     """
-    directions, scales = span
+    directions, scales = means.span
     centres = means.relative @ directions
     whitened, wrong = means.reference.new_zeros(2).unbind()
     for rows in split_rows(features, len(weight)):
@@ -112,19 +117,6 @@ def _compute_nc1_without_directions(features: Features, labels: Tensor, means: C
         deviations = (features[rows] - means.reference).sub_(means.relative[labels[rows]])
         scatter += deviations.square_().sum()
     return math.inf if math.sqrt(scatter.item() / len(features)) > means.rounding else 0.0
-
-
-def _find_directions(means: ClassMeans) -> tuple[Tensor, Tensor]:
-    """Return the left singular vectors [d, R] of M and its R singular values above rounding.
-
-    M has at most K−1 directions: the K-th singular value is rounding, whatever it is.
-    """
-    matrix = means.centred.cpu() if len(means.centred) <= HOST_SVD_CLASSES else means.centred
-    _, scales, directions = torch.linalg.svd(matrix, full_matrices=False)
-    scales = scales[: len(matrix) - 1]
-    rank = int((scales > means.resolution).sum())
-    device = means.centred.device
-    return directions[:rank].T.contiguous().to(device), scales[:rank].to(device)
 
 
 def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMeans) -> Tensor:
@@ -148,14 +140,14 @@ def _measure_distance_to_simplex(gram: Tensor) -> float:
 
 
 def _check_classifier(
-    features: Features, weight: Tensor, bias: Tensor | None, num_classes: int | None
+    features: Features, weight: Tensor, bias: Numbers | None, num_classes: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias in float64 on the features' device, if they fit all arguments."""
     check_weight(weight, features)
     classes = len(weight)
     if num_classes not in (None, classes):
         raise ValueError(f"weight has {classes} classes, num_classes is {num_classes}")
-    bias = torch.zeros(classes) if bias is None else bias
+    bias = torch.zeros(classes) if bias is None else as_tensor(bias, "bias")
     if bias.shape != (classes,):
         raise ValueError(f"bias must be [{classes}], not {list(bias.shape)}")
     check_finite("bias", bias[:, None])

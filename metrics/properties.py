@@ -5,14 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metrics.checks import check_classes, check_features, split_rows
+from metrics.checks import (
+    Numbers,
+    as_tensor,
+    check_classes,
+    check_features,
+    count_classes,
+    split_rows,
+)
 from metrics.class_means import ClassMeans, compute_class_means
 from metrics.features import Features
 
 
 @torch.no_grad()
 def compute_feature_properties(
-    features: Features, labels: Tensor, num_classes: int | None = None
+    features: Features | Numbers,
+    labels: Numbers,
+    num_classes: int | None = None,
+    means: ClassMeans | None = None,
 ) -> dict[str, float]:
     """Compute compactness and distinctiveness, after this project's own definitions.
 
@@ -20,22 +30,22 @@ def compute_feature_properties(
     float64 rounding, counts as the zero vector. With ū_k the mean of class k's unit vectors:
         compactness: (1/K) Σ_k ‖ū_k‖², the mean cosine of all pairs of a class; 1 at collapse.
         distinctiveness: 1 − (1/(K(K−1))) Σ_{j≠k} ū_j·ū_k; 1 + 1/(K−1) at a simplex ETF.
+    Arrays may be tensors, NumPy arrays or nested lists.
 
     Args:
         features: [N, d], any float dtype, or `HostFeatures`.
         labels: integer [N], every class from 0 to K−1 present.
         num_classes: K; by default the largest label + 1.
+        means: those of the features, if they were computed before.
 
     Raises:
         ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
     """
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
     check_features(features, labels)
-    if num_classes is None:
-        num_classes = int(labels.max()) + 1
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
+    num_classes = count_classes(labels, num_classes)
     labels = check_classes(labels, num_classes, features.device)
-    means = compute_class_means(features, labels, num_classes)
+    means = means or compute_class_means(features, labels, num_classes)
     unit_means = _average_unit_vectors(features, labels, means)
     own = unit_means.square().sum()
     # Σ_{j≠k} ū_j·ū_k without the K×K products: ‖Σ_k ū_k‖² − Σ_k ‖ū_k‖².

@@ -86,7 +86,10 @@ def format_rows(runs: Sequence[Evaluated], splits: Sequence[str], *, all_rows: b
 
 
 def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
-    """Return the measures to print. An optional one needs a number in any row of its function."""
+    """Return the measures to print.
+
+    One that may be empty needs a number in any row of its function.
+    """
     filled = {
         measure.function
         for name, measure in MEASURES.items()
@@ -95,5 +98,5 @@ def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
     return {
         name: measure
         for name, measure in MEASURES.items()
-        if measure.shown and (not measure.optional or measure.function in filled)
+        if measure.shown and (not measure.may_be_empty or measure.function in filled)
     }

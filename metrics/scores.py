@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metrics.checks import check_score_inputs, split_rows
+from metrics.checks import Numbers, as_tensor, check_score_inputs, split_rows
 from metrics.features import Features
 
 
 @torch.no_grad()
 def compute_decision_scores(
-    features: Features, labels: Tensor, weight: Tensor
+    features: Features | Numbers, labels: Numbers, weight: Numbers
 ) -> tuple[Tensor, Tensor]:
     """Compute the scores W h of every sample, split by its label (Li, Xiao, Shen, ICML 2025).
 
     The bias is not subtracted. The results take 8·N·K bytes, and memory beyond them is bounded by
-    chunks. `compute_score_statistics` summarises the scores without holding them.
+    chunks. `compute_score_statistics` summarises the scores without holding them. Arrays may be
+    tensors, NumPy arrays or nested lists.
 
     Args:
         features: [N, d], any float dtype, or `HostFeatures`.
@@ -34,7 +35,7 @@ def compute_decision_scores(
         ValueError: shapes do not match, labels are not integers from 0 to K−1, or features or
             weight are not finite.
     """
-    labels, weight = check_score_inputs(features, labels, weight)
+    features, labels, weight = check_score_inputs(features, labels, weight)
     count, num_classes = len(features), len(weight)
     positive = weight.new_empty(count)
     negative = weight.new_empty(count, num_classes - 1)
@@ -45,7 +46,7 @@ def compute_decision_scores(
 
 @torch.no_grad()
 def compute_score_statistics(
-    features: Features, labels: Tensor, weight: Tensor
+    features: Features | Numbers, labels: Numbers, weight: Numbers
 ) -> dict[str, float]:
     """Compute mean, population standard deviation, minimum and maximum of the decision scores.
 
@@ -53,7 +54,7 @@ def compute_score_statistics(
     positive_std, positive_min, positive_max, and the same with negative. Computed in float64, chunk
     by chunk: the N·K scores are never held.
     """
-    labels, weight = check_score_inputs(features, labels, weight)
+    features, labels, weight = check_score_inputs(features, labels, weight)
     positive, negative = ScoreSummary(), ScoreSummary()
     for rows in split_rows(features, len(weight)):
         own, others = compute_unordered_scores(features[rows], labels[rows], weight)
@@ -62,9 +63,9 @@ def compute_score_statistics(
     return positive.describe("positive") | negative.describe("negative")
 
 
-def compute_bias_statistics(bias: Tensor) -> dict[str, float]:
+def compute_bias_statistics(bias: Numbers) -> dict[str, float]:
     """Compute bias_mean, bias_std (population), bias_min and bias_max of the biases [K]."""
-    bias = bias.double()
+    bias = as_tensor(bias, "bias").double()
     return {
         "bias_mean": bias.mean().item(),
         "bias_std": bias.std(correction=0).item(),

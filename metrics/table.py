@@ -46,8 +46,8 @@ class MetricsTable:
 
     Args:
         directory: the run.
-        measures: the columns after epoch and split. The optional ones may be empty, or missing in
-            an older file.
+        measures: the columns after epoch and split. The optional and the later ones may be empty,
+            or missing in an older file.
         name: of its file.
 
     Attributes:
@@ -63,7 +63,8 @@ class MetricsTable:
         self._path, stem = directory / name, name.removesuffix(".csv")
         self._prints_path = directory / f"{stem}.json"
         self._columns = (*KEY_COLUMNS, *measures)
-        self._optional = tuple(name for name, measure in measures.items() if measure.optional)
+        self._optional = tuple(name for name, measure in measures.items() if measure.may_be_empty)
+        self._later = tuple(name for name, measure in measures.items() if measure.later)
         self.rows: dict[Key, dict[str, Any]] = {}
         self.notes: list[str] = []
         self._fingerprints: dict[Key, str] = {}
@@ -86,6 +87,11 @@ class MetricsTable:
     def holds(self, key: Key, fingerprint: str) -> bool:
         """Return whether there is a row with this fingerprint."""
         return self._fingerprints.get(key) == fingerprint
+
+    def lacks_later(self, key: Key) -> bool:
+        """Return whether there is a row from before some measure existed."""
+        row = self.rows.get(key)
+        return row is not None and any(row[name] is None for name in self._later)
 
     def put(self, key: Key, fingerprint: str | None, values: Mapping[str, float | None]) -> None:
         """Add or replace a row, and write both files with it.

@@ -41,6 +41,7 @@ class Work:
     Attributes:
         missing: checkpoints of which a row had to be computed.
         computed, kept: rows that were computed, and that still held.
+        older: rows that held and lack measures that came later.
         failed: checkpoints that could not be evaluated.
         unverified: checkpoints without checksums.
         blocked: whether the run's network or data could not be built.
@@ -49,6 +50,7 @@ class Work:
     missing: int = 0
     computed: int = 0
     kept: int = 0
+    older: int = 0
     failed: int = 0
     unverified: int = 0
     blocked: bool = False
@@ -57,6 +59,8 @@ class Work:
         """Describe the rows, and the checkpoints that failed or could not be verified."""
         words = f"{self.computed} evaluated, {self.kept} unchanged rows kept"
         failed, unverified = (format_count(n, "checkpoint") for n in (self.failed, self.unverified))
+        if self.older:
+            words += f" ({self.older} from before some measures existed; --force computes them)"
         words += f", {failed} failed" if self.failed else ""
         return words + (f", {unverified} unverified (no checksums)" if self.unverified else "")
 
@@ -167,7 +171,9 @@ class Evaluator:
                 rows.exclude((reading.epoch, split))
             return
         work.unverified += not reading.verified
-        work.kept += len(self._splits) - len(reading.missing)
+        kept = [(reading.epoch, s) for s in self._splits if s not in reading.missing]
+        work.kept += len(kept)
+        work.older += sum(map(rows.lacks_later, kept))
         work.missing += bool(reading.missing)
         for split in reading.missing:
             rows.mark_changed((reading.epoch, split), reading.fingerprint)

@@ -88,7 +88,7 @@ def write_run(
     generator = Random(random)
     complete = {"model": "MLP", "epochs": epochs, "weight_decay_bias": 5e-4, **settings}
     directory.mkdir(parents=True)
-    content = format_config(Settings(**complete), directory.name, "", {}, {})
+    content = format_config(Settings(**complete), directory.name, "", {}, {}, {})
     write_json(directory / "config.json", content)
 
     def draw(columns, **keys):

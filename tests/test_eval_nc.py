@@ -15,9 +15,12 @@ import train
 from input_pipeline.load import load_dataset
 from metrics import MEASURES, Measure
 from metrics.accuracy import compute_uniform_accuracy
+from metrics.calibration import compute_calibration
+from metrics.geometry import compute_geometry
 from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
+from metrics.variability import compute_variability
 from models import build_model
 from rundir import building, evaluator, rebuild, weights
 from rundir.checkpoints import find_best_epoch
@@ -36,7 +39,9 @@ from utils.files import read_csv, write_csv
 DOCUMENTED = re.findall(  # in docs/measures.md
     r"\w+",
     "epoch,split,top1,top5,uniform_accuracy,uniform_threshold,nc1,nc2,nc2_h,nc3,nc4,compactness,"
-    "distinctiveness,positive_mean,positive_std,positive_min,positive_max,negative_mean,"
+    "distinctiveness,cdnv,equinorm_means,equinorm_classifier,equiangularity_means,"
+    "equiangularity_classifier,maximal_angle_means,maximal_angle_classifier,self_duality,"
+    "effective_rank,ece,nll,positive_mean,positive_std,positive_min,positive_max,negative_mean,"
     "negative_std,negative_min,negative_max,bias_mean,bias_std,bias_min,bias_max,"
     "predicted_positive,predicted_negative,predicted_bias,top1_many,top1_medium,top1_few",
 )
@@ -91,6 +96,9 @@ def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
         expected = {
             **compute_neural_collapse(features, part.labels, weight, bias),
             **compute_feature_properties(features, part.labels),
+            **compute_variability(features, part.labels),
+            **compute_geometry(features, part.labels, weight),
+            **compute_calibration(logits, part.labels),
             "top1": 100 * (logits.argmax(1) == part.labels).double().mean().item(),
             "uniform_accuracy": 100 * compute_uniform_accuracy(logits, part.labels)[0],
             "positive_mean": positive.mean().item(),
@@ -100,6 +108,7 @@ def test_the_table_is_that_of_features_extracted_by_hand(run_dir, capsys):
             "bias_mean": bias.mean().item(),
             "bias_min": bias.min().item(),
         }
+        expected["ece"] *= 100
         row = read_table(run_dir)[2, split]
         for key, value in expected.items():
             assert float(row[key]) == pytest.approx(value, rel=1e-4, abs=1e-6), (split, key)
@@ -163,6 +172,22 @@ def test_a_table_from_before_optional_columns_is_kept(run_dir, capsys, later):
     (run_dir / "config.json").write_text(json.dumps(config))
     assert "0 evaluated, 2 unchanged" in evaluate(capsys, run_dir, "--checkpoints", "last").out
     assert len(read_table(run_dir)) == 6
+
+
+def test_rows_from_before_later_measures_are_kept_and_counted(run_dir, capsys):
+    evaluate(capsys, run_dir)
+    rows = read_table(run_dir)
+    later = [name for name, measure in MEASURES.items() if measure.later]
+    remove_columns(run_dir, later)
+    said = evaluate(capsys, run_dir).out
+    assert "0 evaluated, 6 unchanged rows kept (6 from before some measures existed; " in said
+    assert read_table(run_dir) == {
+        k: {**row, **dict.fromkeys(later, "")} for k, row in rows.items()
+    }
+    said = evaluate(capsys, run_dir, "--force", "--checkpoints", "2", "--split", "test").out
+    assert "1 evaluated, 0 unchanged rows kept\n" in said
+    assert read_table(run_dir)[2, "test"] == rows[2, "test"]
+    assert "unchanged rows kept (5 from before" in evaluate(capsys, run_dir).out
 
 
 def test_a_damaged_row_is_computed_again_when_its_checkpoint_is_chosen(run_dir, capsys):

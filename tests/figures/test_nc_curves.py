@@ -20,7 +20,7 @@ def make_curve(
         {
             "epoch": epoch,
             "split": split,
-            **{key: None if each.optional else float(epoch) for key, each in MEASURES.items()},
+            **{key: None if each.may_be_empty else float(epoch) for key, each in MEASURES.items()},
             **cells,
         }
         for epoch in range(1, epochs + 1)

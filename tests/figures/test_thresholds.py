@@ -14,7 +14,8 @@ def test_a_panel_for_each_run_with_all_its_samples(count):
     positives = torch.randn(500, generator=generator) + 4
     negatives = torch.randn(500, generator=generator)
     labels = torch.zeros(500, dtype=torch.int64)
-    extracted = Extracted(torch.zeros(500, 1), labels, positives, negatives, 0.995, 1.0, labels[:1])
+    rest = [labels[:1], positives, positives, positives > negatives]
+    extracted = Extracted(torch.zeros(500, 1), labels, positives, negatives, 0.995, 1.0, *rest)
     long = "a_long_name_of_a_run_" * 8
     figure = draw_thresholds([(f"run {i}, {long}", extracted) for i in range(count)])
     figure.draw_without_rendering()

@@ -8,6 +8,11 @@ import scipy.linalg
 import torch
 from scipy.spatial.distance import cdist
 
+from input_pipeline.loader import BatchLoader
+from input_pipeline.splits import TensorSplit
+
+CPU = torch.device("cpu")
+
 
 def sizes_up_to(largest, num_classes):
     return [round(largest ** (k / (num_classes - 1))) for k in range(num_classes)]
@@ -88,6 +93,15 @@ def reference_properties(features, labels, num_classes):
         "compactness": own / num_classes,
         "distinctiveness": 1 - others / (num_classes * (num_classes - 1)),
     }
+
+
+def build_batches(batch_size, device=CPU, count=40):
+    """A loader of 8×8 images of ten classes."""
+    images = torch.arange(count * 192).mul(7).remainder(256).to(torch.uint8).view(count, 3, 8, 8)
+    split = TensorSplit(images, torch.arange(count) % 10)
+    return BatchLoader(
+        split, batch_size=batch_size, device=device, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10
+    )
 
 
 def assert_close(ours, expected, relative=1e-8):

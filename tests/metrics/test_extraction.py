@@ -7,9 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from input_pipeline.loader import BatchLoader
-from input_pipeline.splits import TensorSplit
-from metrics import checks, features, neural_collapse
+from metrics import checks, features
 from metrics.accuracy import compare_bias_signs
 from metrics.class_means import ClassMeans
 from metrics.distributions import compute_score_distributions
@@ -25,7 +23,13 @@ from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores, compute_score_statistics
 from models import build_model
-from tests.metrics.cases import assert_close, random_case, reference, reference_properties
+from tests.metrics.cases import (
+    assert_close,
+    build_batches,
+    random_case,
+    reference,
+    reference_properties,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 CLASSES, DIM = 5, 12
@@ -108,14 +112,6 @@ def test_faults_of_features_on_the_host_are_named(case):
             compute(HostFeatures(values, CPU), labels, weight)
 
 
-def build_batches(batch_size, device=CPU, count=40):
-    images = torch.arange(count * 192).mul(7).remainder(256).to(torch.uint8).view(count, 3, 8, 8)
-    split = TensorSplit(images, torch.arange(count) % 10)
-    return BatchLoader(
-        split, batch_size=batch_size, device=device, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10
-    )
-
-
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
@@ -164,7 +160,7 @@ def test_a_pass_on_a_gpu_reads_nothing_before_its_end(monkeypatch):
         operations.reads = 0
         found = extract(network, batches, contextlib.nullcontext(), budget=1e9)
     assert operations.reads == 2  # top-1 and top-5
-    for tensor in (found.features, found.labels, found.positives, found.negatives):
+    for tensor in (found.features, found.labels, found.positives, found.negatives, found.nll):
         assert tensor.device == GPU
 
 
@@ -178,6 +174,6 @@ def test_the_small_svd_of_a_gpu_is_computed_on_the_cpu(monkeypatch, num_classes,
         centred = torch.empty(num_classes, 16, dtype=torch.float64, device=GPU)
         vector = torch.empty(16, dtype=torch.float64, device=GPU)
         means = ClassMeans(vector, centred, centred, vector, 0.0, 0.0)
-        found = neural_collapse._find_directions(means)
+        found = means.span
     assert seen == [place]
     assert all(tensor.device == GPU for tensor in found)

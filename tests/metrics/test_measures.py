@@ -7,6 +7,8 @@ import torch
 
 from figures.style import SCORE_LOOKS
 from metrics import MEASURES, Measure
+from metrics.accuracy import split_margins
+from metrics.calibration import score_probabilities
 from metrics.extraction import Extracted
 from metrics.measures import Evaluation, compute_measures
 from rundir.names import METRICS_COLUMNS
@@ -17,7 +19,9 @@ def make_evaluation(**changes):
     """Twelve samples of three classes with random features and logits."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat(4)
-    margins = torch.randn(2, 12, generator=generator)
+    logits = torch.randn(12, 3, generator=generator)
+    margins = split_margins(logits, labels)
+    nll, confidences, hits = score_probabilities(logits, labels)
     correct = labels.bincount(weights=(margins[0] > margins[1]).double()).long()
     extracted = Extracted(
         features=torch.randn(12, 5, generator=generator),
@@ -27,6 +31,9 @@ def make_evaluation(**changes):
         top1=correct.sum().item() / 12,
         top5=1.0,
         class_correct=correct,
+        nll=nll,
+        confidences=confidences,
+        hits=hits,
     )
     weight, bias = torch.randn(3, 5, generator=generator), torch.randn(3, generator=generator)
     options = {"class_sizes": [150, 50, 10], **changes}
@@ -38,6 +45,7 @@ def test_all_columns_are_computed_in_their_order():
     assert list(values) == list(MEASURES)
     for name, value in values.items():
         assert type(value) is float or (value is None and MEASURES[name].optional), name
+    assert all(math.isfinite(value) for value in values.values() if value is not None)
     assert values["top1"] >= values["uniform_accuracy"] > 0
 
 

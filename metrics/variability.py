@@ -1,0 +1,120 @@
+"""Variability of the features: within their classes, and the directions that they fill."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from metrics.checks import (
+    Numbers,
+    as_tensor,
+    check_classes,
+    check_features,
+    count_classes,
+    split_rows,
+)
+from metrics.class_means import EPSILON, ClassMeans, compute_class_means
+from metrics.features import Features
+
+
+@torch.no_grad()
+def compute_variability(
+    features: Features | Numbers,
+    labels: Numbers,
+    num_classes: int | None = None,
+    means: ClassMeans | None = None,
+) -> dict[str, float]:
+    """Compute the class-distance normalised variance and the effective rank of the features.
+
+    cdnv: the mean of (Var_j + Var_k) / (2 ‖h̄_j − h̄_k‖²) over all pairs of classes j ≠ k (Galanti,
+        György, Hutter, ICLR 2022). Var_k is the mean squared distance of class k's features from
+        their mean h̄_k. It is 0 at collapse. If two class means differ by no more than rounding
+        (`ClassMeans.resolution`), it is infinite, or their pair counts 0 if both classes are
+        points, too.
+    effective_rank: exp(−Σ_i p_i ln p_i), p_i = σ_i / Σ_j σ_j, with the singular values σ of the
+        features minus the mean of all N (Roy, Vetterli, EUSIPCO 2007). It is at most K−1 at
+        collapse, and K−1 at a simplex ETF of classes with equally many samples. NaN if all features
+        are equal, to rounding.
+
+    Everything is computed in float64, in one pass over the features. Beyond the chunks it takes two
+    [d, d] matrices and the K(K−1)/2 distances. Arrays may be tensors, NumPy arrays or nested lists.
+
+    Args:
+        features: [N, d], any float dtype, or `HostFeatures`.
+        labels: integer [N], every class from 0 to K−1 present.
+        num_classes: K; by default the largest label + 1.
+        means: those of the features, if they were computed before.
+
+    Raises:
+        ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
+    """
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    check_features(features, labels)
+    num_classes = count_classes(labels, num_classes)
+    labels = check_classes(labels, num_classes, features.device)
+    means = means or compute_class_means(features, labels, num_classes)
+    variances, scatter = _compute_scatter(features, labels, means)
+    factor = _centre(features, means) if scatter is None else _factorise(scatter, means)
+    # LAPACK, also for a GPU: cuSOLVER's SVD launches many small kernels.
+    scales = torch.linalg.svdvals(factor.cpu())
+    scales = scales.masked_fill(scales <= means.rounding * math.sqrt(len(features)), 0.0)
+    return {"cdnv": _compute_cdnv(variances, means), "effective_rank": _compute_rank(scales)}
+
+
+def _compute_scatter(
+    features: Features, labels: Tensor, means: ClassMeans
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the classes' variances [K], and Σ_i (h_i − h̄_y)(h_i − h̄_y)ᵀ [d, d].
+
+    The second is None where a matrix of all features is not larger than what it would lead to.
+    """
+    count, dim = features.shape
+    is_small = count <= dim + len(means.counts)
+    sums = torch.zeros_like(means.counts)
+    scatter = means.reference.new_zeros(0 if is_small else dim, dim)
+    for rows in split_rows(features):
+        deviations = (features[rows] - means.reference).sub_(means.relative[labels[rows]])
+        if not is_small:
+            scatter.addmm_(deviations.T, deviations)
+        sums.index_add_(0, labels[rows], deviations.square_().sum(dim=1))
+    return sums / means.counts, None if is_small else scatter
+
+
+def _centre(features: Features, means: ClassMeans) -> Tensor:
+    """Return the features [N, d] minus the mean of all."""
+    centred = features[0 : len(features)] - means.reference
+    return centred.sub_(centred.mean(dim=0))
+
+
+def _factorise(scatter: Tensor, means: ClassMeans) -> Tensor:
+    """Return a matrix [d + K, d] with the singular values of the centred features.
+
+    These are the roots of the eigenvalues of their scatter, which is that within the classes plus
+    Σ_k n_k (h̄_k − h̄_G)(h̄_k − h̄_G)ᵀ. The sum is not formed. In it, rounding of the distances between
+    the classes would hide deviations within them of 10⁻⁸ of these, as in any Gram matrix.
+    """
+    values, vectors = torch.linalg.eigh(scatter.cpu())
+    # Eigenvalues of a scatter are not negative. Below this they are rounding.
+    values = values.masked_fill(values <= 4 * EPSILON * math.sqrt(len(values)) * values[-1], 0.0)
+    within = vectors.T * values.clamp(min=0).sqrt()[:, None]
+    counts, relative = means.counts.cpu(), means.relative.cpu()
+    offsets = relative - counts @ relative / counts.sum()
+    return torch.cat([within, offsets * counts.sqrt()[:, None]])
+
+
+def _compute_cdnv(variances: Tensor, means: ClassMeans) -> float:
+    distances = torch.pdist(means.centred)
+    first, second = torch.triu_indices(
+        len(variances), len(variances), offset=1, device=variances.device
+    )
+    halves = (variances[first] + variances[second]) / 2
+    ratios = halves / distances.square()
+    limits = torch.where(halves.sqrt() > means.rounding, math.inf, 0.0)
+    return torch.where(distances > means.resolution, ratios, limits).mean().item()
+
+
+def _compute_rank(scales: Tensor) -> float:
+    """Return the exponential of the entropy of singular values; NaN if all are 0."""
+    return torch.special.entr(scales / scales.sum()).sum().exp().item()
