@@ -81,7 +81,7 @@ def extract(
     batches: BatchLoader,
     autocast: contextlib.AbstractContextManager,
     budget: float | None = None,
-    report: Callable[[int], object] | None = None,
+    report: Callable[[int], object] = lambda done: None,
 ) -> Extracted:
     """Pass a split through the model once, in evaluation mode.
 
@@ -121,10 +121,9 @@ def extract(
             )
             correct += count_correct_by_class(logits, targets)
             first = at.stop
-            if report is not None:
-                report(first)
+            report(first)
     # This waits for all copies to the host, too.
-    top1, top5 = (hits / count for hits in correct.sum(dim=1).tolist())
+    top1, top5 = (number / count for number in correct.sum(dim=1).tolist())
     return Extracted(
         features,
         labels,
