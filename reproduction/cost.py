@@ -128,6 +128,7 @@ def ask(
         lines, complaint = process.communicate()[0], f"it took more than {MOST_SECONDS} s"
     finally:
         process.kill()
+        process.wait()
     return read_figures(list(by_name), lines.splitlines(), complaint)
 
 
