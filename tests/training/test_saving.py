@@ -13,14 +13,14 @@ import train
 from models import build_model
 from rundir.archives import Origin, read_origin
 from rundir.directory import Run, choose_run
-from rundir.names import METRICS_COLUMNS
+from rundir.names import list_metrics_columns, read_ema_epoch, read_epoch
 from rundir.resuming import read_settings
 from rundir.weights import load
 from tests.helpers import train_here
 from training import saving
 from training.meter import Meter
 from training.saving import HostCopy, Saver
-from training.setup import build_optimizer
+from training.setup import build_average, build_optimizer
 from training.state import TrainState
 from utils import files
 from utils.errors import UserError
@@ -99,22 +99,29 @@ def open_state(run, settings):
         for parameter in model.parameters():
             parameter.zero_()
     optimizer = build_optimizer(settings, model)
-    state = TrainState(settings, model, optimizer, torch.amp.GradScaler("cpu"), Meter(1, CPU))
+    average = build_average(settings, model, optimizer)
+    scaler, meter = torch.amp.GradScaler("cpu"), Meter(1, CPU)
+    state = TrainState(settings, model, optimizer, scaler, meter, average)
     if run.resumed:
         state.load(run)
         run.write_metrics(state.history)  # as the log does
     return state
 
 
+def list_parameters(state):
+    return [*state.model.parameters(), *state.average.module.parameters()]
+
+
 def play(run, settings, accuracies, clock):
-    """Train epochs whose weights are all the number of the epoch."""
+    """Train epochs whose weights and their averages are all the number of the epoch."""
     state = open_state(run, settings)
+    columns = list_metrics_columns(settings)
     with Saver(run, state) as saver:
         while state.epoch < settings.epochs:
             with torch.no_grad():
-                for parameter in state.model.parameters():
+                for parameter in list_parameters(state):
                     parameter.fill_(state.epoch + 1)
-            row = dict.fromkeys(METRICS_COLUMNS, 0.0) | {"epoch": state.epoch + 1}
+            row = dict.fromkeys(columns, 0.0) | {"epoch": state.epoch + 1}
             clock.pass_time()
             saver.save_epoch(row | {"test_top1": accuracies[state.epoch]})
 
@@ -140,6 +147,11 @@ def read_filling(path):
     return int(state["fc.weight"][0, 0])
 
 
+def is_newer(path, epoch):
+    """Return whether a file is of a later epoch: a resume sets those aside."""
+    return (read_epoch(path.name) or read_ema_epoch(path.name) or 0) > epoch
+
+
 def check_promises(run, settings, accuracies):
     """Check what a resume finds after a kill."""
     state = open_state(run, settings)
@@ -147,11 +159,14 @@ def check_promises(run, settings, accuracies):
     if best:
         assert read_filling(run / "best_model.pth") == best
         assert read_origin(run / "best_model.pth") == Origin(run.id, best)
-    assert all(parameter.eq(state.epoch).all() for parameter in state.model.parameters())
+    assert all(parameter.eq(state.epoch).all() for parameter in list_parameters(state))
     assert [row["test_top1"] for row in state.history] == accuracies[: state.epoch]
     for epoch in range(1, state.epoch + 1):
         if epoch % settings.epoch_save_step == 0 or epoch == settings.epochs:
             assert read_filling(run / f"epoch_{epoch:03d}.pth") == epoch
+            assert read_filling(run / f"ema_{epoch:03d}.pth") == epoch
+            assert read_origin(run / f"ema_{epoch:03d}.pth") == Origin(run.id, epoch, average=True)
+    assert not [path for path in run.directory.glob("*.pth") if is_newer(path, state.epoch)]
     assert not (run / "best_model.pth.next").exists()
 
 
@@ -164,6 +179,7 @@ def test_a_kill_at_any_rename_keeps_every_promise(tmp_path, monkeypatch, step, s
     draw = random.Random(seed)
     accuracies = [float(draw.randint(0, 6)) for _ in range(6)]
     flags = ["--epochs", "6", "--epoch_save_step", str(step), "--save_dir", str(tmp_path)]
+    flags += ["--ema", "0.5"]
     disk = Disk(monkeypatch)
     for turn in itertools.count():
         number, after = divmod(turn, 2)
