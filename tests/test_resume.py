@@ -16,10 +16,12 @@ import torch
 
 import train
 from rundir.archives import Origin
+from rundir.aside import set_newer_aside
 from rundir.checkpoints import find_best_epoch
 from rundir.config import read_config
 from rundir.weights import load, save
 from tests.helpers import read_refusal, read_table, start, train_here
+from training.meter import Meter
 from utils.files import read_csv
 
 TIMINGS = ("seconds", "images_per_second")
@@ -182,6 +184,75 @@ def test_a_stop_before_training_is_one_line(tmp_path):
     assert process.returncode == 130
     assert err.strip() == "stopped before training began"
     assert not (tmp_path / "early").exists()
+
+
+AVERAGED = [*FLAGS, "--ema", 0.9, "--accumulate", 3, "--clip_grad_norm", 0.5]
+AVERAGED += ["--betas", 0.8, 0.99, "--epochs", 3]
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run with parts, clipping and an average that is never stopped."""
+    return train_here(tmp_path_factory.mktemp("averaged"), *AVERAGED, name="averaged")
+
+
+def send_at_step(monkeypatch, number, sent):
+    """Send this process a signal in a step of training."""
+    steps, add = [], Meter.add
+
+    def add_and_send(meter, *results):
+        add(meter, *results)
+        steps.append(1)
+        if len(steps) == number:
+            os.kill(os.getpid(), sent)
+
+    monkeypatch.setattr(Meter, "add", add_and_send)
+
+
+def test_an_averaged_run_killed_and_stopped_within_epochs_is_exact(tmp_path, averaged, monkeypatch):
+    """Killed in the second epoch of 13 steps, then stopped in it, and in the third."""
+    run_dir = tmp_path / "stopped"
+    command = [*AVERAGED, "--save_dir", tmp_path, "--run_name", "stopped"]
+    with monkeypatch.context() as patch:
+        send_at_step(patch, 20, signal.SIGKILL)
+        process = multiprocessing.get_context("fork").Process(target=train_quietly, args=(command,))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for step in (5, 14):
+        with monkeypatch.context() as patch:
+            send_at_step(patch, step, signal.SIGTERM)
+            assert resume_here(run_dir) == 143
+    assert load(run_dir / "last.pth")["position"]["step"] == 6
+    assert resume_here(run_dir) == 0
+    assert_same_run(run_dir, averaged)
+    weights, average = (load(run_dir / f"{name}_003.pth") for name in ("epoch", "ema"))
+    assert weights.keys() == average.keys()
+    assert_same(load(run_dir / "last.pth")["average"], average)
+
+
+def test_a_last_pth_of_another_average_is_refused(tmp_path, averaged, capsys):
+    for what in ("absent", "shape", "name"):
+        run_dir = copy_run(averaged, tmp_path / what)
+        state = load(run_dir / "last.pth")
+        average = state.pop("average")
+        if what != "absent":
+            state["average"] = {**average, "fc.bias": torch.zeros(3)}
+        if what == "name":
+            state["average"] = {name: v for name, v in average.items() if name != "fc.bias"}
+        torch.save(state, run_dir / "last.pth")
+        line = refuse_resume(capsys, run_dir)
+        assert "does not fit the run's config.json" in line and "average" in line
+    assert "--ema 0.9, not 0.5" in refuse_resume(capsys, averaged, "--ema", 0.5)
+    assert "--accumulate 3, not 1" in refuse_resume(capsys, averaged, "--accumulate", 1)
+
+
+def test_averages_newer_than_the_state_are_set_aside(tmp_path, averaged):
+    run_dir = copy_run(averaged, tmp_path / "newer")
+    (run_dir / "ema_003.pth").rename(run_dir / "ema_004.pth")
+    assert set_newer_aside(run_dir, 2, 2) == [3, 4]
+    aside = sorted(path.name for path in run_dir.glob("*.aside"))
+    assert aside == ["ema_004.pth.aside", "epoch_003.pth.aside"]
 
 
 def test_a_finished_run_is_left_as_it_is(whole, capsys):
@@ -347,6 +418,7 @@ def test_a_changed_data_set_is_refused(tmp_path, whole, capsys):
 
 
 SHAPING_LATER = ("precision", "compile", "graphs", "deterministic", "imbalance_factor")
+SHAPING_LATER += ("momentum", "betas", "clip_grad_norm", "accumulate", "ema")
 
 
 def test_a_run_of_before_some_settings_came_is_resumed_exactly(tmp_path):

@@ -87,6 +87,32 @@ def test_sgd_has_momentum_and_coupled_decay():
     assert model.fc.bias.tolist() == pytest.approx([1.43, 1.43])
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "build"),
+    [
+        ("SGD", {"momentum": 0.0}, torch.optim.SGD),
+        ("SGD", {"momentum": 0.3}, torch.optim.SGD),
+        ("AdamW", {"betas": [0.5, 0.7]}, torch.optim.AdamW),
+        ("AdamW", {"betas": [0.0, 0.0]}, torch.optim.AdamW),
+    ],
+)
+def test_their_options_are_torchs(name, options, build):
+    torch.manual_seed(0)
+    models = [Net(), Net()]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = build_optimizer(name, models[0], 0.1, 0.01, 0.01, **options)
+    expected = build(models[1].parameters(), lr=0.1, weight_decay=0.01, **options)
+    for _ in range(3):
+        images = torch.randn(8, 3)
+        for model, optimizer in zip(models, (ours, expected), strict=True):
+            optimizer.zero_grad()
+            model.fc(model.body(images)).tanh().sum().backward()
+            optimizer.step()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+    assert bool(ours.state) == (options != {"momentum": 0.0})  # no buffers without momentum
+
+
 def test_adamw_has_decoupled_decay():
     model = Net()
     model.fc.bias.data.fill_(2.0)

@@ -206,7 +206,14 @@ def test_a_frozen_backbone_is_recorded_too(tapes, optimizer):
     assert changed == {"fc.weight", "fc.bias"}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("MLP", "fp32"), ("MLP", "fp16"), ("ResNet18", "fp32")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("MLP", "fp32"),
+        ("MLP", "fp16"),
+        pytest.param("ResNet18", "fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_parts_clipping_and_the_average_are_recorded_too(tapes, tmp_path, name, kind):
     """And a stop in the middle of an epoch changes none of it."""
     options = {"name": name, "kind": kind, "extras": True}

@@ -14,14 +14,14 @@ import train
 from models import build_model
 from rundir.archives import Origin, read_origin
 from rundir.directory import Run, choose_run
-from rundir.names import METRICS_COLUMNS, read_epoch
+from rundir.names import list_metrics_columns, read_ema_epoch, read_epoch
 from rundir.resuming import read_settings
 from rundir.weights import load
 from tests.helpers import train_here
 from training import saving
 from training.meter import Meter
 from training.saving import HostCopy, Saver
-from training.setup import build_optimizer
+from training.setup import build_average, build_optimizer
 from training.state import TrainState
 from utils import files
 from utils.errors import UserError
@@ -113,22 +113,29 @@ def open_state(run, settings):
         for parameter in model.parameters():
             parameter.zero_()
     optimizer = build_optimizer(settings, model)
-    state = TrainState(settings, model, optimizer, torch.amp.GradScaler("cpu"), Meter(1, CPU))
+    average = build_average(settings, model, optimizer)
+    scaler, meter = torch.amp.GradScaler("cpu"), Meter(1, CPU)
+    state = TrainState(settings, model, optimizer, scaler, meter, average)
     if run.resumed:
         state.load(run)
         run.write_metrics(state.history)  # as the log does
     return state
 
 
+def list_parameters(state):
+    return [*state.model.parameters(), *state.average.module.parameters()]
+
+
 def play(run, settings, accuracies, clock):
-    """Train epochs whose weights are all the number of the epoch."""
+    """Train epochs whose weights and their averages are all the number of the epoch."""
     state = open_state(run, settings)
+    columns = list_metrics_columns(settings)
     with Saver(run, state) as saver:
         while state.epoch < settings.epochs:
             with torch.no_grad():
-                for parameter in state.model.parameters():
+                for parameter in list_parameters(state):
                     parameter.fill_(state.epoch + 1)
-            row = dict.fromkeys(METRICS_COLUMNS, 0.0) | {"epoch": state.epoch + 1}
+            row = dict.fromkeys(columns, 0.0) | {"epoch": state.epoch + 1}
             clock.pass_time()
             saver.save_epoch(row | {"test_top1": accuracies[state.epoch]})
 
@@ -154,6 +161,11 @@ def read_filling(path):
     return int(state["fc.weight"][0, 0])
 
 
+def is_newer(path, epoch):
+    """Return whether a file is of a later epoch: a resume sets those aside."""
+    return (read_epoch(path.name) or read_ema_epoch(path.name) or 0) > epoch
+
+
 def check_promises(run, settings, accuracies):
     """Check what a resume finds after a kill."""
     state = open_state(run, settings)
@@ -161,7 +173,7 @@ def check_promises(run, settings, accuracies):
     if best:
         assert read_filling(run / "best_model.pth") == best
         assert read_origin(run / "best_model.pth") == Origin(run.id, best)
-    assert all(parameter.eq(state.epoch).all() for parameter in state.model.parameters())
+    assert all(parameter.eq(state.epoch).all() for parameter in list_parameters(state))
     assert [row["test_top1"] for row in state.history] == accuracies[: state.epoch]
     written = [e for e in range(1, 7) if e % settings.epoch_save_step == 0 or e == settings.epochs]
     found = [read_epoch(path.name) for path in sorted(run.directory.glob("epoch_*.pth"))]
@@ -171,6 +183,14 @@ def check_promises(run, settings, accuracies):
         assert found == (kept if keep == "all" else [] if keep == "best" else kept[-keep:])
     assert set(found) <= set(written) and (keep == "all" or len(found) <= count_kept(keep))
     assert all(read_filling(run / f"epoch_{epoch:03d}.pth") == epoch for epoch in found)
+    if not state.epoch:  # nothing counts before the first last.pth, which writes the epoch again
+        return
+    for epoch in found:
+        assert read_filling(run / f"ema_{epoch:03d}.pth") == epoch
+        assert read_origin(run / f"ema_{epoch:03d}.pth") == Origin(run.id, epoch, average=True)
+    averages = [read_ema_epoch(path.name) for path in sorted(run.directory.glob("ema_*.pth"))]
+    assert averages == found
+    assert not [path for path in run.directory.glob("*.pth") if is_newer(path, state.epoch)]
     assert not (run / "best_model.pth.next").exists()
 
 
@@ -205,7 +225,7 @@ def test_a_kill_at_any_rename_or_removal_keeps_every_promise(
     draw = random.Random(seed)
     accuracies = [float(draw.randint(0, 6)) for _ in range(6)]
     flags = ["--epochs", "6", "--epoch_save_step", str(step), "--save_dir", str(tmp_path)]
-    flags += ["--keep_checkpoints", str(keep)]
+    flags += ["--keep_checkpoints", str(keep), "--ema", "0.5"]
     disk = Disk(monkeypatch, links)
     for turn in itertools.count():
         number, after = divmod(turn, 2)
