@@ -303,6 +303,7 @@ class Drawing:
         names = [name for name in Settings.names(shapes=True) if name != "epochs"]
         settings = [run.settings.values(names) for run in runs]
         self._title, self._panel_titles = compose_titles(settings, self._names, args.split)
+        self._title += ", EMA" if args.ema else ""
         self._embeddings: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []
         self._frames: list[Image.Image] = []
