@@ -155,7 +155,7 @@ def draw(args: argparse.Namespace) -> int:
         if progress.is_due():
             progress.show(i + 1, run.name)
     progress.close()
-    heading = compose_heading(runs, args.split, args.checkpoint)
+    heading = compose_heading(runs, args.split, args.checkpoint) + (", EMA" if args.ema else "")
     save_figure(draw_violins(violins, label_axis(by), heading), picture)
     numbers = write_numbers(runs, violins, picture)
     console.say("\n" + format_statistics(runs, violins))

@@ -302,6 +302,7 @@ class Drawing:
         subject = describe_subject(runs)
         self._title = ", ".join(filter(None, (subject, SPLIT_NAMES[args.split])))
         # All panels show the same epoch: the number of epochs is no difference between runs.
+        self._title += ", EMA" if args.ema else ""
         self._panel_titles = describe_runs(runs, ignore=("epochs",))
         self._embeddings: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []

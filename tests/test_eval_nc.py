@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import eval_nc
+import eval_scores
 import train
 from input_pipeline.load import load_dataset
 from metrics import MEASURES, Measure
@@ -358,6 +359,71 @@ def test_the_best_model_of_an_earlier_version_must_fit_metrics_csv(run_dir, caps
     shutil.copy(run_dir / f"epoch_00{best % 3 + 1}.pth", run_dir / "best_model.pth")
     said = evaluate(capsys, run_dir, "--checkpoints", "best", status=2)
     assert f"shows epoch {best} as best, but best_model.pth holds other weights" in said.err
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run of three epochs with averages of its weights."""
+    flags = ["--epochs", 3, "--ema", 0.8]
+    return train_run(tmp_path_factory.mktemp("averaged"), "run", *flags)
+
+
+def test_averages_are_evaluated_apart(averaged, tmp_path, capsys):
+    """Their accuracies are those of training, and the rows of the weights stay as they are."""
+    evaluate(capsys, averaged, "--checkpoints", "1,2")
+    before = {path: path.read_bytes() for path in averaged.glob("nc_*")}
+    assert "run (EMA)" in evaluate(capsys, averaged, "--ema").out
+    assert before == {path: path.read_bytes() for path in before}
+    assert (averaged / "nc_curves_ema.png").exists()
+    rows = [row for row in read_csv(averaged / "nc_metrics_ema.csv") if row["split"] == "test"]
+    trained = read_csv(averaged / "metrics.csv")
+    for row, of_training in zip(rows, trained, strict=True):
+        assert row["top1"] == of_training["ema_test_top1"]
+        assert row["uniform_accuracy"] == of_training["ema_test_uniform"]
+    command = [averaged, "--ema", "--split", "test", "--gpu_id", -1, "--out", tmp_path / "s.svg"]
+    assert eval_scores.main([str(word) for word in command]) == 0
+    scores = {row["kind"]: float(row["mean"]) for row in read_csv(tmp_path / "s.csv")}
+    for kind, column in (("positive_score", "positive_mean"), ("bias", "bias_mean")):
+        assert scores[kind] == pytest.approx(float(rows[-1][column]), rel=1e-6)
+    assert "0 evaluated, 6 unchanged rows kept" in evaluate(capsys, averaged, "--ema").out
+
+
+def test_averages_are_chosen_by_their_own_accuracy(averaged, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(averaged, run_dir)
+    rows = read_csv(run_dir / "metrics.csv")
+    for row, of_average, of_weights in zip(rows, (50, 70, 70), (90, 10, 10), strict=True):
+        row |= {"ema_test_top1": of_average, "test_top1": of_weights}
+    write_csv(run_dir / "metrics.csv", list(rows[0]), rows)
+    for path, flags in ((run_dir, ["--checkpoints", "best"]), (run_dir / "ema_002.pth", [])):
+        (run_dir / "nc_metrics_ema.csv").unlink(missing_ok=True)
+        evaluate(capsys, path, "--ema", "--split", "test", *flags)
+        assert [row["epoch"] for row in read_csv(run_dir / "nc_metrics_ema.csv")] == ["2"]
+    (run_dir / "ema_002.pth").unlink()
+    said = evaluate(capsys, run_dir, "--ema", "--checkpoints", "best", status=2)
+    assert "ema_002.pth, of the best ema_test_top1, is not there" in said.err
+
+
+def test_an_average_is_never_taken_for_weights(averaged, run_dir, tmp_path, capsys):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(averaged, mixed)
+    shutil.copy(mixed / "ema_001.pth", mixed / "epoch_001.pth")
+    shutil.copy(mixed / "epoch_002.pth", mixed / "ema_002.pth")
+    shutil.copy(mixed / "ema_001.pth", mixed / "best_model.pth")
+    for flags, words in (
+        (["--checkpoints", 1], "epoch_001.pth holds the average of epoch 1"),
+        (["--checkpoints", 2, "--ema"], "ema_002.pth holds the weights of epoch 2"),
+        (["--checkpoints", "best"], "best_model.pth holds an average"),
+    ):
+        assert words in evaluate(capsys, mixed, *flags, status=2).err
+    for path, flags, words in (
+        (averaged / "ema_001.pth", [], "--ema evaluates an average"),
+        (averaged / "epoch_001.pth", ["--ema"], "ema_NNN.pth"),
+        (run_dir, ["--ema"], "was trained without --ema"),
+        (averaged, ["--ema", "--checkpoints", 7], "no checkpoint of epoch 7"),
+    ):
+        lines = evaluate(capsys, path, *flags, status=2).err.splitlines()
+        assert len(lines) == 1 and words in lines[0]
 
 
 def test_two_evaluations_of_one_run_keep_each_others_rows(run_dir, capsys, monkeypatch):

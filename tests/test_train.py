@@ -43,6 +43,31 @@ def test_the_run_directory_is_as_promised(tmp_path):
     model.load_state_dict(torch.load(run_dir / "epoch_003.pth", weights_only=True), strict=True)
 
 
+def test_the_average_of_the_weights_is_kept_and_tested(tmp_path):
+    """With one update in an epoch the files of the epochs show how the average moves."""
+    flags = ["--batch_size", 200, "--lr", 0.05, "--epochs", 3, "--ema", 0.75]
+    run_dir = train_here(tmp_path, *SMALL, *flags)
+    rows = read_csv(run_dir / "metrics.csv")
+    columns = ["test_loss", "test_top1", "test_top5", "test_uniform"]
+    assert list(rows[0]) == [*METRICS_COLUMNS, *(f"ema_{name}" for name in columns)]
+    weights, averages = (
+        [load(run_dir / f"{name}_00{epoch}.pth") for epoch in (1, 2, 3)]
+        for name in ("epoch", "ema")
+    )
+    for epoch in (1, 2):
+        before, trained = averages[epoch - 1], weights[epoch]
+        for name, average in averages[epoch].items():
+            if average.is_floating_point():
+                expected = 0.75 * before[name] + 0.25 * trained[name]
+                torch.testing.assert_close(average, expected)
+            assert torch.equal(average, trained[name]) != average.is_floating_point()
+    names = {path.name for path in run_dir.glob("*.pth")}
+    assert names == {"best_model.pth", "last.pth"} | {
+        f"{name}_00{epoch}.pth" for name in ("epoch", "ema") for epoch in (1, 2, 3)
+    }
+    assert "ema top-1" in (run_dir / "train_log.txt").read_text()
+
+
 def test_metrics_are_those_of_the_saved_weights(tmp_path):
     """The test columns, recomputed from epoch_002.pth with a loop over samples."""
     run_dir = train_here(tmp_path, *SMALL, "--epochs", 2)

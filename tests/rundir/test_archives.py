@@ -58,6 +58,8 @@ def test_the_origin_is_kept_beside_the_weights(path, tmp_path):
     save(tmp_path / "plain.pth", WEIGHTS)
     assert read_origin(tmp_path / "plain.pth") is None
     assert read_origin(tmp_path / "absent.pth") is None
+    save(tmp_path / "ema_003.pth", WEIGHTS, Origin("id", 3, average=True))
+    assert read_archive(tmp_path / "ema_003.pth").origin == Origin("id", 3, average=True)
 
 
 def test_equal_weights_give_equal_files(path):
