@@ -175,7 +175,8 @@ def draw_pictures(comparison: Comparison, out: Path | None) -> list[Path]:
 
     That of nc_metrics.csv has the rows whose runs all have its split there.
     """
-    from figures.nc_curves import Curve, draw_nc_curves
+    from figures.curves import Curve
+    from figures.nc_curves import draw_nc_curves
     from figures.style import save_figure
     from figures.training_curves import SPLIT, draw_training_curves
 

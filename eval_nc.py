@@ -103,7 +103,8 @@ if __name__ == "__main__":
 
 import sys
 
-from figures.nc_curves import Curve, draw_nc_curves
+from figures.curves import Curve
+from figures.nc_curves import draw_nc_curves
 from figures.style import save_figure
 from metrics.report import Evaluated, format_rows
 from metrics.table import MetricsTable

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
+from figures.curves import (
+    LEGEND_COLUMNS,
+    ROW_HEIGHT,
+    WIDTH,
+    Curve,
+    build_band_handle,
+    fill_band,
+    plot_points,
+)
 from figures.style import (
     RUN_MARKS,
     SCORE_LOOKS,
@@ -24,78 +31,13 @@ from figures.style import (
     measure_width,
     wrap_name,
 )
-from metrics import MEASURES, PANELS, SPLIT_NAMES, Measure, Panel
+from metrics import MEASURES, PANELS, SPLIT_NAMES, Panel
 
 LONG = 12  # from this many epochs on, a "late" panel leaves out the first quarter
-MARKED = 25  # a line of at most this many points marks all; a longer one marks ten
-WIDTH, ROW_HEIGHT = 5.6, 2.0  # inches, without the legend
-LEGEND_COLUMNS = 3
 ENTRY_WIDTH = 2.4  # inches of a legend's name; the longer name of a single run is the title
 EDGE = 0.03  # share of a y axis that stays free at either end: no mark is cut there
-BAND = 0.16  # opacity of a band
 # Opacity, and whether marks are filled, of the measures that share a panel.
 STRENGTHS = ((1.0, True), (0.45, False), (0.7, False), (0.25, True))
-
-
-class Points(NamedTuple):
-    """The points of a curve; nan leaves a gap in the line.
-
-    Attributes:
-        epochs: those that all runs have.
-        means: the mean over the runs.
-        deviations: the sample standard deviation over the runs; none for one run.
-    """
-
-    epochs: list[int]
-    means: list[float]
-    deviations: list[float] | None
-
-
-@dataclass
-class Curve:
-    """The rows of nc_metrics.csv of runs that share a line: of one run, or of several seeds.
-
-    Attributes:
-        name: in the legend.
-        loss, optimizer: of the runs; None if not known.
-        runs: the rows of each run.
-    """
-
-    name: str
-    loss: str | None
-    optimizer: str | None
-    runs: Sequence[Sequence[Mapping[str, Any]]]
-
-    def list_points(self, column: str, split: str) -> Points:
-        """Return the points of a measure. A point needs the epoch in all runs, and a value there.
-
-        Without a value in one of the runs it is nan.
-        """
-        cells = [
-            {row["epoch"]: row[column] for row in rows if row["split"] == split}
-            for rows in self.runs
-        ]
-        epochs = [epoch for epoch in cells[0] if all(epoch in each for each in cells)]
-        values = [[each[epoch] for each in cells] for epoch in epochs]
-        means = [_reduce(statistics.fmean, each) for each in values]
-        several = len(self.runs) > 1
-        deviations = [_reduce(statistics.stdev, each) for each in values] if several else None
-        return Points(epochs, means, deviations)
-
-    def has_values(self, column: str) -> bool:
-        """Return whether any row has a value in this column."""
-        return any(row[column] is not None for rows in self.runs for row in rows)
-
-    def choose_split(self, measure: Measure) -> str:
-        """Return the split of a measure's curve: its own if that was evaluated in all runs."""
-        present = set.intersection(*({row["split"] for row in rows} for rows in self.runs))
-        return measure.split if measure.split in present or not present else min(present)
-
-
-def _reduce(function: Any, values: Sequence[float | None]) -> float:
-    """Return a function of values; nan if one of them is absent or not finite."""
-    numbers = [value for value in values if value is not None and math.isfinite(value)]
-    return function(numbers) if len(numbers) == len(values) else math.nan
 
 
 def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
@@ -121,8 +63,7 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
         _label_epochs(layout, axes)
         entries = _name_single(figure, curves, entries)
         if any(len(curve.runs) > 1 for curve in curves):
-            band = plt.Rectangle((0, 0), 1, 1, color="black", alpha=BAND, linewidth=0)
-            entries.append((band, "± standard deviation over seeds"))
+            entries.append((build_band_handle(), "± standard deviation over seeds"))
         handles, names = zip(*entries, strict=True)
         add_legend(figure, handles, names, LEGEND_COLUMNS, fontsize=8)
         for name, (panel, columns) in panels.items():
@@ -183,8 +124,8 @@ def _draw_curves(
             if scale == "log":
                 means = [value if 0 < value < math.inf else math.nan for value in points.means]
                 points = points._replace(means=means)
-            line = _plot(axis, points, marker=mark, **style, **strength)
-            _fill_band(axis, points, style["color"], strength["alpha"])
+            line = plot_points(axis, points, marker=mark, **style, **strength)
+            fill_band(axis, points, style["color"], strength["alpha"])
             if column == columns[0]:
                 lines.append((line, curve.name))
     return lines
@@ -209,7 +150,7 @@ def _draw_measures(
         style["linestyle"] = look.line if look else "-"
         split = curve.choose_split(measure)
         points = curve.list_points(column, split)
-        lines.append((_plot(axis, points, **style), measure.name))
+        lines.append((plot_points(axis, points, **style), measure.name))
         if measure.predicted:
             level = curve.list_points(measure.predicted, split).means[-1]
             if not math.isnan(level):
@@ -235,25 +176,6 @@ def _draw_prediction(axis: plt.Axes, level: float, colour: str, mark: str) -> No
         clip_on=False,
         zorder=3,
     )
-
-
-def _plot(axis: plt.Axes, points: Points, **style: Any) -> Any:
-    """Draw a line with a mark at each value, or at ten if they are many. nan leaves a gap."""
-    # matplotlib cannot space the marks of a line without values.
-    few = sum(map(math.isfinite, points.means)) <= MARKED
-    every = 1 if few else 0.1
-    style = {"markersize": 4, "linewidth": 1.4, **style}
-    (line,) = axis.plot(points.epochs, points.means, markevery=every, **style)
-    return line
-
-
-def _fill_band(axis: plt.Axes, points: Points, colour: str, strength: float) -> None:
-    """Fill the band of one standard deviation on either side of the means of several runs."""
-    if points.deviations is None:
-        return
-    means, deviations = np.array(points.means), np.array(points.deviations)
-    style = {"color": colour, "alpha": BAND * strength, "linewidth": 0}
-    axis.fill_between(points.epochs, means - deviations, means + deviations, **style)
 
 
 def _pair_strengths(columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,10 +6,18 @@ import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
-from figures.nc_curves import BAND, LEGEND_COLUMNS, ROW_HEIGHT, WIDTH, Curve, Points
+from figures.curves import (
+    LEGEND_COLUMNS,
+    ROW_HEIGHT,
+    WIDTH,
+    Curve,
+    Points,
+    build_band_handle,
+    fill_band,
+    plot_points,
+)
 from figures.style import RUN_MARKS, STYLE, add_legend, choose_colour, choose_line
 
 # Column of metrics.csv and title of each panel.
@@ -50,27 +58,16 @@ def draw_training_curves(curves: Sequence[Curve]) -> plt.Figure:
             axis.set_xlabel("epoch")
         handles, names = list(lines), [curve.name for curve in curves]
         if any(len(curve.runs) > 1 for curve in curves):
-            handles.append(plt.Rectangle((0, 0), 1, 1, color="black", alpha=BAND, linewidth=0))
+            handles.append(build_band_handle())
             names.append("± standard deviation")
         add_legend(figure, handles, names, LEGEND_COLUMNS)
     return figure
 
 
 def _draw_curve(axis: plt.Axes, curve: Curve, points: Points, mark: str) -> plt.Line2D:
-    """Draw a line with at most about ten marks, and its band."""
     colour = choose_colour(curve.loss)
-    (line,) = axis.plot(
-        points.epochs,
-        points.means,
-        color=colour,
-        linestyle=choose_line(curve.optimizer),
-        linewidth=1.4,
-        marker=mark,
-        markersize=4,
-        markevery=max(1, len(points.epochs) // 10),
+    line = plot_points(
+        axis, points, color=colour, linestyle=choose_line(curve.optimizer), marker=mark
     )
-    if points.deviations is not None:
-        means, deviations = np.array(points.means), np.array(points.deviations)
-        low, high = means - deviations, means + deviations
-        axis.fill_between(points.epochs, low, high, color=colour, alpha=BAND, linewidth=0)
+    fill_band(axis, points, colour)
     return line

@@ -16,14 +16,13 @@ from reproduction.results import (
     Result,
     compare_losses,
     find_measure,
-    format_markdown,
     format_tables,
     list_rows,
 )
 from reproduction.work import Work
 from rundir.config import Config, read_config
 from rundir.names import METRICS
-from utils.console import escape, format_table
+from utils.console import escape, format_markdown, format_table
 from utils.environment import describe_environment, name_processor
 from utils.files import encode, read_csv, write_csv, write_whole
 

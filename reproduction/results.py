@@ -18,7 +18,6 @@ from reproduction import OVER_EPOCHS
 from reproduction.grid import GridRun
 from reproduction.work import Work
 from rundir.names import METRICS
-from utils.console import escape
 from utils.errors import UserError
 from utils.files import read_csv
 
@@ -324,10 +323,3 @@ def list_rows(results: Sequence[Result], measures: Sequence[str]) -> list[dict[s
             row |= {"context": result.context.get(measure), "context_of": of}
             rows.append(row)
     return rows
-
-
-def format_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a table in markdown."""
-    shown = [[escape(cell).replace("|", r"\|") for cell in line] for line in (header, *cells)]
-    lines = [shown[0], ["---"] * len(header), *shown[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

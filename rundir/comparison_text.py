@@ -17,7 +17,7 @@ from rundir.comparison import Comparison, Difference, Group, Summary
 from rundir.grouping import format_value, rank
 from rundir.names import NAMED_FIRST
 from rundir.tables import Row
-from utils.console import escape, format_count, format_table
+from utils.console import escape, format_count, format_markdown, format_table
 from utils.errors import UserError
 from utils.files import encode, write_csv, write_whole
 from utils.registry import find_name
@@ -271,15 +271,9 @@ def format_blocks(
     return "\n\n".join(tables)
 
 
-def format_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown; what a cell holds is shown as it is."""
-    rows = [[_escape_markdown(cell) for cell in row] for row in (header, *cells)]
-    lines = [rows[0], ["---"] * len(header), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", escape(text))
+    """Return text in which no character is markup; `format_markdown` sees to bars."""
+    return re.sub(r"([\\`*_\[\]<>#&~$])", r"\\\1", escape(text))
 
 
 # --- For pictures ---
@@ -331,7 +325,9 @@ def write_markdown(
     """Write the table for people and all that must be known of it. Raises UserError."""
     described = _escape_markdown(describe_comparison(comparison, checkpoint))
     remarks = [*explain_spread(comparison), *comparison.notes]
-    parts = [f"{described}.", format_markdown(*format_cells(comparison, lines))]
+    header, cells = format_cells(comparison, lines)
+    header, *rows = [[_escape_markdown(cell) for cell in row] for row in (header, *cells)]
+    parts = [f"{described}.", format_markdown(header, rows)]
     parts.append("\n".join(f"- {_escape_markdown(remark)}" for remark in remarks))
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_whole(path, lambda file: file.write(encode(text)))

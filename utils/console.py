@@ -338,3 +338,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([align(lines[0]), rule, *[align(line) for line in lines[1:]]])
+
+
+def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown. Cells may have markup; a bar in one does not end it."""
+    shown = [[escape(cell).replace("|", r"\|") for cell in line] for line in (header, *rows)]
+    lines = [shown[0], ["---"] * len(header), *shown[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

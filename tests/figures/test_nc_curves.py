@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from figures.nc_curves import Curve, draw_nc_curves
+from figures.curves import Curve
+from figures.nc_curves import draw_nc_curves
 from figures.style import save_figure
 from metrics import MEASURES, PANELS, Measure
 

@@ -14,13 +14,13 @@ from reproduction.results import (
     Result,
     collect_results,
     compare_losses,
-    format_markdown,
     format_results,
     format_tables,
     list_rows,
     read_values,
 )
 from reproduction.work import Work
+from utils.console import format_markdown
 from utils.errors import UserError
 from utils.files import write_csv, write_json
 
