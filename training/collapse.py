@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from input_pipeline import SPLITS
 from input_pipeline.loader import BatchLoader
@@ -135,11 +136,11 @@ class CollapseRecorder:
         twin.load_state_dict(model.state_dict())
         for split in SPLITS:
             title = f"epoch {epoch}/{self._settings.epochs}: {SPLIT_NAMES[split]}, measures"
-            batches: Any = _WatchedBatches(
-                rebuilder.batches(run, split), stop, self._console, title
-            )
+            batches = rebuilder.batches(run, split)
             try:
-                values = compute_measures(evaluate_split(rebuilder, run, twin, batches))
+                with Progress(self._console, title, batches.num_samples) as progress:
+                    report = partial(_report, progress, batches.num_samples, stop)
+                    values = compute_measures(evaluate_split(rebuilder, run, twin, batches, report))
             except (ValueError, RuntimeError) as error:
                 self._console.say(f"epoch {epoch}: {_explain(error, SPLIT_NAMES[split])}")
                 continue
@@ -147,29 +148,12 @@ class CollapseRecorder:
         rebuilder.drop_batches()
 
 
-class _WatchedBatches:
-    """The batches of a split, with a display; a requested stop ends them by Stopped."""
-
-    def __init__(
-        self, batches: BatchLoader, stop: StopSignal, console: Console, title: str
-    ) -> None:
-        self._batches, self._stop = batches, stop
-        self._console, self._title = console, title
-        self.device, self.num_samples = batches.device, batches.num_samples
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate as `BatchLoader.batches` does."""
-        progress, seen = Progress(self._console, self._title, self.num_samples), 0
-        try:
-            for images, targets in self._batches.batches(epoch):
-                yield images, targets
-                seen += len(targets)
-                if progress.is_due():
-                    progress.show(seen, "")
-                if self._stop.requested:
-                    raise Stopped
-        finally:
-            progress.close()
+def _report(progress: Progress, images: int, stop: StopSignal, share: float) -> None:
+    """Show the share of the images that is done; raise Stopped if a stop is requested."""
+    if progress.is_due():
+        progress.show(round(share * images), "")
+    if stop.requested:
+        raise Stopped
 
 
 def _explain(error: ValueError | RuntimeError, split: str) -> str:
