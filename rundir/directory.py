@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from args import Settings
 from rundir.archives import Origin, read_origin
-from rundir.checkpoints import find_checkpoints, list_files
+from rundir.checkpoints import find_checkpoints
 from rundir.config import Config, format_config, read_config
 from rundir.names import (
     BEST,
@@ -31,9 +31,8 @@ from rundir.names import (
     list_metrics_columns,
     name_checkpoint,
     name_ema,
-    read_ema_epoch,
-    read_epoch,
 )
+from rundir.pruning import prune_checkpoints
 from rundir.resuming import list_changes
 from rundir.weights import save
 from utils.console import escape
@@ -45,7 +44,6 @@ from utils.files import (
     open_log,
     read_csv,
     read_json,
-    remove,
     remove_temporaries,
     rename_whole,
     write_csv,
@@ -256,31 +254,14 @@ class Run:
         (self / NEXT_BEST).unlink(missing_ok=True)
 
     def prune_checkpoints(self, best_epoch: int) -> list[int]:
-        """Remove the epoch_NNN.pth, with their ema_NNN.pth, that --keep_checkpoints does not keep.
+        """Remove the checkpoints that --keep_checkpoints does not keep; return their epochs.
 
-        The file of the best epoch stays until best_model.pth holds its weights. Call it when no
-        epoch is newer than the newest file that is to stay.
-
-        Args:
-            best_epoch: of the finished epochs.
-
-        Returns:
-            The epochs that were removed, in order. Raises UserError if one cannot be.
+        The file of `best_epoch`, the best one that has ended, stays until best_model.pth holds its
+        weights. Raises UserError if a file cannot be removed.
         """
-        keep = self.settings.keep_checkpoints
-        if keep == "all":
-            return []
-        files: dict[int, list[Path]] = {}
-        for path in list_files(self.directory):  # ema_NNN.pth come first
-            epoch = read_epoch(path.name) or read_ema_epoch(path.name)
-            if epoch:
-                files.setdefault(epoch, []).append(path)
-        kept = set() if keep == "best" else set(sorted(files)[-keep:])
-        kept |= {best_epoch} if read_origin(self / BEST) != Origin(self.id, best_epoch) else set()
-        removed = sorted(files.keys() - kept)
-        for path in itertools.chain.from_iterable(files[epoch] for epoch in removed):
-            remove(path)
-        return removed
+        held = read_origin(self / BEST) == Origin(self.id, best_epoch)
+        needed = () if held else (best_epoch,)
+        return prune_checkpoints(self.directory, self.settings.keep_checkpoints, needed)
 
     def has_checkpoints(self) -> bool:
         """Return whether weights were saved that are written after the first last.pth."""

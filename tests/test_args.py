@@ -148,6 +148,10 @@ WRONG_VALUES = [
     (["--ema", "1"], "below 1"),
     (["--accumulate", "0"], "at least 1"),
     (["--batch_size", "7", "--accumulate", "4"], "--batch_size of at least 8, not 7"),
+    (["--keep_checkpoints", "0"], "'0' is not all, best or a whole number from 1 on"),
+    (["--keep_checkpoints", "last"], "'last' is not all, best or a whole number from 1 on"),
+    (["--keep_checkpoints", "-1"], "'-1' is not all"),
+    (["--nc_every", "-1"], "at least 0"),
 ]
 
 
@@ -237,7 +241,7 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 
 # What runs computed from before there was a flag for it.
 BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
-BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False}
+BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False, "keep_checkpoints": "all", "nc_every": 0}
 BEFORE |= {"momentum": 0.9, "betas": [0.9, 0.999], "clip_grad_norm": None, "accumulate": 1}
 BEFORE |= {"ema": None}
 

@@ -20,7 +20,7 @@ from rundir.aside import set_newer_aside
 from rundir.checkpoints import find_best_epoch
 from rundir.config import read_config
 from rundir.weights import load, save
-from tests.helpers import read_refusal, start, train_here
+from tests.helpers import read_refusal, read_table, start, train_here
 from training.meter import Meter
 from utils.files import read_csv
 
@@ -108,13 +108,13 @@ def train_quietly(command):
         sys.exit(train.main([str(word) for word in command]))
 
 
-def run_and_kill(run_dir, moment, delay, interval):
+def run_and_kill(run_dir, moment, delay, interval, flags):
     """Start or resume the run, kill −9 in training or in saving; returns the exit status.
 
     A fork has imported torch already: ten new processes would take ten times as long.
     """
     known = (run_dir / "config.json").exists()
-    command = ["--resume"] if known else [*FLAGS, "--epochs", EPOCHS]
+    command = ["--resume"] if known else [*FLAGS, "--epochs", EPOCHS, *flags]
     command += ["--save_dir", run_dir.parent, "--run_name", run_dir.name]
     command += ["--save_interval", interval]
     fork = multiprocessing.get_context("fork")
@@ -132,15 +132,18 @@ def run_and_kill(run_dir, moment, delay, interval):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path, whole):
+@pytest.mark.parametrize("flags", [[], ["--keep_checkpoints", 2, "--nc_every", 3]])
+def test_killed_at_random_moments(tmp_path, whole, flags):
     """kill −9 six times in training and in saving, then on to the end."""
     chance = random.Random(0)
+    if flags:
+        whole = train_here(tmp_path, *FLAGS, "--epochs", EPOCHS, *flags, name="whole")
     kills = {"training": 0, "saving": 0}
     run_dir = tmp_path / "killed"
     while sum(kills.values()) < 6:
         moment = min(kills, key=kills.get)
         interval = chance.choice([0, 0, 30])  # seconds between two last.pth
-        if run_and_kill(run_dir, moment, chance.uniform(0, 0.25), interval) == 0:
+        if run_and_kill(run_dir, moment, chance.uniform(0, 0.25), interval, flags) == 0:
             # The run was quicker than the kill: once more from the start.
             assert_same_run(run_dir, whole)
             run_dir = tmp_path / f"killed_{sum(kills.values())}"
@@ -148,6 +151,7 @@ def test_killed_at_random_moments(tmp_path, whole):
         kills[moment] += 1
     assert resume_here(run_dir) == 0
     assert_same_run(run_dir, whole)
+    assert not flags or read_table(run_dir) == read_table(whole)
 
 
 @pytest.mark.slow

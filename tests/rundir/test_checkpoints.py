@@ -32,6 +32,19 @@ def test_best_is_the_first_of_the_best_test_accuracy(run_dir):
             check_single(several)
 
 
+def test_all_of_a_run_that_kept_the_best_model_alone(run_dir):
+    for path in run_dir.glob("epoch_*"):
+        path.unlink()
+    assert select_checkpoints(run_dir, "all") == {2: run_dir / "best_model.pth"}
+    for selection in ("last", "2"):
+        with pytest.raises(UserError, match="give best for its best_model"):
+            select_checkpoints(run_dir, selection)
+    (run_dir / "best_model.pth").unlink()
+    for selection in ("all", "last", "2"):
+        with pytest.raises(UserError, match=r"holds no checkpoints \(epoch_NNN\.pth\)$"):
+            select_checkpoints(run_dir, selection)
+
+
 @pytest.mark.parametrize("text", ["", "x", "3-1", "1,,2", "-3"])
 def test_wrong_selections(text):
     with pytest.raises(UserError, match="--checkpoints"):

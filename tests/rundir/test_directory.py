@@ -5,11 +5,13 @@ import re
 import threading
 
 import pytest
+import torch
 
 from rundir import directory
 from rundir.config import read_config
 from rundir.directory import Run, choose_run, format_run_name
 from rundir.resuming import check_resumable, list_changes, read_settings
+from rundir.weights import load
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
@@ -218,6 +220,8 @@ DAMAGED = [
     ("model", "Foo", "unknown model 'Foo'"),
     ("epochs", "x", "'x' is not a whole number"),
     ("epochs", True, "True is not a whole number"),
+    ("keep_checkpoints", 0, "0 is not all, best or a whole number"),
+    ("keep_checkpoints", "some", "'some' is not all, best or a whole number"),
     ("seed", [1, 2], "is not a whole number"),
     ("step_milestones", ["a"], "'a' is not a whole number"),
 ]
@@ -251,3 +255,44 @@ def test_a_save_dir_that_cannot_be_written_is_refused_at_once(tmp_path):
     for save_dir in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(UserError, match="is not a directory"):
             choose_run(settings_for(save_dir))
+
+
+PRUNED = [
+    ("all", 3, [1, 2, 3, 4]),
+    ("2", 3, [3, 4]),
+    ("1", 3, [4]),
+    ("9", 3, [1, 2, 3, 4]),
+    ("best", 3, []),
+    ("1", 2, [2, 4]),  # best_model.pth holds epoch 3 and not yet epoch 2
+    ("best", 2, [2]),
+]
+
+
+@pytest.mark.parametrize(("keep", "best", "kept"), PRUNED)
+def test_older_checkpoints_go_and_the_best_weights_stay(tmp_path, keep, best, kept):
+    settings = settings_for(tmp_path, "--run_name", "a", "--keep_checkpoints", keep)
+    run = make_run(settings)
+    for epoch in range(1, 5):
+        run.write_weights({"epoch": torch.tensor(epoch)}, epoch)
+        (run / f"ema_{epoch:03d}.pth").touch()
+    run.replace_best(3)
+    others = ("last.pth", "epoch_009.pth.aside", "epoch_x.pth", "ema_003.pth.bak")
+    for name in others:
+        (run / name).touch()
+    assert run.prune_checkpoints(best) == [epoch for epoch in range(1, 5) if epoch not in kept]
+    for epoch in range(1, 5):
+        for stem in ("epoch", "ema"):
+            assert (run / f"{stem}_{epoch:03d}.pth").exists() == (epoch in kept)
+    assert load(run / "best_model.pth")["epoch"] == 3
+    assert all((run / name).exists() for name in others)
+
+
+def test_what_a_resume_changes_for_good_stands_in_config_json(tmp_path):
+    make_run(settings_for(tmp_path, "--run_name", "a", "--schedule", "constant"))
+    flags = ["--resume", "--run_name", "a", "--epochs", "200", "--keep_checkpoints", "3"]
+    choose_run(settings_for(tmp_path, *flags, "--save_interval", "7")).extend_config()
+    settings = read_config(tmp_path / "a").settings
+    assert (settings.epochs, settings.keep_checkpoints, settings.nc_every) == (200, 3, 0)
+    assert settings.save_interval == 30  # of the command alone
+    resumed = settings_for(tmp_path, "--resume", "--run_name", "a", "--keep_checkpoints", "ALL")
+    assert resumed.keep_checkpoints == "all" and resumed.epochs == 200

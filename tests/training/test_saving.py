@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -66,13 +67,19 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Lets the process die at its n-th rename, before or after it."""
+    """Lets the process die at its n-th rename or removal, before or after it.
 
-    def __init__(self, monkeypatch):
-        self.left, self.after, self.dead = None, False, False
-        self._replace = os.replace
+    `most` is the largest number of epoch_NNN.pth that there were at a time.
+    """
+
+    def __init__(self, monkeypatch, links=True):
+        self.left, self.after, self.dead, self.most = None, False, False, 0
+        replace, unlink = os.replace, os.unlink
         monkeypatch.setattr(files.os, "fsync", lambda descriptor: None)  # it takes most of the time
-        monkeypatch.setattr(files.os, "replace", self)
+        monkeypatch.setattr(files.os, "replace", lambda *names: self._act(replace, *names))
+        monkeypatch.setattr(files.os, "unlink", lambda *names: self._act(unlink, *names))
+        if not links:
+            monkeypatch.setattr(files.os, "link", self._refuse)
 
     def die_at(self, number, after):
         self.left, self.after, self.dead = number, after, False
@@ -80,15 +87,22 @@ class Disk:
     def revive(self):
         self.left, self.dead = None, False
 
-    def __call__(self, source, target):
+    def _refuse(self, source, target):
+        raise OSError("no links here")
+
+    def _act(self, act, *names):
         if self.dead:
             raise Killed
+        if not os.path.exists(names[0]):  # a temporary file that was renamed
+            return act(*names)
         if self.left is None or self.left > 0:
             self.left = None if self.left is None else self.left - 1
-            return self._replace(source, target)
+            act(*names)
+            self.most = max(self.most, len(list(Path(names[-1]).parent.glob("epoch_*.pth"))))
+            return None
         self.dead = True
         if self.after:
-            self._replace(source, target)
+            act(*names)
         raise Killed
 
 
@@ -147,11 +161,6 @@ def read_filling(path):
     return int(state["fc.weight"][0, 0])
 
 
-def is_newer(path, epoch):
-    """Return whether a file is of a later epoch: a resume sets those aside."""
-    return (read_epoch(path.name) or read_ema_epoch(path.name) or 0) > epoch
-
-
 def check_promises(run, settings, accuracies):
     """Check what a resume finds after a kill."""
     state = open_state(run, settings)
@@ -161,26 +170,56 @@ def check_promises(run, settings, accuracies):
         assert read_origin(run / "best_model.pth") == Origin(run.id, best)
     assert all(parameter.eq(state.epoch).all() for parameter in list_parameters(state))
     assert [row["test_top1"] for row in state.history] == accuracies[: state.epoch]
-    for epoch in range(1, state.epoch + 1):
-        if epoch % settings.epoch_save_step == 0 or epoch == settings.epochs:
-            assert read_filling(run / f"epoch_{epoch:03d}.pth") == epoch
-            assert read_filling(run / f"ema_{epoch:03d}.pth") == epoch
-            assert read_origin(run / f"ema_{epoch:03d}.pth") == Origin(run.id, epoch, average=True)
-    assert not [path for path in run.directory.glob("*.pth") if is_newer(path, state.epoch)]
+    written = [e for e in range(1, 7) if e % settings.epoch_save_step == 0 or e == settings.epochs]
+    found = [read_epoch(path.name) for path in sorted(run.directory.glob("epoch_*.pth"))]
+    averages = [read_ema_epoch(path.name) for path in sorted(run.directory.glob("ema_*.pth"))]
+    keep = settings.keep_checkpoints
+    if state.epoch and (keep == "all" or state.epoch == settings.epochs):
+        kept = [epoch for epoch in written if epoch <= state.epoch]
+        assert found == (kept if keep == "all" else [] if keep == "best" else kept[-keep:])
+        assert averages == found
+    assert set(found) <= set(written) and (keep == "all" or len(found) <= count_kept(keep))
+    assert set(averages) <= set(found)  # of two older files the average is removed first
+    assert all(read_filling(run / f"epoch_{epoch:03d}.pth") == epoch for epoch in found)
+    for epoch in averages:
+        assert read_filling(run / f"ema_{epoch:03d}.pth") == epoch
+        assert read_origin(run / f"ema_{epoch:03d}.pth") == Origin(run.id, epoch, average=True)
     assert not (run / "best_model.pth.next").exists()
 
 
-# --epoch_save_step and what is drawn: an epoch_NNN.pth after each, some, or the last epoch.
-SEEDS = [(3, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (6, 3)))]
+def count_kept(keep):
+    return 0 if keep == "best" else keep
 
 
-@pytest.mark.parametrize(("step", "seed"), SEEDS)
-def test_a_kill_at_any_rename_keeps_every_promise(tmp_path, monkeypatch, step, seed):
+# --epoch_save_step, what is drawn, --keep_checkpoints, and whether the file system has links. The
+# steps: an epoch_NNN.pth after each, some, or the last epoch.
+CASES = [
+    (3, 1, "all", True),
+    (1, 1, 1, False),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            (1, 0, "all", True),
+            (6, 3, "all", True),
+            (1, 2, 1, True),
+            (1, 4, 2, True),
+            (2, 5, 1, True),
+            (1, 6, "best", True),
+            (3, 7, "best", False),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("step", "seed", "keep", "links"), CASES)
+def test_a_kill_at_any_rename_or_removal_keeps_every_promise(
+    tmp_path, monkeypatch, step, seed, keep, links
+):
     draw = random.Random(seed)
     accuracies = [float(draw.randint(0, 6)) for _ in range(6)]
     flags = ["--epochs", "6", "--epoch_save_step", str(step), "--save_dir", str(tmp_path)]
-    flags += ["--ema", "0.5"]
-    disk = Disk(monkeypatch)
+    flags += ["--keep_checkpoints", str(keep), "--ema", "0.5"]
+    disk = Disk(monkeypatch, links)
     for turn in itertools.count():
         number, after = divmod(turn, 2)
         name = f"{number}_{after}"
@@ -201,6 +240,8 @@ def test_a_kill_at_any_rename_keeps_every_promise(tmp_path, monkeypatch, step, s
         assert [float(row["test_top1"]) for row in read_csv(run / "metrics.csv")] == accuracies
         assert not list(run.directory.glob("*.aside"))
     assert number > 8
+    # A newer file is written before the oldest one goes, and the best one waits for last.pth.
+    assert keep == "all" or disk.most <= (0 if keep == "best" else keep + 2)
 
 
 def count_states(monkeypatch):
