@@ -114,7 +114,7 @@ def read_call(calls: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     if len(calls) != 1:
         raise ValueError(
             f"the network called the classifier {len(calls)} times for a batch, not once; give the "
-            "layer that its forward pass uses, and of a compiled network the one it was made from"
+            "layer that its forward pass uses, and in place of a compiled network the original"
         )
     ((features, logits),) = calls
     for name, tensor in (("input", features), ("output", logits)):

@@ -21,8 +21,8 @@ def compute_geometry(
 ) -> dict[str, float]:
     """Compute equinorm, equiangularity and self-duality (Papyan, Han, Donoho, PNAS 2020).
 
-    All are 0 at collapse. The class means are taken minus their mean h̄: m_k, the rows of M [K, d].
-    The rows w_k of the classifier W [K, d] are not centred.
+    All are 0 at collapse. The class means are taken minus their mean h̄: m_k, the columns of
+    M [d, K]. The rows w_k of the classifier W [K, d] are not centred.
         equinorm_means, equinorm_classifier: the coefficient of variation std_k ‖v_k‖ / mean_k ‖v_k‖
             of the lengths of v = m and v = w. NaN if all are 0.
         equiangularity_means, equiangularity_classifier: the standard deviation of the cosines of
@@ -30,7 +30,7 @@ def compute_geometry(
         maximal_angle_means, maximal_angle_classifier: mean_{j≠k} |cos(v_j, v_k) + 1/(K−1)|, the
             distance of the cosines from those of a simplex ETF. This and the one before are NaN if
             a v_k is 0.
-        self_duality: ‖W/‖W‖_F − M/‖M‖_F‖_F, between 0 and 2; the paper shows its square. NaN if W
+        self_duality: ‖W/‖W‖_F − Mᵀ/‖M‖_F‖_F, between 0 and 2; the paper shows its square. NaN if W
             or M is 0.
     Standard deviations are those of a population. A length that does not exceed the rounding of
     the features (`ClassMeans.resolution`) is 0.

@@ -38,8 +38,9 @@ def compute_variability(
         collapse, and K−1 at a simplex ETF of classes with equally many samples. NaN if all features
         are equal, to rounding.
 
-    Everything is computed in float64, in one pass over the features. Beyond the chunks it takes two
-    [d, d] matrices and the K(K−1)/2 distances. Arrays may be tensors, NumPy arrays or nested lists.
+    Everything is computed in float64, in one pass over the features of N·d² multiplications. Beyond
+    the chunks it takes a few [d, d] matrices and the K(K−1)/2 distances. Arrays may be tensors,
+    NumPy arrays or nested lists.
 
     Args:
         features: [N, d], any float dtype, or `HostFeatures`.
@@ -89,19 +90,30 @@ def _centre(features: Features, means: ClassMeans) -> Tensor:
 
 
 def _factorise(scatter: Tensor, means: ClassMeans) -> Tensor:
-    """Return a matrix [d + K, d] with the singular values of the centred features.
+    """Return a matrix [r + K, d], r ≤ d, with the singular values of the centred features.
 
     These are the roots of the eigenvalues of their scatter, which is that within the classes plus
     Σ_k n_k (h̄_k − h̄_G)(h̄_k − h̄_G)ᵀ. The sum is not formed. In it, rounding of the distances between
     the classes would hide deviations within them of 10⁻⁸ of these, as in any Gram matrix.
     """
-    values, vectors = torch.linalg.eigh(scatter.cpu())
-    # Eigenvalues of a scatter are not negative. Below this they are rounding.
-    values = values.masked_fill(values <= 4 * EPSILON * math.sqrt(len(values)) * values[-1], 0.0)
-    within = vectors.T * values.clamp(min=0).sqrt()[:, None]
-    counts, relative = means.counts.cpu(), means.relative.cpu()
+    scatter, counts, relative = scatter.cpu(), means.counts.cpu(), means.relative.cpu()
+    varying = scatter.diagonal() > 0  # dead units do not vary
+    root = scatter.new_zeros(int(varying.sum()), len(scatter))
+    root[:, varying] = _compute_root(scatter[varying][:, varying])
     offsets = relative - counts @ relative / counts.sum()
-    return torch.cat([within, offsets * counts.sqrt()[:, None]])
+    return torch.cat([root, offsets * counts.sqrt()[:, None]])
+
+
+def _compute_root(scatter: Tensor) -> Tensor:
+    """Return R [d, d] with RᵀR = S for a scatter S [d, d]."""
+    root, failed = torch.linalg.cholesky_ex(scatter, upper=True)
+    if not failed:
+        return root
+    # S has directions without features, to rounding: their eigenvalues are not above it. This takes
+    # several times as long.
+    values, vectors = torch.linalg.eigh(scatter)
+    rounding = 4 * EPSILON * math.sqrt(len(values)) * values[-1]
+    return vectors.T * values.masked_fill(values <= rounding, 0.0).sqrt()[:, None]
 
 
 def _compute_cdnv(variances: Tensor, means: ClassMeans) -> float:

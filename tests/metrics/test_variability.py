@@ -91,6 +91,16 @@ def test_directions_without_features_add_nothing(filled):
     assert rank == pytest.approx(compute_rank(features.numpy()), rel=1e-9)
 
 
+def test_units_that_are_dead_or_constant_within_the_classes():
+    features, labels, *_ = random_case(4, 9, [50] * 4)
+    features[:, ::3] = 0
+    features[:, 1] = labels.double()
+    expected = reference_variability(features, labels, 4)
+    assert_close(compute_variability(features, labels), expected)
+    line = compute_variability(labels[:, None].double().expand(-1, 9), labels)
+    assert line["effective_rank"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
 @pytest.mark.parametrize("room", [-1, 28])
 @pytest.mark.parametrize("per_class", [1, 4])
@@ -113,11 +123,16 @@ def test_collapse_with_classes_of_several_sizes_has_a_lower_rank():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("offset", [0, 3, 1e4])
 def test_equal_class_means(dtype, offset):
-    noise = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spread = (noise + offset).repeat_interleave(3, 0).to(dtype)
-    labels = torch.arange(3).repeat(50)
+    generator = torch.Generator().manual_seed(0)
+    noise = (torch.randn(500, 6, generator=generator, dtype=torch.float64) + offset).to(dtype)
+    # The means are equal, but only to the rounding of sums in several orders.
+    spread = torch.cat([noise[torch.randperm(500, generator=generator)] for _ in range(3)])
+    labels = torch.arange(3).repeat_interleave(500)
     assert compute_variability(spread, labels)["cdnv"] == math.inf
-    point = compute_variability(torch.full((150, 6), offset + 0.1, dtype=dtype), labels)
+    # So are features of which every other one is the next number of float64.
+    first = noise[:1].double()
+    pair = torch.cat([first, torch.nextafter(first, first + 1)])
+    point = compute_variability(pair.repeat(750, 1), labels)
     assert point["cdnv"] == 0
     assert math.isnan(point["effective_rank"])
     # Two classes are one point; the distance from the third counts, which has a variance.
@@ -129,8 +144,7 @@ def test_equal_class_means(dtype, offset):
     assert half == pytest.approx(expected.item(), rel=1e-10)
 
 
-def test_one_feature_of_any_kind():
-    """HostFeatures, lists, arrays and each float type are taken at their exact values."""
+def test_features_of_any_kind_are_taken_at_their_exact_values():
     features, labels, *_ = random_case(3, 4, [6, 7, 1])
     expected = reference_variability(features, labels, 3)
     for given in (HostFeatures(features, features.device), features.numpy(), features.tolist()):
