@@ -6,6 +6,7 @@ python compare.py RUN [RUN …] --out table.csv
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shutil
 import sys
@@ -41,6 +42,7 @@ from utils.files import check_target
 PROGRAM = "compare.py"
 ENDINGS = (".csv", ".md")
 PICTURE = Path("compare.png")  # of --plot without --out
+MOST_CURVES = 12  # in a picture; more cannot be told apart
 LINE_WIDTH = 100  # characters, where there is no terminal
 
 
@@ -62,7 +64,7 @@ def build_parser() -> Parser:
     add(
         "--by",
         nargs="+",
-        type=check_value(Annotated[str, AfterValidator(check_setting)]),
+        type=split_settings,
         metavar="SETTING",
         help="a row for each value of these alone; runs that differ in others are pooled. run: a "
         "row for each (default: all settings that differ, without the seed)",
@@ -103,6 +105,12 @@ def build_parser() -> Parser:
     return parser
 
 
+def split_settings(text: str) -> list[str]:
+    """Return the settings that a user means, one or several joined by commas."""
+    check = check_value(Annotated[str, AfterValidator(check_setting)])
+    return [check(name.strip()) for name in text.split(",")]
+
+
 def check_setting(text: str) -> str:
     """Return the setting that a user means. Raises UserError."""
     try:
@@ -129,7 +137,7 @@ def compare_runs(args: argparse.Namespace) -> int:
     """Read, group, print and write. Raises UserError."""
     out = Path(args.out) if args.out else None
     check_outputs(out, args.plot)
-    by = None if args.by is None else list(dict.fromkeys(args.by))
+    by = None if args.by is None else list(dict.fromkeys(itertools.chain(*args.by)))
     comparison = compare(args.runs, by, args.split, args.checkpoint)
     if args.sort is not None:
         comparison = sort_groups(comparison, args.sort)
@@ -137,7 +145,7 @@ def compare_runs(args: argparse.Namespace) -> int:
     for note in comparison.notes:
         print(escape(f"note: {note}"), file=sys.stderr)
     width = shutil.get_terminal_size((LINE_WIDTH, 24)).columns
-    header, cells = format_cells(comparison, lines)
+    header, cells = format_cells(comparison, lines, args.sort)
     print(escape(describe_comparison(comparison, args.checkpoint)) + "\n")
     print(format_blocks(header, cells, len(comparison.settings) + 1, width))
     print("\n".join(["", *explain_spread(comparison)]).rstrip())
@@ -180,6 +188,11 @@ def draw_pictures(comparison: Comparison, out: Path | None) -> list[Path]:
     from figures.style import save_figure
     from figures.training_curves import SPLIT, draw_training_curves
 
+    if len(comparison.groups) > MOST_CURVES:
+        raise UserError(
+            f"--plot: {len(comparison.groups)} rows are too many for a picture, which shows up to "
+            f"{MOST_CURVES}: name fewer runs, or pool them with --by"
+        )
     training, measured = [], []
     for name, group in zip(name_groups(comparison), comparison.groups, strict=True):
         looks = group.get_shared("loss"), group.get_shared("optimizer")

@@ -108,6 +108,7 @@ from figures.nc_curves import draw_nc_curves
 from figures.style import save_figure
 from metrics.report import Evaluated, format_rows
 from metrics.table import MetricsTable
+from rundir.checkpoints import add_best
 from rundir.evaluator import Evaluator
 from rundir.labels import group_runs, name_runs, shorten_names
 from rundir.opening import open_chosen_runs
@@ -136,6 +137,9 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     # Report all mistakes that can be found now, before the work begins.
     runs = open_chosen_runs(args.load_path, args.checkpoints, args)
     refuse_without_effect(args, runs)
+    if args.checkpoints == "all" and not args.ema:
+        for run in runs:
+            run.chosen = run.chosen if run.bare else add_best(run.directory, run.chosen)
     pictures = make_directory("--out", Path(args.out)) if args.out else runs[0].directory
     device, device_name = pick_device(args.gpu_id)
     console = Console()
@@ -163,9 +167,8 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     if len(runs) > 1:
         failures += draw(build_curves(runs, tables), pictures / OVERLAYS[args.ema], console)
     if runs:
-        console.say(
-            "\n" + format_rows(list_evaluated(runs, tables), splits, all_rows=args.all_rows)
-        )
+        shown = list_evaluated(runs, tables, args.checkpoints)
+        console.say("\n" + format_rows(shown, splits, all_rows=args.all_rows))
     return MISTAKE if failures else 0
 
 
@@ -201,13 +204,21 @@ def build_curves(runs: Sequence[ChosenRun], tables: Sequence[MetricsTable]) -> l
     return curves
 
 
-def list_evaluated(runs: Sequence[ChosenRun], tables: Sequence[MetricsTable]) -> list[Evaluated]:
-    """Return the rows of runs for the table, under short names."""
-    described = zip(runs, tables, shorten_names(runs), name_runs(runs), strict=True)
-    return [
-        Evaluated(label, list(run.chosen), table.current, name if name != label else "")
-        for run, table, label, name in described
-    ]
+def list_evaluated(
+    runs: Sequence[ChosenRun], tables: Sequence[MetricsTable], selection: str
+) -> list[Evaluated]:
+    """Return the rows of runs for the table, under short names.
+
+    With all checkpoints chosen these are also the rows of checkpoints that are there no more.
+    """
+    evaluated = []
+    names = zip(shorten_names(runs), name_runs(runs), strict=True)
+    for run, table, (label, name) in zip(runs, tables, names, strict=True):
+        rows = table.current
+        removed = {epoch for epoch, _ in rows} if selection == "all" else set()
+        epochs = sorted(removed.union(run.chosen))
+        evaluated.append(Evaluated(label, epochs, rows, name if name != label else ""))
+    return evaluated
 
 
 if __name__ == "__main__":

@@ -234,39 +234,38 @@ def compose_heading(runs: Sequence[TrainedRun], split: str, checkpoint: str) -> 
 
 
 def name_places(runs: Sequence[TrainedRun], by: str) -> list[str]:
-    """Return the name below each run. Raises UserError if two in one panel share a name."""
+    """Return the name below each run: its values of the x axis, and what tells equal ones apart."""
     if by == RUN:
         return shorten_places(runs)
-    panels = name_panels(runs)
     names = by.split(",")
     values = [", ".join(format_value(show_setting(run, name)) for name in names) for run in runs]
-    if len(set(zip(panels, values, strict=True))) == len(runs):
-        return values
-    seeded = [f"{value}, s{run.settings.seed}" for value, run in zip(values, runs, strict=True)]
-    taken = list(zip(panels, seeded, strict=True))
-    for place in taken:
-        twins = [run.name for run, other in zip(runs, taken, strict=True) if other == place]
-        if len(twins) > 1:
-            raise UserError(
-                f"{twins[0]} and {twins[1]} have the same --{by}, loss, optimizer and seed: "
-                "give --by run"
-            )
-    return seeded
+    return describe_places(runs, values, names)
+
+
+def describe_places(
+    runs: Sequence[TrainedRun], values: Sequence[str], names: Sequence[str] = ()
+) -> list[str]:
+    """Return values, those that runs of a panel share followed by what else differs in these runs.
+
+    `names` are the settings that the values already show.
+    """
+    groups = list(zip(name_panels(runs), values, strict=True))
+    places = list(values)
+    for group in set(groups):
+        within = [i for i, own in enumerate(groups) if own == group]
+        if len(within) > 1:
+            texts = describe_runs([runs[i] for i in within], ignore=names, head=False)
+            for i, text in zip(within, texts, strict=True):
+                places[i] = f"{values[i]}, {text}" if values[i] else text
+    return places
 
 
 def shorten_places(runs: Sequence[TrainedRun]) -> list[str]:
     """Return the names of runs; if one is long, what differs within each panel."""
     if max(len(run.name) for run in runs) <= LONGEST_PLACE:
         return [run.name for run in runs]
-    panels = name_panels(runs)
-    places = [f"seed {run.settings.seed}" for run in runs]
-    for panel in set(panels):
-        within = [i for i, own in enumerate(panels) if own == panel]
-        if len(within) > 1:
-            texts = describe_runs([runs[i] for i in within], head=False)
-            for i, text in zip(within, texts, strict=True):
-                places[i] = text
-    return places
+    places = describe_places(runs, [""] * len(runs))
+    return [place or f"seed {run.settings.seed}" for place, run in zip(places, runs, strict=True)]
 
 
 def evaluate(

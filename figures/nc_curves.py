@@ -63,7 +63,7 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
         _label_epochs(layout, axes)
         entries = _name_single(figure, curves, entries)
         if any(len(curve.runs) > 1 for curve in curves):
-            entries.append((build_band_handle(), "± standard deviation over seeds"))
+            entries.append((build_band_handle(), "± standard deviation"))
         handles, names = zip(*entries, strict=True)
         add_legend(figure, handles, names, LEGEND_COLUMNS, fontsize=8)
         for name, (panel, columns) in panels.items():

@@ -48,6 +48,7 @@ class Measure:
         title: its short name, which heads a column.
         label: its name in words, for legends and lists; by default the title.
         unit: "%" or nothing.
+        is_error: whether it is a share of what goes wrong: less is better.
         digits: decimals in tables and reports.
         significant: whether `digits` counts significant digits instead, for a measure that spans
             many powers of ten.
@@ -70,6 +71,7 @@ class Measure:
     title: str
     label: str = ""
     unit: str = ""
+    is_error: bool = False
     digits: int = 4
     significant: bool = False
     shown: bool = True
@@ -198,6 +200,7 @@ MEASURES: dict[str, Measure] = {
         "ECE",
         label="expected calibration error",
         unit="%",
+        is_error=True,
         digits=2,
         shown=False,
         later=True,

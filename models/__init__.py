@@ -209,7 +209,7 @@ def explain_high_rate(name: str, optimizer: str, rate: float) -> str | None:
     if rate < failing:
         return None
     return (
-        f"warning: {name} stayed near chance in short runs with {optimizer} and --lr {failing:g}; "
+        f"warning: {name} stayed near chance with {optimizer} and --lr {failing:g}; "
         f"--lr {good:g} trained it (docs/training.md)"
     )
 

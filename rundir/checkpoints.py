@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from rundir.archives import Origin, hold_the_same, read_origin
@@ -52,6 +53,18 @@ def select_checkpoints(directory: Path, selection: str) -> dict[int, Path]:
         hint = ", give best for its best_model.pth" if (directory / BEST).is_file() else ""
         raise UserError(f"{directory} holds no checkpoints (epoch_NNN.pth){hint}")
     return pick_epochs(directory, found, selection)
+
+
+def add_best(directory: Path, chosen: Mapping[int, Path]) -> dict[int, Path]:
+    """Return chosen checkpoints, with best_model.pth if that of its epoch was not kept.
+
+    Where it is absent, or does not show its epoch, they stay as they are.
+    """
+    try:
+        found = {find_best_epoch(directory): directory / BEST, **chosen}
+    except UserError:
+        found = dict(chosen)
+    return dict(sorted(found.items()))
 
 
 def select_averages(directory: Path, selection: str) -> dict[int, Path]:

@@ -34,8 +34,8 @@ Line = Group | Difference
 # --- Choice and order ---
 
 
-def list_shown(comparison: Comparison) -> list[str]:
-    """List the columns of numbers that people see.
+def list_shown(comparison: Comparison, wanted: str | None = None) -> list[str]:
+    """List the columns of numbers that people see, with the `wanted` one.
 
     These are the measures that eval_nc.py prints, if any row has a number, and the columns of
     metrics.csv that have no copy among the measures. The epoch is left out if it is the same.
@@ -53,7 +53,9 @@ def list_shown(comparison: Comparison) -> list[str]:
     ]
     if len({run.epoch for run in comparison.runs}) == 1:
         history.remove("epoch")
-    return [*history, *measures]
+    shown = [*history, *measures]
+    more = [name for name in comparison.columns if name.lower() == (wanted or "").lower()]
+    return [*shown, *(name for name in more if name not in shown)]
 
 
 def _is_filled(groups: Sequence[Group], column: str) -> bool:
@@ -105,7 +107,8 @@ def sort_groups(comparison: Comparison, column: str) -> Comparison:
     if column in Settings.names() and column not in known:
         raise UserError(f"--sort {column}: all rows have the same {column}")
     name = find_name(column, known, "column for --sort")
-    falls = name in comparison.columns and describe_column(name).unit == "%"
+    like = describe_column(name)
+    falls = name in comparison.columns and like.unit == "%" and not like.is_error
 
     def place(group: Group) -> tuple[Any, ...]:
         if name in comparison.settings:
@@ -179,10 +182,10 @@ def explain_spread(comparison: Comparison) -> list[str]:
 
 
 def format_cells(
-    comparison: Comparison, lines: Sequence[Line]
+    comparison: Comparison, lines: Sequence[Line], wanted: str | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells of the table for people."""
-    columns = {name: describe_column(name) for name in list_shown(comparison)}
+    """Return header and cells of the table for people, with the column that `wanted` names."""
+    columns = {name: describe_column(name) for name in list_shown(comparison, wanted)}
     texts = [
         shorten_apart([_format_label(name, line.labels[name]) for line in lines])
         for name in comparison.settings
@@ -252,8 +255,15 @@ def _cut(text: str) -> str:
 def format_blocks(
     header: Sequence[str], cells: Sequence[Sequence[str]], fixed: int, width: int
 ) -> str:
-    """Align a table in blocks that fit a width; each repeats the first `fixed` columns."""
+    """Align a table in blocks that fit a width; each repeats the first `fixed` columns.
+
+    Where these take more than half of the width, they are blocks of their own and the rows have
+    numbers, which each block repeats.
+    """
     widths = [max(len(escape(row[i])) for row in (header, *cells)) for i in range(len(header))]
+    if sum(size + 2 for size in widths[:fixed]) > width / 2 and fixed > 1:
+        numbered = [[str(i), *row] for i, row in enumerate(cells, start=1)]
+        return format_blocks(["row", *header], numbered, 1, width)
     room = width - sum(size + 2 for size in widths[:fixed])
     blocks: list[list[int]] = [[]]
     used = 0
@@ -283,7 +293,9 @@ def name_groups(comparison: Comparison) -> list[str]:
     """Name each row for a legend by its settings, such as "BCE, lr 0.1, 3 runs"."""
     names = []
     for group in comparison.groups:
-        parts = [_name_label(name, value) for name, value in group.labels.items()]
+        # A setting that is off, or that the network does not have, takes no room in a legend.
+        given = {k: v for k, v in group.labels.items() if v is not None and v is not False}
+        parts = [_name_label(name, value) for name, value in given.items()]
         count = len(group.runs)
         if count > 1:
             parts.append(format_count(count, "run"))

@@ -123,12 +123,12 @@ def describe_space(run: Run, weights_bytes: int, trainable_bytes: int) -> str:
 def _list_remedies(run: Run) -> str:
     """List what makes the checkpoints fit. Two settings of a run that goes on cannot change."""
     keep = run.settings.keep_checkpoints
-    remedies = ["give --keep_checkpoints N or best"] if keep == "all" else []
-    remedies += ["give --keep_checkpoints best"] if isinstance(keep, int) else []
+    remedies = ["--keep_checkpoints N or best"] if keep == "all" else []
+    remedies += ["--keep_checkpoints best"] if isinstance(keep, int) else []
     if run.resumed:
-        return ", or ".join([*remedies, "make room there"])
+        return " or ".join(["make room there", *(f"give {remedy}" for remedy in remedies)])
     remedies += ["a larger --epoch_save_step"] if keep == "all" else []
-    return ", or ".join([*remedies, "a --save_dir on another disk"])
+    return f"give {', or '.join([*remedies, 'a --save_dir on another disk'])}"
 
 
 def _count_unwritten(run: Run, peak: int) -> int:

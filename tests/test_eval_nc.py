@@ -811,3 +811,14 @@ def test_a_run_of_an_older_definition_is_evaluated_as_it_was_trained(run_dir, ca
     assert read_table(run_dir) == expected
     command = ["--resume", "--save_dir", run_dir.parent, "--run_name", run_dir.name]
     assert "commit 14c9aae of this program goes on" in read_refusal(capsys, train.main, *command)
+
+
+def test_checkpoints_that_were_not_kept_stay_in_the_table(tmp_path, capsys):
+    flags = ["--epochs", 4, "--keep_checkpoints", 1, "--nc_every", 2, "--lr", 0.5]
+    kept = train_run(tmp_path, "kept", *flags)
+    tops = [float(row["test_top1"]) for row in read_csv(kept / "metrics.csv")]
+    best = 1 + tops.index(max(tops))
+    said = evaluate(capsys, kept, "--all_rows").out
+    shown = {line.split()[1] for line in said.splitlines() if line.startswith("kept  ")}
+    assert shown == {str(epoch) for epoch in {2, 4, best}}
+    assert f"{best} best" in said

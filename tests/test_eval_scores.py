@@ -97,10 +97,16 @@ def test_seeds_share_a_panel(runs, tmp_path, capsys):
     flags = ["--loss", "CE", "--bias_init_mean", 4]
     seeded = make(tmp_path, "seeded", *flags, "--seed", 1)
     draw(capsys, *runs[:2], seeded, "--out", tmp_path / "s.svg")
-    assert [row["x"] for row in read_csv(tmp_path / "s.csv")][::3] == ["0, s0", "4, s0", "4, s1"]
+    assert [row["x"] for row in read_csv(tmp_path / "s.csv")][::3] == [
+        "0",
+        "4, seed 0",
+        "4, seed 1",
+    ]
     twin = make(tmp_path, "twin", *flags)
-    said = draw(capsys, *runs[:2], twin, "--out", tmp_path / "t.png", status=2)
-    assert "give --by run" in said.err
+    draw(capsys, *runs[:2], twin, "--by", "seed", "--out", tmp_path / "t.svg")
+    names = [row["x"] for row in read_csv(tmp_path / "t.csv")][::3]
+    assert names[0] == "0, bias_init_mean 0" and "twin" in names[2]
+    assert len(set(names)) == 3
 
 
 def make_trained(**values):

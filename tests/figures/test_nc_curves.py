@@ -183,7 +183,7 @@ def test_seeds_are_one_line_of_means_with_a_band_of_one_deviation():
     assert list_labels(figure.legends[0]) == [
         "BCE, SGD, 3 seeds",
         "one",
-        "± standard deviation over seeds",
+        "± standard deviation",
     ]
 
 
