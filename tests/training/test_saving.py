@@ -199,9 +199,7 @@ CASES = [
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
-            (1, 0, "all", True),
             (6, 3, "all", True),
-            (1, 2, 1, True),
             (1, 4, 2, True),
             (2, 5, 1, True),
             (1, 6, "best", True),
