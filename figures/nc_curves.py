@@ -199,7 +199,7 @@ def _name_measures(axis: plt.Axes, columns: Sequence[str]) -> None:
         )
         for column, strength in _pair_strengths(columns)
     ]
-    axis.legend(handles=handles, fontsize=8)
+    axis.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _set_title(
