@@ -14,7 +14,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metrics.checks import check_finite, split_rows
+from metrics.checks import (
+    Numbers,
+    as_tensor,
+    check_classes,
+    check_features,
+    check_finite,
+    count_classes,
+    split_rows,
+)
 from metrics.features import Features
 
 EPSILON = torch.finfo(torch.float64).eps
@@ -64,6 +72,28 @@ class ClassMeans:
     def offsets(self) -> Tensor:
         """`centred` [K, d], or zeros if all class means are equal, to rounding: if R is 0."""
         return self.centred if len(self.span[1]) else torch.zeros_like(self.centred)
+
+
+def prepare_features(
+    features: Features | Numbers,
+    labels: Numbers,
+    num_classes: int | None,
+    means: ClassMeans | None,
+) -> tuple[Features, Tensor, ClassMeans]:
+    """Return features [N, d], labels as int64 [N] on their device, and the class means.
+
+    Args:
+        features, labels: what a public function got, see `as_tensor`.
+        num_classes: K; None: the largest label + 1.
+        means: those of the features, if they were computed before.
+
+    Raises ValueError if they are not sound, or a class from 0 to K−1 has no sample.
+    """
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    check_features(features, labels)
+    num_classes = count_classes(labels, num_classes)
+    labels = check_classes(labels, num_classes, features.device)
+    return features, labels, means or compute_class_means(features, labels, num_classes)
 
 
 def compute_class_means(features: Features, labels: Tensor, num_classes: int) -> ClassMeans:

@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metrics.checks import (
-    Numbers,
-    as_tensor,
-    check_classes,
-    check_features,
-    count_classes,
-    split_rows,
-)
-from metrics.class_means import ClassMeans, compute_class_means
+from metrics.checks import Numbers, split_rows
+from metrics.class_means import ClassMeans, prepare_features
 from metrics.features import Features
 
 
@@ -41,11 +34,8 @@ def compute_feature_properties(
     Raises:
         ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
     """
-    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
-    check_features(features, labels)
-    num_classes = count_classes(labels, num_classes)
-    labels = check_classes(labels, num_classes, features.device)
-    means = means or compute_class_means(features, labels, num_classes)
+    features, labels, means = prepare_features(features, labels, num_classes, means)
+    num_classes = len(means.counts)
     unit_means = _average_unit_vectors(features, labels, means)
     own = unit_means.square().sum()
     # Σ_{j≠k} ū_j·ū_k without the K×K products: ‖Σ_k ū_k‖² − Σ_k ‖ū_k‖².

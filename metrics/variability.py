@@ -7,15 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from metrics.checks import (
-    Numbers,
-    as_tensor,
-    check_classes,
-    check_features,
-    count_classes,
-    split_rows,
-)
-from metrics.class_means import EPSILON, ClassMeans, compute_class_means
+from metrics.checks import Numbers, split_rows
+from metrics.class_means import EPSILON, ClassMeans, prepare_features
 from metrics.features import Features
 
 
@@ -51,11 +44,7 @@ def compute_variability(
     Raises:
         ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
     """
-    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
-    check_features(features, labels)
-    num_classes = count_classes(labels, num_classes)
-    labels = check_classes(labels, num_classes, features.device)
-    means = means or compute_class_means(features, labels, num_classes)
+    features, labels, means = prepare_features(features, labels, num_classes, means)
     variances, scatter = _compute_scatter(features, labels, means)
     factor = _centre(features, means) if scatter is None else _factorise(scatter, means)
     # LAPACK, also for a GPU: cuSOLVER's SVD launches many small kernels.
