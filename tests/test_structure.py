@@ -32,7 +32,7 @@ TIERS = (
 TIER_OF = {name: tier for tier, names in enumerate(TIERS) for name in names.split()}
 REGISTRIES = ("models", "input_pipeline", "objective", "metrics", "reproduction")
 
-FILE_LINES = {"train.py": 250, "args.py": 480}
+FILE_LINES = {"train.py": 250, "args.py": 540}
 FUNCTION_LINES = 60
 LINES_OF_FUNCTION = {("train.py", "train"): 50}
 NESTING = 3
@@ -482,7 +482,7 @@ REFUSED = [
     (find_imports_of_tests, {"tests/a/test_a.py": "from .test_b import f"}, "tests.a.test_b"),
     (find_imports_of_tests, {"tests/a/test_a.py": "from tests.b import test_b"}, "tests.b.test_b"),
     (find_long_files, {"train.py": "pass\n" * 251}, "251 lines"),
-    (find_long_files, {"args.py": "pass\n" * 481}, "481 lines"),
+    (find_long_files, {"args.py": "pass\n" * 541}, "541 lines"),
     (find_long_functions, {"utils/a.py": lengthen("f", 61)}, "f: 61 lines, at most 60"),
     (find_long_functions, {"train.py": lengthen("train", 51)}, "train: 51 lines, at most 50"),
     (find_deep_functions, {"a.py": nest("if x:", "for y in x:", "while y:", "with y:")}, "f: 4"),
