@@ -16,6 +16,7 @@ SIGCHLD: int | None = getattr(signal, "SIGCHLD", None)
 SIGKILL: int | None = getattr(signal, "SIGKILL", None)
 SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, *([SIGHUP] if SIGHUP else []))
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
+_stopping = False  # whether a stop was asked for, so that the program is about to end
 
 
 class StopSignal:
@@ -69,8 +70,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: Any) -> None:
+        global _stopping
         self.number = number
         if self._remember:
+            _stopping = True
             signal.signal(number, signal.SIG_DFL)
             return
         print(self._message, file=sys.stderr)
@@ -114,4 +117,5 @@ def stop_with_parent() -> None:
 def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not _stopping:  # a second signal would end a stop that is under way
+        os.kill(os.getpid(), signal.SIGTERM)
