@@ -27,8 +27,6 @@ from torch import nn
 from args import Settings
 from input_pipeline.loader import BatchLoader
 from input_pipeline.room import find_room
-from metrics.accuracy import compute_uniform_accuracy, count_correct
-from objective import LOSSES
 from rundir.building import build_batches, build_precision, build_run_data
 from rundir.directory import Run, choose_run
 from rundir.names import EMA_PREFIX
@@ -53,10 +51,10 @@ from training.setup import (
 )
 from training.state import TrainState
 from training.step import Step, check_compiler, explain_compile_error
+from training.testing import evaluate
 from training.writers import check_writers
 from utils.cli import NOT_FINITE, run_command
 from utils.precision import Precision, explain_determinism_error, set_determinism
-from utils.registry import load_function
 from utils.world import World, join
 
 
@@ -77,6 +75,7 @@ def train(
     NonFiniteLoss if training diverged.
     """
     train_batches, test_batches = batches
+    tests = test_batches, settings.loss, precision
     optimizer = build_optimizer(settings, model)
     scaler = precision.build_scaler()
     average = build_average(settings, model, optimizer)  # None without --ema
@@ -94,10 +93,10 @@ def train(
             row: dict[str, float] = {"epoch": epoch, "lr": rate}
             row |= train_epoch(state, step, train_batches, rate, log, stop, saver)
             world.copy_buffers(model)  # running statistics are those of the first process
-            row |= evaluate(model, test_batches, settings.loss, precision, log, stop)
+            row |= evaluate(model, *tests, log, stop, world)
             if average is not None:
                 world.copy_buffers(average.module)
-                tested = evaluate(average.module, test_batches, settings.loss, precision, log, stop)
+                tested = evaluate(average.module, *tests, log, stop, world)
                 row |= {EMA_PREFIX + column: figure for column, figure in tested.items()}
             if not all(map(math.isfinite, row.values())):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
@@ -149,44 +148,6 @@ def train_epoch(
     return {**summary, "images_per_second": speed}
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: BatchLoader,
-    loss: str,
-    precision: Precision,
-    log: RunLog,
-    stop: StopSignal,
-) -> dict[str, float]:
-    """Return loss and accuracies (percent) on the test set.
-
-    If a logit is not finite, return only the loss, NaN. Raises Stopped if a stop is requested.
-    """
-    model.eval()
-    collected, targets_seen = [], []
-    # autocast once: the weights are not cast again for every batch.
-    with log.watch_test() as progress, precision.autocast():
-        for images, targets in batches.batches(epoch=0):
-            collected.append(model(images)[0])
-            targets_seen.append(targets)
-            progress.advance(len(targets))
-            if stop.requested:
-                raise Stopped
-    logits, labels = torch.cat(collected), torch.cat(targets_seen)
-    mean_loss = load_function(LOSSES[loss].function)(logits, labels)
-    figures = [torch.isfinite(logits).all(), mean_loss, *count_correct(logits, labels)]
-    finite, test_loss, *hits = torch.stack([one.double() for one in figures]).tolist()
-    if not finite:
-        return {"test_loss": math.nan}
-    top1, top5 = (100 * (count / len(labels)) for count in hits)
-    return {
-        "test_loss": test_loss,
-        "test_top1": top1,
-        "test_top5": top5,
-        "test_uniform": 100 * compute_uniform_accuracy(logits, labels)[0],
-    }
-
-
 def run_training(settings: Settings, stop: StopSignal) -> int:
     """Choose the run directory, build data and network, train; return the exit status."""
     world = stop.world = join(gpus=settings.gpu_id >= 0)
@@ -215,7 +176,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
             run.write_config(settings, data.facts(), device_name, start.facts)
         log = RunLog(run, settings, world)
         log.introduce(data, model, device_name, [*start.notes, *data.notes], space)
-        collapse = CollapseRecorder(run, data, batches, log.console)
+        collapse = CollapseRecorder(run, data, batches, log.console, world)
         stop.wait_for_step()
         try:
             train(settings, run, batches, model, precision, log, collapse, stop, world)

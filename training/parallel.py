@@ -5,6 +5,7 @@ Loaded only in a job of several processes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -36,5 +37,7 @@ def share_gradients(model: nn.Module, run: Forward) -> DistributedDataParallel:
         model: whose parameters it uses.
         run: maps images, targets and share to objective, loss and logits.
     """
-    forward = _Forward(model, run)
-    return DistributedDataParallel(forward, broadcast_buffers=False, gradient_as_bucket_view=True)
+    known = inspect.signature(DistributedDataParallel).parameters
+    newer = "forward_sync_buffers"  # the same, under the name of later versions of torch
+    apart = {newer if newer in known else "broadcast_buffers": False}
+    return DistributedDataParallel(_Forward(model, run), gradient_as_bucket_view=True, **apart)

@@ -241,7 +241,8 @@ def add_evaluation_flags(group: Any) -> None:
         type=check_value(Count),
         default=None,
         metavar="N",
-        help="images per pass; changes memory and speed (default: 256, or 1,024 small ones)",
+        help="images per pass of a process; changes memory and speed (default: 256, or 1,024 small "
+        "ones)",
     )
     group.add_argument(
         "--data_dir",
