@@ -43,7 +43,14 @@ from reproduction.places import Places, divide_machine
 from reproduction.report import build_report, format_tables_plainly, write_report
 from reproduction.work import Work
 from rundir.resuming import take_over_settings
-from utils.cli import MISTAKE, NOT_FINITE, list_device_flags, make_directory, run_command
+from utils.cli import (
+    MISTAKE,
+    NOT_FINITE,
+    SMALLEST_BATCH,
+    list_device_flags,
+    make_directory,
+    run_command,
+)
 from utils.console import Console, Progress, escape
 from utils.errors import UserError
 from utils.files import read_json, remove_temporaries, write_json
@@ -126,6 +133,13 @@ def plan_work(args: argparse.Namespace) -> Work:
     save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
     out = Path(args.out or f"results/{args.experiment}")
     gpu_id = args.gpu_ids[0] if args.gpu_ids else args.gpu_id
+    needed = SMALLEST_BATCH * args.gpus_per_run
+    smallest = min((run.settings.batch_size for run in runs), default=needed)
+    if smallest < needed:
+        raise UserError(
+            f"--gpus_per_run {args.gpus_per_run} needs batches of at least {needed} images, "
+            f"the runs have {smallest}"
+        )
     return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id, args.data_dir)
 
 

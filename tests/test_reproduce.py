@@ -157,6 +157,7 @@ def test_mistakes(tmp_path, capsys):
         line = refuse("theory", *flags)
         assert f"{flags[0]} has no effect here: theory trains nothing" in line
     assert "no effect" in refuse("tsne", "--slurm", "partition=gpu")
+    assert "at least 34 images, the runs have 32" in refuse("tsne", "--gpus_per_run", 17)
     assert "--data_dir" in refuse("imagenet", "--scale", "full")
     assert "--data_dir" in refuse("tsne", "--dataset", "folder")
     assert "--min_lr" in refuse("tsne", "--lr_SGD", 1e-9)
@@ -311,7 +312,7 @@ def test_the_threads_of_a_run_that_began(tmp_path):
     work.locate(gridded).mkdir()
     for device, threads in [
         ("CPU (3 threads)", 3),
-        ("CPU (16 threads): no CUDA device found", 16),
+        ("2 processes, the first on CPU (16 threads): no CUDA device found", 16),
         ("GPU 0 (CPU (2 threads))", None),
         (None, None),
     ]:
