@@ -47,7 +47,7 @@ class RunLog:
     """
 
     def __init__(self, run: Run, settings: Settings, world: World = ALONE) -> None:
-        self._run, self._settings = run, settings
+        self._run, self._settings, self._world = run, settings, world
         self.console = Console(run.log, WIDTH, quiet=not world.is_first)
         self._table = EpochTable(settings.epochs)
         self._writers: list[Writer] = []
@@ -151,7 +151,10 @@ class RunLog:
 
     def record_stop(self) -> None:
         """Print the command that resumes a stopped run."""
-        words = ["python", "train.py", "--resume", "--run_name", self._run.name]
+        start = ["python"]
+        if self._world.size > 1:
+            start = ["torchrun", f"--nproc_per_node={self._world.local_size}"]
+        words = [*start, "train.py", "--resume", "--run_name", self._run.name]
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]
         self.console.say(f"stopped, state saved; resume with:\n    {shlex.join(words)}")

@@ -161,16 +161,9 @@ def build_step(
         clip_grad_norm: the largest norm of the gradient, or None.
         average: of the weights. It follows the optimizer, so that the step changes it, too.
     """
-    context, device, ranks = precision.autocast(), precision.device, division.ranks
+    device, ranks = precision.device, division.ranks
     update = Update(optimizer, scaler, clip_grad_norm)
-
-    def forward(images: Tensor, targets: Tensor, share: float) -> Results:
-        with context:
-            logits, features = model(images)
-        total, loss = objective(model.fc, logits, features, targets, share)
-        return total, loss, logits
-
-    run_forward: Any = compile_function(forward, device) if compiled else forward
+    run_forward = build_forward(model, objective, precision, compiled)
     keep_apart: Any = contextlib.nullcontext
     if ranks > 1:
         run_forward = load_function("training.parallel:share_gradients")(model, run_forward)
@@ -201,6 +194,21 @@ def build_step(
     leave_default_stream(device)
     state = StepState(model, optimizer, scaler, device, average)
     return Step(RecordedStep(take_step, state, precision), device, compiled)
+
+
+def build_forward(
+    model: nn.Module, objective: Objective, precision: Precision, compiled: bool
+) -> Any:
+    """Build the function from images, targets and share to objective, loss and logits."""
+    context = precision.autocast()
+
+    def forward(images: Tensor, targets: Tensor, share: float) -> Results:
+        with context:
+            logits, features = model(images)
+        total, loss = objective(model.fc, logits, features, targets, share)
+        return total, loss, logits
+
+    return compile_function(forward, precision.device) if compiled else forward
 
 
 def join_results(results: Sequence[Results]) -> Results:
