@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.registry import find_name, suggest
 from utils.sharing import read_sharers
 from utils.signals import Stopped, StopSignal
-from utils.world import get_world, leave, read_rank, refuse_several
+from utils.world import get_world, leave, let_first_print, read_rank, refuse_several
 
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
@@ -202,6 +202,8 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Exit with a message; of several processes one prints it."""
+        if status:
+            let_first_print()
         super().exit(status, message if read_rank() == 0 else None)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -298,6 +300,8 @@ def run_command(
         message = explanation
     except OSError as error:  # a log or an event file on a full disk
         message = f"{_name_file(error)}: {error.strerror or error}"
+    if get_world().size == 1:
+        let_first_print()
     if get_world().claim_line() and (get_world().size > 1 or read_rank() == 0):
         print_error(program, message)
     get_world().abandon(MISTAKE)

@@ -6,6 +6,7 @@ Imports no torch, and `utils.distributed` only in a job of several processes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # What torchrun tells each process of a job; every other launcher of torch.distributed does, too.
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+HEAD_START = 10  # seconds that the first process has to print a mistake that all have found
 
 Result = TypeVar("Result")
 
@@ -164,6 +167,16 @@ def leave() -> None:
     global _joined
     _joined.leave()
     _joined = ALONE
+
+
+def let_first_print() -> None:
+    """Wait before an exit with an error that all processes have, so that the first one prints it.
+
+    torchrun stops all processes once one has ended, and so ends this wait. Where `join` has
+    connected them, `World.claim_line` decides who prints.
+    """
+    if read_rank() > 0:
+        time.sleep(HEAD_START)
 
 
 def refuse_several(program: str) -> None:
