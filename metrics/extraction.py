@@ -14,7 +14,7 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
 from metrics.calibration import score_probabilities
-from metrics.features import Features, HostFeatures, allocate_features
+from metrics.features import Features, allocate_features
 
 EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
 # Small images pass in batches of at least so many. A GPU computes a smaller one sooner than the
@@ -102,7 +102,6 @@ def extract(
     feature_dim: Any = model.feature_dim
     num_classes = len(classifier.weight)
     features = allocate_features(count, feature_dim, device, budget)
-    kept = features.values if isinstance(features, HostFeatures) else features
     labels = torch.empty(count, dtype=torch.int64, device=device)
     margins = torch.empty(2, count, device=device)
     probabilities = torch.empty(2, count, dtype=torch.float64, device=device)
@@ -113,7 +112,7 @@ def extract(
         for images, targets in batches.batches(epoch=0):
             logits, batch_features = model(images)
             at = slice(first, first + len(targets))
-            kept[at].copy_(batch_features, non_blocking=True)
+            features[at] = batch_features
             labels[at] = targets
             margins[0, at], margins[1, at] = split_margins(logits, targets)
             probabilities[0, at], probabilities[1, at], hits[at] = score_probabilities(

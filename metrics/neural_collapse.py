@@ -22,6 +22,7 @@ from metrics.checks import (
 )
 from metrics.class_means import ClassMeans, compute_class_means
 from metrics.features import Features
+from metrics.scores import ScoreStatistics
 
 
 @torch.no_grad()
@@ -32,6 +33,7 @@ def compute_neural_collapse(
     bias: Numbers | None = None,
     num_classes: int | None = None,
     means: ClassMeans | None = None,
+    statistics: ScoreStatistics | None = None,
 ) -> dict[str, float]:
     """Compute NC1, NC2 (of the classifier and of the class means), NC3 and NC4: 0 at collapse.
 
@@ -44,6 +46,7 @@ def compute_neural_collapse(
         bias: [K], **subtracted**: logits are W h − b. None is 0.
         num_classes: K, only checked against the weight's.
         means: those of the features, if they were computed before.
+        statistics: get the decision scores W h, which NC4 needs anyway.
 
     Returns:
         Five numbers by name. The formulas are those of Zhu et al. (NeurIPS 2021), with M [d, K]
@@ -71,8 +74,10 @@ def compute_neural_collapse(
     means = means or compute_class_means(features, labels, len(weight))
     if len(means.span[1]) == 0:
         nc1, nc4 = _compute_nc1_without_directions(features, labels, means), 0.0
+        if statistics is not None:
+            statistics.add_features(features, labels, weight)
     else:
-        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias)
+        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias, statistics)
     return {
         "nc1": nc1,
         "nc2": _measure_distance_to_simplex(weight @ weight.T),
@@ -88,8 +93,9 @@ def _compute_nc1_and_nc4(
     means: ClassMeans,
     weight: Tensor,
     bias: Tensor,
+    statistics: ScoreStatistics | None,
 ) -> tuple[float, float]:
-    """Compute NC1 and NC4 in one pass over the features.
+    """Compute NC1 and NC4 in one pass over the features, whose scores `statistics` get.
 
     With M = U S Vᵀ (`means.span` is U and S) and Σ_B = M Mᵀ/K,
     NC1 = (1/N) Σ_i ‖S⁻¹ Uᵀ (h_i − h̄_y)‖²: the K of the formula and that of Σ_B cancel. U and S are
@@ -105,7 +111,10 @@ def _compute_nc1_and_nc4(
         deviations = projections - centres[labels[rows]]
         whitened += deviations.div_(scales).square_().sum()
         # From the features themselves: logits of features that are 0 stay equal.
-        predicted = (part.double() @ weight.T).sub_(bias).argmax(dim=1)
+        scores = part.double() @ weight.T
+        predicted = (scores - bias).argmax(dim=1)
+        if statistics is not None:
+            statistics.add(scores, labels[rows])
         wrong += (~_is_nearest(predicted, projections, centres, means)).sum()
     return whitened.item() / len(features), wrong.item() / len(features)
 
