@@ -26,10 +26,12 @@ from utils.cli import LARGEST_INTEGER, Count, Parser, check_value, name_of, run_
 TRAIN_SIZE = 1_281_167  # training images of ImageNet-1K; it has 50,000 for the test
 SIZES = (50_000, 160_000, 640_000, TRAIN_SIZE)
 GIB, MIB = 1 << 30, 1 << 20
-PREFIX = "metrics.measures:measure_"
 # The class means come first: others take them.
 MEANS = "class_means"
-GROUPS = (MEANS, *dict.fromkeys(m.function.removeprefix(PREFIX) for m in MEASURES.values()))
+FUNCTIONS = {
+    measure.function.split(":measure_")[1]: measure.function for measure in MEASURES.values()
+}
+GROUPS = (MEANS, *FUNCTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

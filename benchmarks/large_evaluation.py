@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.imagenet_size import MEANS, PREFIX
+from benchmarks.imagenet_size import FUNCTIONS, MEANS
 from benchmarks.resident_memory import forget_peak, read_memory, read_peak
 from metrics.extraction import Extracted
 from metrics.features import Features, allocate_features
@@ -52,11 +52,9 @@ def measure(size: tuple[int, int, int], threads: int, names: Sequence[str]) -> F
     for name in names:
         _find_call(name)(small)
     evaluation = make_evaluation(size)
-    if names != [MEANS]:
-        forget_peak()
-    seconds, grown, peak = [], [], 0
-    if MEANS not in names:
-        evaluation.class_means  # noqa: B018
+    seconds: list[float] = []
+    grown: list[int] = []
+    peak = 0
     for name in names:
         forget_peak()
         before, start = read_memory(), time.perf_counter()
@@ -70,7 +68,8 @@ def measure(size: tuple[int, int, int], threads: int, names: Sequence[str]) -> F
 def _find_call(name: str) -> Callable[[Evaluation], object]:
     if name == MEANS:
         return lambda evaluation: evaluation.class_means
-    return load_function(PREFIX + name)
+    function: Callable[[Evaluation], object] = load_function(FUNCTIONS[name])
+    return function
 
 
 def make_evaluation(size: tuple[int, int, int]) -> Evaluation:

@@ -15,6 +15,7 @@ from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
 from metrics.calibration import score_probabilities
 from metrics.features import Features, allocate_features
+from utils.world import ALONE, World
 
 EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
 # Small images pass in batches of at least so many. A GPU computes a smaller one sooner than the
@@ -49,15 +50,16 @@ def choose_test_batch(device: torch.device, side: int, usual: int) -> int:
 
 @dataclass
 class Extracted:
-    """The results of one pass of a model over a split of N samples.
+    """The results of one pass of a model over a split of N samples, or over a process's share.
 
     Attributes:
         features: float32 [N, d], or `HostFeatures` where they do not fit into the device.
         labels: int64 [N].
         positives: float32 [N], each sample's logit at its own label.
         negatives: float32 [N], the largest of its other logits.
-        top1, top5: shares of samples, in [0, 1].
-        class_correct: int64 [K], samples of each class whose own logit is the largest.
+        top1, top5: shares of the samples of all processes, in [0, 1].
+        class_correct: int64 [K], samples of each class whose own logit is the largest, on all
+            processes.
         nll: float64 [N], −ln softmax(z)_y.
         confidences: float64 [N], the largest of softmax(z).
         hits: bool [N], whether its class, the first of equal ones, is the label.
@@ -82,8 +84,9 @@ def extract(
     autocast: contextlib.AbstractContextManager,
     budget: float | None = None,
     report: Callable[[int], object] = lambda done: None,
+    world: World = ALONE,
 ) -> Extracted:
-    """Pass a split through the model once, in evaluation mode.
+    """Pass a split, or this process's share, through the model once, in evaluation mode.
 
     The function keeps only the logits that the measures need: memory does not grow with N·K. It
     reads the device once, at the end.
@@ -95,9 +98,10 @@ def extract(
         budget: bytes of the device that features may take. None: a third of a GPU's free memory,
             and no limit on the CPU.
         report: called after each batch with the number of images that were passed on.
+        world: the processes that share the split. They exchange nothing before the last batch.
     """
     model.eval()
-    device, count = batches.device, batches.num_samples
+    device, count = batches.device, batches.count_own()
     classifier: Any = model.fc
     feature_dim: Any = model.feature_dim
     num_classes = len(classifier.weight)
@@ -110,6 +114,9 @@ def extract(
     first = 0
     with autocast:
         for images, targets in batches.batches(epoch=0):
+            if len(targets) == 0:  # a last batch that is too small for all processes
+                report(first)
+                continue
             logits, batch_features = model(images)
             at = slice(first, first + len(targets))
             features[at] = batch_features
@@ -122,7 +129,8 @@ def extract(
             first = at.stop
             report(first)
     # This waits for all copies to the host, too.
-    top1, top5 = (number / count for number in correct.sum(dim=1).tolist())
+    correct = world.total(correct)
+    top1, top5 = (number / batches.num_samples for number in correct.sum(dim=1).tolist())
     return Extracted(
         features,
         labels,

@@ -86,7 +86,12 @@ Features = Tensor | HostFeatures
 
 
 def allocate_features(
-    count: int, dim: int, device: torch.device, budget: float | None = None
+    count: int,
+    dim: int,
+    device: torch.device,
+    budget: float | None = None,
+    *,
+    sharers: int = 1,
 ) -> Features:
     """Allocate float32 features [count, dim] on the device, or on the host if they do not fit.
 
@@ -94,12 +99,13 @@ def allocate_features(
         count, dim: N and d.
         device: where they are computed with.
         budget: bytes that they may take there; None is what `find_budget` finds.
+        sharers: processes of this machine that each allocate as many.
 
     Raises:
         UserError: they fit neither there nor on the host.
     """
     budget = find_budget(device) if budget is None else budget
-    check_room(count, dim, device, budget)
+    check_room(count, dim, device, budget, sharers=sharers)
     if 4 * count * dim <= budget:
         return torch.empty(count, dim, device=device)
     pinned, height = device.type == "cuda", max(1, PIECE // (4 * dim))
@@ -108,7 +114,14 @@ def allocate_features(
     return HostFeatures(pieces, device)
 
 
-def check_room(count: int, dim: int, device: torch.device, budget: float | None = None) -> None:
+def check_room(
+    count: int,
+    dim: int,
+    device: torch.device,
+    budget: float | None = None,
+    *,
+    sharers: int = 1,
+) -> None:
     """Refuse float32 features [count, dim] that do not fit; see `allocate_features`.
 
     The system ends a process without a word when its memory is full. Raises UserError.
@@ -116,12 +129,12 @@ def check_room(count: int, dim: int, device: torch.device, budget: float | None 
     need = 4 * count * dim
     if device.type != "cpu" and need <= (find_budget(device) if budget is None else budget):
         return
-    free = read_available_memory()
-    # Windows does not show what is free.
-    if free and need > free + measure_spare_host_memory():
+    need *= sharers
+    free = read_available_memory()  # 0 where the system does not show it
+    if free and need > free + sharers * measure_spare_host_memory():
         raise UserError(
-            f"the features, {count:,} × {dim:,} numbers, take {need / 1e9:.1f} GB of the machine's "
-            f"memory, of which {free / 1e9:.1f} GB are free: take a machine with more, or fewer "
+            f"the features, {sharers * count:,} × {dim:,} numbers, take {need / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free on this machine: it needs more, or fewer "
             "samples"
         )
 
