@@ -86,7 +86,7 @@ def extract(
     report: Callable[[int], object] = lambda done: None,
     world: World = ALONE,
 ) -> Extracted:
-    """Pass a split, or this process's share, through the model once, in evaluation mode.
+    """Pass a split, or this process's share of it, through the model once, in evaluation mode.
 
     The function keeps only the logits that the measures need: memory does not grow with N·K. It
     reads the device once, at the end.
@@ -98,48 +98,88 @@ def extract(
         budget: bytes of the device that features may take. None: a third of a GPU's free memory,
             and no limit on the CPU.
         report: called after each batch with the number of images that were passed on.
-        world: the processes that share the split. They exchange nothing before the last batch.
+        world: the processes that share the split. Each calls `report` equally often, also if the
+            pass fails there: it may ask the others something.
+
+    Raises:
+        ValueError: the images of a process cannot be read, or the memory is too small for the
+            features; on all processes.
     """
     model.eval()
-    device, count = batches.device, batches.count_own()
-    classifier: Any = model.fc
-    feature_dim: Any = model.feature_dim
-    num_classes = len(classifier.weight)
-    features = allocate_features(count, feature_dim, device, budget)
-    labels = torch.empty(count, dtype=torch.int64, device=device)
-    margins = torch.empty(2, count, device=device)
-    probabilities = torch.empty(2, count, dtype=torch.float64, device=device)
-    hits = torch.empty(count, dtype=torch.bool, device=device)
-    correct = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
-    first = 0
-    with autocast:
-        for images, targets in batches.batches(epoch=0):
-            if len(targets) == 0:  # a last batch that is too small for all processes
-                report(first)
-                continue
-            logits, batch_features = model(images)
-            at = slice(first, first + len(targets))
-            features[at] = batch_features
-            labels[at] = targets
-            margins[0, at], margins[1, at] = split_margins(logits, targets)
-            probabilities[0, at], probabilities[1, at], hits[at] = score_probabilities(
-                logits, targets
-            )
-            correct += count_correct_by_class(logits, targets)
-            first = at.stop
-            report(first)
-    # This waits for all copies to the host, too.
-    correct = world.total(correct)
-    top1, top5 = (number / batches.num_samples for number in correct.sum(dim=1).tolist())
-    return Extracted(
-        features,
-        labels,
-        margins[0],
-        margins[1],
-        top1,
-        top5,
-        correct[0],
-        probabilities[0],
-        probabilities[1],
-        hits,
-    )
+    calls = _Calls(report, len(batches) if world.size > 1 else 0)
+
+    def pass_images() -> _Kept:
+        with calls:
+            kept = _Kept(model, batches, budget)
+            with autocast:
+                for images, targets in batches.batches(epoch=0):
+                    if len(targets):  # the last batch may be too small for all processes
+                        kept.add(*model(images), targets)
+                    calls.send(kept.count)
+        return kept
+
+    return world.check(pass_images).finish(batches.num_samples, world)
+
+
+class _Calls:
+    """Calls of a function, of which there are at least `number` if a ValueError ends the block."""
+
+    def __init__(self, function: Callable[[int], object], number: int) -> None:
+        self._function, self._left = function, number
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        while kind is not None and issubclass(kind, ValueError) and self._left > 0:
+            self.send(0)
+
+    def send(self, done: int) -> None:
+        self._left -= 1
+        self._function(done)
+
+
+class _Kept:
+    """What is kept of the batches that have passed through a model."""
+
+    def __init__(self, model: nn.Module, batches: BatchLoader, budget: float | None) -> None:
+        device, size = batches.device, batches.count_own()
+        classifier: Any = model.fc
+        feature_dim: Any = model.feature_dim
+        self.count = 0  # samples
+        self._features = allocate_features(size, feature_dim, device, budget)
+        self._labels = torch.empty(size, dtype=torch.int64, device=device)
+        self._margins = torch.empty(2, size, device=device)
+        self._probabilities = torch.empty(2, size, dtype=torch.float64, device=device)
+        self._hits = torch.empty(size, dtype=torch.bool, device=device)
+        shape = 2, len(classifier.weight)
+        self._correct = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, features: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K], features [B, d], labels int64 [B]; no synchronisation."""
+        at = slice(self.count, self.count + len(labels))
+        self._features[at] = features
+        self._labels[at] = labels
+        self._margins[0, at], self._margins[1, at] = split_margins(logits, labels)
+        nll, confidences, self._hits[at] = score_probabilities(logits, labels)
+        self._probabilities[0, at], self._probabilities[1, at] = nll, confidences
+        self._correct += count_correct_by_class(logits, labels)
+        self.count = at.stop
+
+    def finish(self, total: int, world: World) -> Extracted:
+        """Return everything, with the accuracies over the `total` samples of all processes."""
+        # Reading these waits for all copies to the host, too.
+        correct = world.total(self._correct)
+        top1, top5 = (number / total for number in correct.sum(dim=1).tolist())
+        return Extracted(
+            self._features,
+            self._labels,
+            self._margins[0],
+            self._margins[1],
+            top1,
+            top5,
+            correct[0],
+            self._probabilities[0],
+            self._probabilities[1],
+            self._hits,
+        )

@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.device import measure_free_memory, measure_spare_host_memory
 from utils.errors import UserError
 from utils.resources import read_available_memory
+from utils.world import read_local_size
 
 # Bytes of a piece of features on the host. torch rounds pinned memory up to a power of two: 10.5 GB
 # in one piece would take 17.2 GB.
@@ -86,12 +87,7 @@ Features = Tensor | HostFeatures
 
 
 def allocate_features(
-    count: int,
-    dim: int,
-    device: torch.device,
-    budget: float | None = None,
-    *,
-    sharers: int = 1,
+    count: int, dim: int, device: torch.device, budget: float | None = None
 ) -> Features:
     """Allocate float32 features [count, dim] on the device, or on the host if they do not fit.
 
@@ -99,13 +95,12 @@ def allocate_features(
         count, dim: N and d.
         device: where they are computed with.
         budget: bytes that they may take there; None is what `find_budget` finds.
-        sharers: processes of this machine that each allocate as many.
 
     Raises:
         UserError: they fit neither there nor on the host.
     """
     budget = find_budget(device) if budget is None else budget
-    check_room(count, dim, device, budget, sharers=sharers)
+    check_room(count, dim, device, budget)
     if 4 * count * dim <= budget:
         return torch.empty(count, dim, device=device)
     pinned, height = device.type == "cuda", max(1, PIECE // (4 * dim))
@@ -114,21 +109,16 @@ def allocate_features(
     return HostFeatures(pieces, device)
 
 
-def check_room(
-    count: int,
-    dim: int,
-    device: torch.device,
-    budget: float | None = None,
-    *,
-    sharers: int = 1,
-) -> None:
+def check_room(count: int, dim: int, device: torch.device, budget: float | None = None) -> None:
     """Refuse float32 features [count, dim] that do not fit; see `allocate_features`.
 
-    The system ends a process without a word when its memory is full. Raises UserError.
+    The system ends a process without a word when its memory is full. The processes of a job on this
+    machine are taken to have as many each. Raises UserError.
     """
     need = 4 * count * dim
     if device.type != "cpu" and need <= (find_budget(device) if budget is None else budget):
         return
+    sharers = read_local_size()
     need *= sharers
     free = read_available_memory()  # 0 where the system does not show it
     if free and need > free + sharers * measure_spare_host_memory():

@@ -18,8 +18,9 @@ from metrics import MEASURES, SPLIT_NAMES
 from metrics.measures import compute_measures
 from metrics.table import MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
+from rundir.crew import evaluate_split
 from rundir.directory import Run
-from rundir.evaluator import evaluate_split, list_dependencies
+from rundir.evaluator import list_dependencies
 from rundir.names import NC_COLUMNS, NC_PREFIX
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun, open_run
