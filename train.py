@@ -26,8 +26,6 @@ from torch import nn
 
 from args import Settings
 from input_pipeline.loader import BatchLoader
-from metrics.accuracy import compute_uniform_accuracy, count_correct
-from objective import LOSSES
 from rundir.building import build_batches, build_precision, build_run_data
 from rundir.directory import Run, choose_run
 from rundir.names import EMA_PREFIX
@@ -47,11 +45,11 @@ from training.setup import (
 )
 from training.state import TrainState
 from training.step import Step, check_compiler, explain_compile_error
+from training.testing import evaluate
 from training.writers import check_writers
 from utils.cli import NOT_FINITE, run_command
 from utils.device import pick_device
 from utils.precision import Precision, explain_determinism_error, set_determinism
-from utils.registry import load_function
 
 
 def train(
@@ -134,44 +132,6 @@ def train_epoch(
         log.console.say(note)
     speed = compile_time.rate_without(images_seen, seconds)
     return {**summary, "images_per_second": speed}
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: BatchLoader,
-    loss: str,
-    precision: Precision,
-    log: RunLog,
-    stop: StopSignal,
-) -> dict[str, float]:
-    """Return loss and accuracies (percent) on the test set.
-
-    If a logit is not finite, return only the loss, NaN. Raises Stopped if a stop is requested.
-    """
-    model.eval()
-    collected, targets_seen = [], []
-    # autocast once: the weights are not cast again for every batch.
-    with log.watch_test() as progress, precision.autocast():
-        for images, targets in batches.batches(epoch=0):
-            collected.append(model(images)[0])
-            targets_seen.append(targets)
-            progress.advance(len(targets))
-            if stop.requested:
-                raise Stopped
-    logits, labels = torch.cat(collected), torch.cat(targets_seen)
-    mean_loss = load_function(LOSSES[loss].function)(logits, labels)
-    figures = [torch.isfinite(logits).all(), mean_loss, *count_correct(logits, labels)]
-    finite, test_loss, *hits = torch.stack([one.double() for one in figures]).tolist()
-    if not finite:
-        return {"test_loss": math.nan}
-    top1, top5 = (100 * (count / len(labels)) for count in hits)
-    return {
-        "test_loss": test_loss,
-        "test_top1": top1,
-        "test_top5": top5,
-        "test_uniform": 100 * compute_uniform_accuracy(logits, labels)[0],
-    }
 
 
 def run_training(settings: Settings, stop: StopSignal) -> int:

@@ -109,13 +109,13 @@ def extract(
     calls = _Calls(report, len(batches) if world.size > 1 else 0)
 
     def pass_images() -> _Kept:
-        with calls:
+        with calls, autocast:
             kept = _Kept(model, batches, budget)
-            with autocast:
-                for images, targets in batches.batches(epoch=0):
-                    if len(targets):  # the last batch may be too small for all processes
-                        kept.add(*model(images), targets)
-                    calls.send(kept.count)
+            for images, targets in batches.batches(epoch=0):
+                if len(targets):  # the last batch may be too small for all processes
+                    logits, features = model(images)
+                    kept.add(logits, features, targets)
+                calls.send(kept.count)
         return kept
 
     return world.check(pass_images).finish(batches.num_samples, world)
