@@ -57,7 +57,7 @@ def test_imagenet_size(capsys):
 
 def test_the_line_through_seconds():
     assert fit_line([10, 20, 40], [2.0, 3.0, 5.0]) == pytest.approx((1, 0.1, 0))
-    assert fit_line([10, 20, 40], [1.0, 4.0, 16.0])[2] > 0.3
+    assert fit_line([10, 20, 40], [1.0, 4.0, 16.0])[2] > 0.2
 
 
 def test_a_class_without_samples_is_a_mistake(capsys):
