@@ -11,12 +11,16 @@ from torch import Tensor
 
 from utils.device import measure_free_memory, measure_spare_host_memory
 from utils.errors import UserError
+from utils.files import format_bytes
 from utils.resources import read_available_memory
 from utils.world import read_local_size
 
 # Bytes of a piece of features on the host. torch rounds pinned memory up to a power of two: 10.5 GB
 # in one piece would take 17.2 GB.
 PIECE = 1 << 28
+# Features of fewer bytes are not refused: the process keeps what it frees in smaller blocks than
+# this (`utils.device`), which the system does not count as free.
+SMALL = 1 << 30
 
 
 class HostFeatures:
@@ -116,6 +120,8 @@ def check_room(count: int, dim: int, device: torch.device, budget: float | None 
     machine are taken to have as many each. Raises UserError.
     """
     need = 4 * count * dim
+    if need < SMALL:
+        return
     if device.type != "cpu" and need <= (find_budget(device) if budget is None else budget):
         return
     sharers = read_local_size()
@@ -123,9 +129,9 @@ def check_room(count: int, dim: int, device: torch.device, budget: float | None 
     free = read_available_memory()  # 0 where the system does not show it
     if free and need > free + sharers * measure_spare_host_memory():
         raise UserError(
-            f"the features, {sharers * count:,} × {dim:,} numbers, take {need / 1e9:.1f} GB of "
-            f"memory, and {free / 1e9:.1f} GB are free on this machine: it needs more, or fewer "
-            "samples"
+            f"the features, {sharers * count:,} × {dim:,} numbers, take {format_bytes(need)} of "
+            f"memory, and {format_bytes(free)} are free on this machine: take one with more, or "
+            "share the samples between several (torchrun)"
         )
 
 

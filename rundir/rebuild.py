@@ -238,7 +238,8 @@ class Rebuilder:
 
     def check_room(self, run: TrainedRun) -> None:
         """Refuse a run if the features of a split do not fit into the memory. Raises UserError."""
-        data, dim = self.data(run), self.model(run).feature_dim
+        data, model = self.data(run), self.model(run)
+        dim: Any = model.feature_dim
         for split in self._splits:
             share = math.ceil(len(getattr(data, split)) / self.world.size)
             try:

@@ -543,6 +543,7 @@ def test_seeds_share_a_line_and_long_names_are_shortened(tmp_path, capsys, monke
 
 
 def test_a_run_whose_features_do_not_fit_is_refused_before_the_work(run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(features, "SMALL", 0)
     monkeypatch.setattr(features, "read_available_memory", lambda: 1000)
     said = evaluate(capsys, run_dir, status=2)
     (line,) = said.err.splitlines()

@@ -156,7 +156,9 @@ def test_features_that_fit_nowhere_are_refused(monkeypatch):
     assert allocate_features(10, 2, CPU).shape == (10, 2)
     with pytest.raises(UserError) as refused:
         allocate_features(1_281_167, 2048, CPU)
-    assert "1,281,167 × 2,048 numbers, take 10.5 GB of memory, and 7.9 GB" in str(refused.value)
+    assert "1,281,167 × 2,048 numbers, take 10.5 GB of memory, and 7.9 GB are free" in str(
+        refused.value
+    )
     check_room(1_281_167, 2048, GPU, budget=11e9)
     with pytest.raises(UserError, match=r"10\.5 GB"):
         check_room(1_281_167, 2048, GPU, budget=10e9)
