@@ -48,11 +48,11 @@ def test_nc_speed(capsys):
 @needs_proc
 @pytest.mark.slow
 def test_imagenet_size(capsys):
-    flags = ["--samples", "60", "90", "120", "--dim", "8", "--classes", "4", "--threads", "1"]
+    flags = ["--samples", "60", "--dim", "8", "--classes", "4", "--threads", "1"]
     assert imagenet_size.main([*flags, "--measures", "variability", "class_means"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["N", "class_means", "variability", "sum"]
-    assert [line.split()[0] for line in lines[2:8:2]] == ["60", "90", "120"]
+    assert lines[2].split()[0] == "60"
 
 
 def test_the_line_through_seconds():
