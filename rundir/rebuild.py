@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from metrics.extraction import (
     choose_test_batch,
     extract,
 )
+from metrics.features import check_room
 from models import find_network
 from rundir.building import build_data, build_network, list_data_options
 from rundir.checkpoints import check_origin
@@ -233,6 +235,17 @@ class Rebuilder:
             lambda: precision.place(build_network(run.settings, data, stem, initial=False)),
         )
         return model
+
+    def check_room(self, run: TrainedRun) -> None:
+        """Refuse a run if the features of a split do not fit into the memory. Raises UserError."""
+        data, model = self.data(run), self.model(run)
+        dim: Any = model.feature_dim
+        for split in self._splits:
+            share = math.ceil(len(getattr(data, split)) / self.world.size)
+            try:
+                check_room(share, dim, self._device)
+            except UserError as error:
+                raise UserError(f"{run.directory}, {split} set: {error}") from error
 
     def load_model(self, run: TrainedRun, checkpoint: Path) -> nn.Module:
         """Return `model` with the weights of a checkpoint.

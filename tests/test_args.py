@@ -211,7 +211,9 @@ def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
 
 
 PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "demo"]
-PARSERS += [f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed")]
+PARSERS += [
+    f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed", "imagenet_size")
+]
 PARSERS += [
     f"benchmarks.{name}" for name in ("precision_agreement", "score_memory", "decode_speed")
 ]

@@ -14,7 +14,7 @@ import eval_nc
 import eval_scores
 import train
 from input_pipeline.load import load_dataset
-from metrics import MEASURES, Measure
+from metrics import MEASURES, Measure, features
 from metrics.accuracy import compute_uniform_accuracy
 from metrics.calibration import compute_calibration
 from metrics.geometry import compute_geometry
@@ -566,6 +566,15 @@ def test_seeds_share_a_line_and_long_names_are_shortened(tmp_path, capsys, monke
     assert drawn[-1][0].list_points("nc1", "train").means[1] == pytest.approx(sum(nc1) / 2)
     assert "\nCE, SGD, seed 1 " in said.out
     assert f"\nCE, SGD, seed 1: {runs[1].name}\n" in said.out
+
+
+def test_a_run_whose_features_do_not_fit_is_refused_before_the_work(run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(features, "SMALL", 0)
+    monkeypatch.setattr(features, "read_available_memory", lambda: 1000)
+    said = evaluate(capsys, run_dir, status=2)
+    (line,) = said.err.splitlines()
+    assert f"{run_dir}, train set: the features, 300 × 32 numbers, take" in line
+    assert not (run_dir / "nc_metrics.csv").exists()
 
 
 def test_precision(run_dir, tmp_path, capsys):
