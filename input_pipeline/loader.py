@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,13 +12,14 @@ from input_pipeline import AUGMENTATIONS
 from input_pipeline.augmentation import (
     EpochPlan,
     augment_batch,
+    build_crop,
     build_mixer,
     build_transforms,
     draw_plan,
     normalise,
     send_draws,
 )
-from input_pipeline.decoding import build_decoding_loader, iterate_decoded
+from input_pipeline.decoding import Request, build_decoding_loader, iterate_decoded
 from input_pipeline.delivery import Carrier
 from input_pipeline.splits import FileSplit, Split, TensorSplit
 from utils.device import is_out_of_memory
@@ -35,7 +37,8 @@ class BatchLoader:
 
     A TensorSplit is moved to the device once and indexed there. A FileSplit is decoded by worker
     processes ahead of its use and crosses to the device as uint8. Augmentation and normalisation
-    run on the device for both. Order and augmentation follow from (seed, epoch) alone. They do not
+    run on the device for both; crops that need the whole image file are made where it is decoded.
+    Order and augmentation follow from (seed, epoch) alone. They do not
     depend on `num_workers`, the kind of split, or the step at which an epoch is resumed.
 
     Args:
@@ -76,6 +79,8 @@ class BatchLoader:
         augment = find_name(augment, AUGMENTATIONS, "augmentation")
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
+        if AUGMENTATIONS[augment].crops_files and isinstance(split, TensorSplit):
+            raise UserError(f"augmentation {augment} crops image files: these images are in memory")
         self.device = torch.device(device)
         self.split = _place(split, self.device)
         self.batch_size = batch_size
@@ -98,8 +103,9 @@ class BatchLoader:
         self._files = None
         if isinstance(self.split, FileSplit):
             self._carrier = Carrier(self.device)
+            # The split itself stays as it is: it is also the one that is measured.
             self._files = build_decoding_loader(
-                self.split,
+                dataclasses.replace(self.split, crop=build_crop(augment, seed)),
                 self._sampler,
                 num_workers=num_workers,
                 pin_memory=self.device.type == "cuda",
@@ -138,7 +144,7 @@ class BatchLoader:
         labels = self.split.labels[on_device.order]
         step = start_step
         first = step * self.batch_size
-        for images in self._fetch(order[: self.num_samples], first):
+        for images in self._fetch(order[: self.num_samples], first, epoch):
             at = slice(first, first + len(images))
             images = self._prepare(images, on_device, at)
             for batches in self._mix(images, labels[at], epoch, step):
@@ -146,7 +152,7 @@ class BatchLoader:
             step += -(-len(images) // self.batch_size)
             first = at.stop
 
-    def _fetch(self, order: Tensor, first: int) -> Iterator[Tensor]:
+    def _fetch(self, order: Tensor, first: int, epoch: int) -> Iterator[Tensor]:
         """Iterate over the images of `order` [num_samples] from its entry `first` on.
 
         Yields:
@@ -157,7 +163,7 @@ class BatchLoader:
             for begin in range(first, len(order), self._piece):
                 yield self.split.fetch(order[begin : begin + self._piece])
             return
-        self._sampler.order = order[first:]
+        self._sampler.order, self._sampler.epoch = order[first:], epoch
         assert self._files is not None
         yield from self._carrier.carry(iterate_decoded(self._files))
 
@@ -216,16 +222,17 @@ def _place(split: Split, device: torch.device) -> Split:
 class _OrderSampler:
     """Cuts `order`, int64 [N] on the CPU, into batches of sample numbers for a DataLoader.
 
-    Its owner sets `order` for each epoch, so that one DataLoader and its workers serve all epochs.
+    Its owner sets `order` and `epoch`, so that one DataLoader and its workers serve all epochs.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.order = torch.empty(0, dtype=torch.int64)
+        self.epoch = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Request]:
         for first in range(0, len(self.order), self.batch_size):
-            yield self.order[first : first + self.batch_size].tolist()
+            yield self.order[first : first + self.batch_size].tolist(), self.epoch
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
