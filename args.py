@@ -13,7 +13,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from input_pipeline import AUGMENTATIONS, SOURCES, explain_bundled, explain_no_files
-from models import BIAS_MODES, check_name, explain_missing_option, list_names, list_takers
+from models import (
+    BIAS_MODES,
+    check_name,
+    explain_missing_option,
+    find_network,
+    list_names,
+    list_takers,
+)
 from objective import LOSSES, OPTIMIZERS, SCHEDULES, explain_untaken, list_optimizers
 from utils.cli import (
     LARGEST_INTEGER,
@@ -51,6 +58,11 @@ def _require_option(name: str) -> Callable[[Settings], str | None]:
 
 def _require_taker(name: str) -> Callable[[Settings], str | None]:
     return lambda s: explain_untaken(s.optimizer, name)
+
+
+def _require_batch_norm(settings: Settings) -> str | None:
+    has_it = find_network(settings.model).batch_norm
+    return None if has_it else f"{settings.model} has no batch normalisation"
 
 
 def _explain_no_bias(settings: Settings) -> str | None:
@@ -182,6 +194,14 @@ class Settings(Table):
         "auto",
         f"replay the training step as one CUDA graph: on, off; auto: {AUTO_GRAPHS} on NVIDIA GPUs",
         before="off",
+    )
+    sync_bn: bool | None = speed(
+        None,
+        "torchrun: batch normalisation over the whole batch, not a process's share of it",
+        default_text="on below 32 images a share",
+        why_idle=_require_batch_norm,
+        before=None,
+        left_open=True,
     )
     deterministic: bool = speed(False, "only bit-reproducible kernels", before=False)
 

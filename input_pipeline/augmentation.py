@@ -121,6 +121,13 @@ class EpochPlan:
         steps = tuple((transform, send_draws(draws, device)) for transform, draws in self.steps)
         return EpochPlan(send(self.order, device), steps)
 
+    def select(self, positions: Tensor) -> EpochPlan:
+        """Keep the entries of some positions of the epoch, int64 [n], where the plan is."""
+        steps = tuple(
+            (transform, tuple(draw[positions] for draw in draws)) for transform, draws in self.steps
+        )
+        return EpochPlan(self.order[positions], steps)
+
 
 def send_draws(draws: Draws, device: torch.device) -> Draws:
     """Copy draws to the device; the host does not wait for it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,6 +23,7 @@ from input_pipeline.augmentation import (
 )
 from input_pipeline.decoding import Request, build_decoding_loader, iterate_decoded
 from input_pipeline.delivery import Carrier
+from input_pipeline.division import Division
 from input_pipeline.splits import FileSplit, Split, TensorSplit
 from utils.device import is_out_of_memory
 from utils.errors import UserError
@@ -37,13 +40,18 @@ class BatchLoader:
 
     A TensorSplit is moved to the device once and indexed there. A FileSplit is decoded by worker
     processes ahead of its use and crosses to the device as uint8. Augmentation and normalisation
-    run on the device for both; crops that need the whole image file are made where it is decoded.
-    Order and augmentation follow from (seed, epoch) alone. They do not
-    depend on `num_workers`, the kind of split, or the step at which an epoch is resumed.
+    run on the device for both; crops that need the whole file are made where it is decoded. Order
+    and augmentation follow from (seed, epoch), crops also from the sample. They do not depend on
+    `num_workers`, the kind of split, or the step at which an epoch is resumed.
+
+    In a job of several processes each gets its share of each batch: the same samples, changed in
+    the same way, as a process alone would have there. One thing differs: samples of a FileSplit are
+    mixed within a share, since a process decodes no other.
 
     Args:
         split: the samples.
-        batch_size: samples per step, ≥ 1; the last batch of an epoch may be smaller.
+        batch_size: samples per step of all processes, ≥ 1; the last batch of an epoch may be
+            smaller.
         device: where batches are delivered.
         mean, std: per channel, in units of the full range 0…1.
         num_classes: K, the width of soft targets.
@@ -54,9 +62,12 @@ class BatchLoader:
         num_workers: processes that decode a FileSplit; 0 decodes in this one.
         drop_single: leave out a last batch of one sample, on which BatchNorm can't train.
         memory_format: of the images, as the network wants them.
+        rank, ranks: the number of this process, and how many share the batches. All get equally
+            many. The last one may be empty.
+        parts, smallest: see `input_pipeline.division.Division`.
 
     Raises:
-        UserError: `augment` is unknown, `batch_size` is below 1, or a GPU's memory is too small.
+        UserError: `augment` is unknown or not for this split, `batch_size` is below 1, or a GPU's memory is too small.
     """
 
     def __init__(
@@ -75,12 +86,14 @@ class BatchLoader:
         num_workers: int = 0,
         drop_single: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
+        rank: int = 0,
+        ranks: int = 1,
+        parts: int = 1,
+        smallest: int = 1,
     ) -> None:
-        augment = find_name(augment, AUGMENTATIONS, "augmentation")
+        augment = _find_augmentation(augment, split)
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
-        if AUGMENTATIONS[augment].crops_files and isinstance(split, TensorSplit):
-            raise UserError(f"augmentation {augment} crops image files: these images are in memory")
         self.device = torch.device(device)
         self.split = _place(split, self.device)
         self.batch_size = batch_size
@@ -95,15 +108,21 @@ class BatchLoader:
         self.mixer = build_mixer(augment, num_classes, seed)
         single = drop_single and len(split) % batch_size == 1
         self.num_samples = len(split) - int(single)
-        # Images prepared at once: whole batches.
+        self.division = Division(batch_size, parts, rank, ranks, smallest)
+        in_memory = isinstance(self.split, TensorSplit)
+        # Only where all samples are at hand can each be mixed with its partner in another share.
+        self._mixes_all = ranks > 1 and self.mixer is not None and in_memory
+        alone = Division(batch_size)
+        self._cut = _Cut(self.num_samples, alone if self._mixes_all else self.division)
+        # Steps whose images are prepared at once.
         height, width = split.image_size
-        batch_bytes = batch_size * 3 * height * width * 4
-        self._piece = batch_size * max(1, PIECE_BYTES[self.device.type] // batch_bytes)
-        self._sampler = _OrderSampler(batch_size)
+        step_bytes = max(1, self._cut.sizes[0] if self._cut.sizes else 1) * 3 * height * width * 4
+        self._steps = max(1, PIECE_BYTES[self.device.type] // step_bytes) if in_memory else 1
+        self._sampler = _OrderSampler()
         self._files = None
         if isinstance(self.split, FileSplit):
             self._carrier = Carrier(self.device)
-            # The split itself stays as it is: it is also the one that is measured.
+            # The split itself stays as it is: it is also measured.
             self._files = build_decoding_loader(
                 dataclasses.replace(self.split, crop=build_crop(augment, seed)),
                 self._sampler,
@@ -139,69 +158,110 @@ class BatchLoader:
             image_side=self.split.image_size[0],
             rotation=self.rotation,
         )
+        if self._cut.own is not None:
+            plan = plan.select(self._cut.own)
         on_device = plan.to(self.device)
         order = plan.order if self._files else on_device.order
         labels = self.split.labels[on_device.order]
-        step = start_step
-        first = step * self.batch_size
-        for images in self._fetch(order[: self.num_samples], first, epoch):
-            at = slice(first, first + len(images))
+        starts = range(start_step, len(self), self._steps)
+        pieces = [range(first, min(first + self._steps, len(self))) for first in starts]
+        for steps, images in zip(pieces, self._fetch(order, pieces, epoch), strict=True):
+            at = self._cut.locate(steps)
             images = self._prepare(images, on_device, at)
-            for batches in self._mix(images, labels[at], epoch, step):
-                yield from self._cut(*batches)
-            step += -(-len(images) // self.batch_size)
-            first = at.stop
+            for batch in self._mix(images, labels[at], epoch, steps):
+                yield self._share(*batch) if self._mixes_all else batch
 
-    def _fetch(self, order: Tensor, first: int, epoch: int) -> Iterator[Tensor]:
-        """Iterate over the images of `order` [num_samples] from its entry `first` on.
+    def count_own(self) -> int:
+        """Count the samples of an epoch that this process gets."""
+        sizes = (self.find_size(step) for step in range(len(self)))
+        return sum(map(self.division.count_own, sizes))
+
+    def find_size(self, step: int) -> int:
+        """Find how many samples the batch of a step has in all processes together."""
+        return min(self.batch_size, self.num_samples - step * self.batch_size)
+
+    def _fetch(self, order: Tensor, pieces: Sequence[range], epoch: int) -> Iterator[Tensor]:
+        """Iterate over the images of each piece, a few steps.
+
+        Args:
+            order: int64 [n], the samples that this process visits in the epoch.
+            pieces: the steps of each. Those of a FileSplit have one step.
+            epoch: of which files are cropped.
 
         Yields:
-            uint8 [n, 3, H, W] on the device, for one or for several batches. They may be
-            overwritten once the next ones are asked for.
+            uint8 [B, 3, H, W] on the device. They may be overwritten once the next ones are asked
+            for.
         """
+        chosen = [order[self._cut.locate(steps)] for steps in pieces]
         if isinstance(self.split, TensorSplit):
-            for begin in range(first, len(order), self._piece):
-                yield self.split.fetch(order[begin : begin + self._piece])
+            for numbers in chosen:
+                yield self.split.fetch(numbers)
             return
-        self._sampler.order, self._sampler.epoch = order[first:], epoch
         assert self._files is not None
-        yield from self._carrier.carry(iterate_decoded(self._files))
+        self._sampler.epoch = epoch
+        self._sampler.batches = [numbers for numbers in chosen if len(numbers)]
+        if self._sampler.batches:
+            yield from self._carrier.carry(iterate_decoded(self._files))
+        if len(self._sampler.batches) < len(chosen):  # the last batch has none for this process
+            shape = (0, 3, *self.split.image_size)
+            yield torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def _prepare(self, images: Tensor, plan: EpochPlan, at: slice) -> Tensor:
-        """Augment and normalise the images of the epoch's positions `at`."""
+        """Augment and normalise the images of the process's positions `at` in the epoch."""
         return normalise(augment_batch(images, plan, at), self.mean, self.std)
 
     def _mix(
-        self, images: Tensor, labels: Tensor, epoch: int, step: int
+        self, images: Tensor, labels: Tensor, epoch: int, steps: range
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mix the batches that begin at `step`, if the augmentation mixes.
+        """Cut images and labels of some steps into batches, and mix each if the augmentation mixes.
 
         Yields:
-            images and targets of whole batches; of a smaller last one apart, if they are mixed.
+            images, laid out as the network wants them, and targets.
         """
+        sizes = self._cut.sizes[steps.start : steps.stop]
         if self.mixer is None:
-            yield images, labels
+            yield from self._lay_out(images, labels, sizes)
             return
-        whole = len(images) // self.batch_size * self.batch_size
-        height, width = images.shape[-2:]
-        for at in (slice(0, whole), slice(whole, len(images))):
-            size = min(self.batch_size, at.stop - at.start)
-            if size == 0:
+        first = 0
+        # Batches of one size are mixed together: all but, perhaps, the last.
+        last = len(sizes) if sizes[-1] == sizes[0] else len(sizes) - 1
+        for group in (range(last), range(last, len(sizes))):
+            if len(group) == 0:
                 continue
-            shape = ((at.stop - at.start) // size, size)
-            draws = self.mixer.draw(epoch, range(step, step + shape[0]), (height, width))
+            shape = len(group), sizes[group.start]
+            at = slice(first, first + math.prod(shape))
+            drawn = range(steps.start + group.start, steps.start + group.stop)
+            draws = self.mixer.draw(epoch, drawn, self.split.image_size)
             mixed, targets = self.mixer.apply(
                 images[at].unflatten(0, shape),
                 labels[at].unflatten(0, shape),
                 send_draws(draws, self.device),
             )
-            yield mixed.flatten(0, 1), targets.flatten(0, 1)
-            step += shape[0]
+            own = [shape[1]] * shape[0]
+            yield from self._lay_out(mixed.flatten(0, 1), targets.flatten(0, 1), own)
+            first = at.stop
 
-    def _cut(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cut images and targets, laid out as the network wants them, into batches."""
+    def _lay_out(
+        self, images: Tensor, targets: Tensor, sizes: list[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut images and targets into batches of these sizes, laid out as the network wants."""
         images = images.contiguous(memory_format=self.memory_format)
-        return zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        return zip(images.split(sizes), targets.split(sizes), strict=True)
+
+    def _share(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this process's share of a whole batch."""
+        shares = self.division.find_own(len(images))
+        if len(shares) == 1:
+            return images[shares[0]], targets[shares[0]]
+        return torch.cat([images[s] for s in shares]), torch.cat([targets[s] for s in shares])
+
+
+def _find_augmentation(name: str, split: Split) -> str:
+    """Return the name as the registry spells it. Raises UserError if it is not for this split."""
+    name = find_name(name, AUGMENTATIONS, "augmentation")
+    if AUGMENTATIONS[name].crops_files and isinstance(split, TensorSplit):
+        raise UserError(f"augmentation {name} crops image files: these images are in memory")
+    return name
 
 
 def _place(split: Split, device: torch.device) -> Split:
@@ -220,19 +280,50 @@ def _place(split: Split, device: torch.device) -> Split:
 
 
 class _OrderSampler:
-    """Cuts `order`, int64 [N] on the CPU, into batches of sample numbers for a DataLoader.
+    """The batches of sample numbers of an epoch, int64 on the CPU, for a DataLoader.
 
-    Its owner sets `order` and `epoch`, so that one DataLoader and its workers serve all epochs.
+    Its owner sets `batches` and `epoch`, so that one DataLoader and its workers serve all epochs.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.order = torch.empty(0, dtype=torch.int64)
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Request]:
-        for first in range(0, len(self.order), self.batch_size):
-            yield self.order[first : first + self.batch_size].tolist(), self.epoch
+        return ((numbers.tolist(), self.epoch) for numbers in self.batches)
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.batches)
+
+
+class _Cut:
+    """The batches of an epoch as one process gets them.
+
+    Args:
+        count: samples of the epoch in all processes.
+        division: of each batch.
+
+    Attributes:
+        sizes: the samples of this process in each batch.
+        own: int64 [n], where these stand in the epoch; None for all samples in their order.
+    """
+
+    def __init__(self, count: int, division: Division) -> None:
+        starts = range(0, count, division.batch_size)
+        sizes = [min(division.batch_size, count - first) for first in starts]
+        shares = {size: division.find_own(size) for size in set(sizes)}
+        counts = {size: division.count_own(size) for size in shares}
+        self.sizes = [counts[size] for size in sizes]
+        self._ends = [0, *itertools.accumulate(self.sizes)]
+        self.own: Tensor | None = None
+        if division.ranks > 1:
+            patterns = {
+                size: torch.cat([torch.arange(share.start, share.stop) for share in parts])
+                for size, parts in shares.items()
+            }
+            own = [first + patterns[size] for first, size in zip(starts, sizes, strict=True)]
+            self.own = torch.cat([torch.empty(0, dtype=torch.int64), *own])
+
+    def locate(self, steps: range) -> slice:
+        """Locate the samples of consecutive steps among those of this process."""
+        return slice(self._ends[steps.start], self._ends[steps.stop])

@@ -22,6 +22,7 @@ from metrics.checks import (
 )
 from metrics.class_means import ClassMeans, compute_class_means
 from metrics.features import Features
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -32,6 +33,7 @@ def compute_neural_collapse(
     bias: Numbers | None = None,
     num_classes: int | None = None,
     means: ClassMeans | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Compute NC1, NC2 (of the classifier and of the class means), NC3 and NC4: 0 at collapse.
 
@@ -44,6 +46,8 @@ def compute_neural_collapse(
         bias: [K], **subtracted**: logits are W h − b. None is 0.
         num_classes: K, only checked against the weight's.
         means: those of the features, if they were computed before.
+        world: the processes that share the samples; this one has N of them, or none. All get the
+            results, or the error, of all samples.
 
     Returns:
         Five numbers by name. The formulas are those of Zhu et al. (NeurIPS 2021), with M [d, K]
@@ -65,14 +69,14 @@ def compute_neural_collapse(
             samples, K < 2, or values are not finite. The message names what is wrong.
     """
     features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
-    check_features(features, labels)
+    check_features(features, labels, world)
     weight, bias = _check_classifier(features, as_tensor(weight, "weight"), bias, num_classes)
-    labels = check_classes(labels, len(weight), features.device)
-    means = means or compute_class_means(features, labels, len(weight))
+    labels = check_classes(labels, len(weight), features.device, world)
+    means = means or compute_class_means(features, labels, len(weight), world)
     if len(means.span[1]) == 0:
-        nc1, nc4 = _compute_nc1_without_directions(features, labels, means), 0.0
+        nc1, nc4 = _compute_nc1_without_directions(features, labels, means, world), 0.0
     else:
-        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias)
+        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias, world)
     return {
         "nc1": nc1,
         "nc2": _measure_distance_to_simplex(weight @ weight.T),
@@ -88,6 +92,7 @@ def _compute_nc1_and_nc4(
     means: ClassMeans,
     weight: Tensor,
     bias: Tensor,
+    world: World,
 ) -> tuple[float, float]:
     """Compute NC1 and NC4 in one pass over the features.
 
@@ -98,7 +103,8 @@ def _compute_nc1_and_nc4(
     """
     directions, scales = means.span
     centres = means.relative @ directions
-    whitened, wrong = means.reference.new_zeros(2).unbind()
+    sums = means.reference.new_zeros(2)
+    whitened, wrong = sums.unbind()
     for rows in split_rows(features, len(weight)):
         part = features[rows]
         projections = (part - means.reference) @ directions
@@ -107,16 +113,22 @@ def _compute_nc1_and_nc4(
         # From the features themselves: logits of features that are 0 stay equal.
         predicted = (part.double() @ weight.T).sub_(bias).argmax(dim=1)
         wrong += (~_is_nearest(predicted, projections, centres, means)).sum()
-    return whitened.item() / len(features), wrong.item() / len(features)
+    whitened_sum, wrong_count = world.total(sums).tolist()
+    return whitened_sum / means.num_samples, wrong_count / means.num_samples
 
 
-def _compute_nc1_without_directions(features: Features, labels: Tensor, means: ClassMeans) -> float:
+def _compute_nc1_without_directions(
+    features: Features, labels: Tensor, means: ClassMeans, world: World
+) -> float:
     """Compute NC1 for equal class means: 0 if all features are equal too, else infinity."""
-    scatter = means.reference.new_zeros(())
+    # Two numbers, as `_compute_nc1_and_nc4` exchanges: processes on machines that round in another
+    # way might disagree about which of the two functions is called, but not wait for each other.
+    sums = means.reference.new_zeros(2)
     for rows in split_rows(features):
         deviations = (features[rows] - means.reference).sub_(means.relative[labels[rows]])
-        scatter += deviations.square_().sum()
-    return math.inf if math.sqrt(scatter.item() / len(features)) > means.rounding else 0.0
+        sums[0] += deviations.square_().sum()
+    scatter = world.total(sums)[0].item()
+    return math.inf if math.sqrt(scatter / means.num_samples) > means.rounding else 0.0
 
 
 def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMeans) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metrics.checks import Numbers, as_tensor, check_score_inputs, split_rows
 from metrics.features import Features
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -46,20 +47,22 @@ def compute_decision_scores(
 
 @torch.no_grad()
 def compute_score_statistics(
-    features: Features | Numbers, labels: Numbers, weight: Numbers
+    features: Features | Numbers, labels: Numbers, weight: Numbers, world: World = ALONE
 ) -> dict[str, float]:
     """Compute mean, population standard deviation, minimum and maximum of the decision scores.
 
-    The arguments and the errors are those of `compute_decision_scores`. The keys are positive_mean,
-    positive_std, positive_min, positive_max, and the same with negative. Computed in float64, chunk
-    by chunk: the N·K scores are never held.
+    The arguments and the errors are those of `compute_decision_scores`; `world` is that of
+    `metrics.neural_collapse.compute_neural_collapse`. The keys are positive_mean, positive_std,
+    positive_min, positive_max, and the same with negative. Computed in float64, chunk by chunk: the
+    N·K scores are never held.
     """
-    features, labels, weight = check_score_inputs(features, labels, weight)
+    features, labels, weight = check_score_inputs(features, labels, weight, world)
     positive, negative = ScoreSummary(), ScoreSummary()
     for rows in split_rows(features, len(weight)):
         own, others = compute_unordered_scores(features[rows], labels[rows], weight)
         positive.add(own)
         negative.add(others)
+    positive, negative = _merge_all(world.gather((positive, negative)))
     return positive.describe("positive") | negative.describe("negative")
 
 
@@ -93,18 +96,35 @@ class ScoreSummary:
         mean = values.mean()
         squares = (values - mean).square_().sum().item()
         low, high = (bound.item() for bound in values.aminmax())
-        total = self.count + values.numel()
-        step = mean.item() - self.mean
-        self.squares += squares + step * step * self.count * values.numel() / total
-        self.mean += step * values.numel() / total
+        self.merge(ScoreSummary(values.numel(), mean.item(), squares, low, high))
+
+    def merge(self, other: ScoreSummary) -> None:
+        """Add the values that another one summarises."""
+        if other.count == 0:
+            return
+        total = self.count + other.count
+        step = other.mean - self.mean
+        self.squares += other.squares + step * step * self.count * other.count / total
+        self.mean += step * other.count / total
         self.count = total
-        self.min, self.max = min(self.min, low), max(self.max, high)
+        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
 
     def describe(self, name: str) -> dict[str, float]:
         """Return `name`_mean, _std (population), _min and _max of all values so far."""
         values = {"mean": self.mean, "std": math.sqrt(self.squares / self.count)}
         values |= {"min": self.min, "max": self.max}
         return {f"{name}_{key}": value for key, value in values.items()}
+
+
+def _merge_all(
+    parts: list[tuple[ScoreSummary, ScoreSummary]],
+) -> tuple[ScoreSummary, ScoreSummary]:
+    """Merge the processes' summaries in the order of their numbers."""
+    first, *others = parts
+    for positive, negative in others:
+        first[0].merge(positive)
+        first[1].merge(negative)
+    return first
 
 
 def compute_unordered_scores(

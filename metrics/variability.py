@@ -10,6 +10,8 @@ from torch import Tensor
 from metrics.checks import Numbers, split_rows
 from metrics.class_means import EPSILON, ClassMeans, prepare_features
 from metrics.features import Features
+from metrics.sums import add_up, average_rows
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -18,6 +20,7 @@ def compute_variability(
     labels: Numbers,
     num_classes: int | None = None,
     means: ClassMeans | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Compute the class-distance normalised variance and the effective rank of the features.
 
@@ -40,28 +43,29 @@ def compute_variability(
         labels: integer [N], every class from 0 to K−1 present.
         num_classes: K; by default the largest label + 1.
         means: those of the features, if they were computed before.
+        world: as for `metrics.neural_collapse.compute_neural_collapse`.
 
     Raises:
         ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
     """
-    features, labels, means = prepare_features(features, labels, num_classes, means)
-    variances, scatter = _compute_scatter(features, labels, means)
-    factor = _centre(features, means) if scatter is None else _factorise(scatter, means)
+    features, labels, means = prepare_features(features, labels, num_classes, means, world)
+    variances, scatter = _compute_scatter(features, labels, means, world)
+    factor = _centre(features, means, world) if scatter is None else _factorise(scatter, means)
     # LAPACK, also for a GPU: cuSOLVER's SVD launches many small kernels.
     scales = torch.linalg.svdvals(factor.cpu())
-    scales = scales.masked_fill(scales <= means.rounding * math.sqrt(len(features)), 0.0)
+    scales = scales.masked_fill(scales <= means.rounding * math.sqrt(means.num_samples), 0.0)
     return {"cdnv": _compute_cdnv(variances, means), "effective_rank": _compute_rank(scales)}
 
 
 def _compute_scatter(
-    features: Features, labels: Tensor, means: ClassMeans
+    features: Features, labels: Tensor, means: ClassMeans, world: World
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the classes' variances [K], and Σ_i (h_i − h̄_y)(h_i − h̄_y)ᵀ [d, d].
 
     The second is None where a matrix of all features is not larger than what it would lead to.
     """
-    count, dim = features.shape
-    is_small = count <= dim + len(means.counts)
+    dim = features.shape[1]
+    is_small = means.num_samples <= dim + len(means.counts)
     sums = torch.zeros_like(means.counts)
     scatter = means.reference.new_zeros(0 if is_small else dim, dim)
     for rows in split_rows(features):
@@ -69,13 +73,20 @@ def _compute_scatter(
         if not is_small:
             scatter.addmm_(deviations.T, deviations)
         sums.index_add_(0, labels[rows], deviations.square_().sum(dim=1))
+    sums, scatter = add_up(world, sums, scatter)
     return sums / means.counts, None if is_small else scatter
 
 
-def _centre(features: Features, means: ClassMeans) -> Tensor:
-    """Return the features [N, d] minus the mean of all."""
+def _centre(features: Features, means: ClassMeans, world: World) -> Tensor:
+    """Return the features [N, d] minus the mean of all, or rows with the same singular values.
+
+    Several processes gather the triangular factors R of their own rows Q R, for an orthogonal Q.
+    """
     centred = features[0 : len(features)] - means.reference
-    return centred.sub_(centred.mean(dim=0))
+    centred.sub_(average_rows(centred, world))
+    if world.size == 1:
+        return centred
+    return world.join_rows(torch.linalg.qr(centred, mode="r").R)
 
 
 def _factorise(scatter: Tensor, means: ClassMeans) -> Tensor:

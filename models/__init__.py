@@ -39,6 +39,7 @@ class Network:
             names and gets what follows the key.
         options: the settings that it takes besides the classifier's.
         convolutional: whether its memory format matters.
+        batch_norm: whether it has batch normalisation; of a family: whether one may have it.
         bf16_side: smallest image side in pixels at which bfloat16 is faster on a CPU with matrix
             units for it. On smaller images the casts cost more than the layers gain.
         channels_last_side: the same for channels_last on the CPU in float32.
@@ -54,6 +55,7 @@ class Network:
     prefix: bool = False
     options: tuple[str, ...] = ()
     convolutional: bool = False
+    batch_norm: bool = False
     bf16_side: float = math.inf
     channels_last_side: float = math.inf
     patch_sizes: tuple[tuple[float, int], ...] = ()
@@ -65,8 +67,20 @@ class Network:
         return next(patch for largest, patch in self.patch_sizes if side <= largest)
 
 
-_RESNET = Network("models.resnet:build", convolutional=True, bf16_side=16, channels_last_side=32)
-_DENSENET = Network("models.densenet:build", convolutional=True, bf16_side=32, channels_last_side=1)
+_RESNET = Network(
+    "models.resnet:build",
+    convolutional=True,
+    batch_norm=True,
+    bf16_side=16,
+    channels_last_side=32,
+)
+_DENSENET = Network(
+    "models.densenet:build",
+    convolutional=True,
+    batch_norm=True,
+    bf16_side=32,
+    channels_last_side=1,
+)
 NETWORKS: dict[str, Network] = {
     "ResNet18": _RESNET,
     "ResNet34": _RESNET,
@@ -91,13 +105,14 @@ NETWORKS: dict[str, Network] = {
         version=2,
     ),
     # The MLP gains from bfloat16 in large batches only, and gains only seconds.
-    "MLP": Network("models.mlp:build", options=("width", "depth"), version=2),
+    "MLP": Network("models.mlp:build", options=("width", "depth"), batch_norm=True, version=2),
     # No speed on a CPU is known of them: there they compute in float32, in torch's usual format.
     "timm:": Network(
         "models.timm_networks:build",
         prefix=True,
         options=("pretrained", "weights"),
         convolutional=True,
+        batch_norm=True,
     ),
 }
 

@@ -151,11 +151,12 @@ class Classifier(nn.Module):
         self.bias = nn.Parameter(bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features [B, d] of any floating dtype -> logits [B, K] float32."""
+        """Map features [B, d] of any floating dtype -> logits [B, K] in float32 or better."""
         # The losses compare logits that differ by far less than bfloat16 resolves.
         with torch.autocast(features.device.type, enabled=False):
-            scores = F.linear(features.float(), self.weight.float())
-            return scores if self.bias is None else scores - self.bias.float()
+            kind = torch.promote_types(features.dtype, torch.float32)
+            scores = F.linear(features.to(kind), self.weight.to(kind))
+            return scores if self.bias is None else scores - self.bias.to(kind)
 
     def bias_vector(self) -> Tensor:
         """Return the bias of each class, [K]: zeros without one, repeated if it is shared."""

@@ -62,7 +62,9 @@ def format_flags(given: Mapping[str, Any]) -> list[str]:
     """Return settings as the words of a command line."""
     words = []
     for name, value in given.items():
-        if value is False:  # every switch is off by default
+        if value is False:
+            # Every switch is off by default, but for those with an opposite.
+            words += [f"--no_{name}"] if Settings.entries()[name].left_open else []
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}"] if value is True else [f"--{name}", *map(str, values)]

@@ -21,6 +21,7 @@ from rundir.bare import STEMS
 from rundir.config import check_data, read_config
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
+from utils.world import ALONE, World
 
 
 def build_data(
@@ -31,6 +32,7 @@ def build_data(
     num_workers: int | None = None,
     pixels: int = PIXELS,
     device: torch.device | None = None,
+    room: int | None = None,
     streamed: Sequence[str] = (),
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
@@ -41,6 +43,7 @@ def build_data(
         data_dir, num_workers: in place of those of the settings.
         pixels: the number of the rules for pixels.
         device: where the images will be used. None: the CPU.
+        room: bytes that the images may take in memory. None: as `find_room` finds for the device.
         streamed: splits whose image files are never held in memory.
 
     Raises:
@@ -53,7 +56,7 @@ def build_data(
         num_workers=workers or 0,
         splits=splits,
         pixels=pixels,
-        in_memory_bytes=find_room(device),
+        in_memory_bytes=find_room(device) if room is None else room,
         margin=crops_files(settings),
         streamed=streamed,
         **options,
@@ -71,16 +74,15 @@ def list_data_options(settings: Settings, data_dir: str | None = None) -> dict[s
     return options if data_dir is None else {**options, "data_dir": data_dir}
 
 
-def build_run_data(
-    settings: Settings, directory: Path, resumed: bool, device: torch.device
-) -> DataSet:
+def build_run_data(settings: Settings, directory: Path, resumed: bool, room: int) -> DataSet:
     """Load the data set of a run; one that goes on keeps the pixels, mean and std of its beginning.
 
-    Raises UserError if it has changed since then, or if the network's definition has.
+    `room` is how many bytes the images may take in memory. Raises UserError if the data set has
+    changed since then, or if the network's definition has.
     """
     streamed = ("train",) if crops_files(settings) else ()
     if not resumed:
-        return build_data(settings, device=device, streamed=streamed)
+        return build_data(settings, room=room, streamed=streamed)
     config = read_config(directory)
     if config.versions.network != find_network(settings.model).version:
         raise UserError(
@@ -88,7 +90,7 @@ def build_run_data(
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
     pixels = config.versions.pixels
-    data = build_data(settings, pixels=pixels, device=device, streamed=streamed)
+    data = build_data(settings, pixels=pixels, room=room, streamed=streamed)
     check_data(directory, config.facts, data.facts())
     return data.normalised_as(config.facts)
 
@@ -144,16 +146,23 @@ def build_precision(settings: Settings, asked: str, device: torch.device) -> Pre
 
 
 def build_batches(
-    settings: Settings, data: DataSet, precision: Precision
+    settings: Settings,
+    data: DataSet,
+    precision: Precision,
+    world: World = ALONE,
+    smallest: int = 1,
 ) -> tuple[BatchLoader, BatchLoader]:
     """Build the training batches, shuffled and augmented, and the test batches, in order and plain.
 
-    Raises UserError if the training set has a single image.
+    A process of `world` gets its share of each, of a training batch none that is smaller than
+    `smallest`. Raises UserError if the training set has a single image.
     """
     common: dict[str, Any] = {
         "device": precision.device,
         "num_workers": settings.num_workers,
         "memory_format": precision.memory_format,
+        "rank": world.rank,
+        "ranks": world.size,
     }
     train_batches = build_split_batches(
         data,
@@ -164,9 +173,12 @@ def build_batches(
         rotation=SOURCES[settings.dataset].rotation,
         seed=settings.seed,
         drop_single=True,
+        parts=settings.accumulate,
+        smallest=smallest,
         **common,
     )
     if len(train_batches) == 0:
         raise UserError("the training set has a single image: at least two are needed")
-    test_batch = choose_test_batch(precision.device, data.side, settings.batch_size)
+    usual = settings.batch_size // world.size
+    test_batch = choose_test_batch(precision.device, data.side, usual) * world.size
     return train_batches, build_split_batches(data, "test", batch_size=test_batch, **common)

@@ -12,6 +12,7 @@ from rundir.config import read_config
 from rundir.names import CONFIG
 from utils.cli import MISTAKE, print_error
 from utils.errors import UserError
+from utils.world import read_rank
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -26,7 +27,8 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         message = str(error)
     except OSError as error:  # a directory that may not be read
         message = f"{error.filename}: {error.strerror}"
-    print_error("train.py", message)
+    if read_rank() == 0:
+        print_error("train.py", message)
     sys.exit(MISTAKE)
 
 
@@ -47,7 +49,8 @@ def take_over_settings(settings: Settings) -> Settings:
 
 def list_changes(stored: Settings, asked: Mapping[str, Any]) -> list[str]:
     """Return the names of the asked settings that shape a run and differ from `stored`."""
-    shaping = stored.get_shaping()
+    shaping, entries = stored.get_shaping(), stored.entries()
+    asked = {k: v for k, v in asked.items() if v is not None or not entries[k].left_open}
     return [name for name, value in asked.items() if name in shaping and shaping[name] != value]
 
 

@@ -23,7 +23,7 @@ from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
 from metrics.variability import compute_variability
 from models import build_model
-from rundir import building, evaluator, rebuild, weights
+from rundir import building, crew, rebuild, weights
 from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
 from tests.helpers import (
@@ -144,12 +144,12 @@ def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
             raise KeyboardInterrupt
         return whole(*inputs)
 
-    whole = evaluator.compute_measures
-    monkeypatch.setattr(evaluator, "compute_measures", measure_twice)
+    whole = crew.compute_measures
+    monkeypatch.setattr(crew, "compute_measures", measure_twice)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, run_dir)
     assert len(read_table(run_dir)) == 2
-    monkeypatch.setattr(evaluator, "compute_measures", whole)
+    monkeypatch.setattr(crew, "compute_measures", whole)
     capsys.readouterr()
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
 
@@ -428,14 +428,14 @@ def test_an_average_is_never_taken_for_weights(averaged, run_dir, tmp_path, caps
 
 def test_two_evaluations_of_one_run_keep_each_others_rows(run_dir, capsys, monkeypatch):
     """The second one begins and ends while the first has read the table, but not yet written."""
-    compute = evaluator.compute_measures
+    compute = crew.compute_measures
 
     def compute_beside_another(evaluation):
-        monkeypatch.setattr(evaluator, "compute_measures", compute)
+        monkeypatch.setattr(crew, "compute_measures", compute)
         evaluate(capsys, run_dir, "--checkpoints", "3")
         return compute(evaluation)
 
-    monkeypatch.setattr(evaluator, "compute_measures", compute_beside_another)
+    monkeypatch.setattr(crew, "compute_measures", compute_beside_another)
     evaluate(capsys, run_dir, "--checkpoints", "1-2")
     assert len(read_table(run_dir)) == 6
     assert "0 evaluated, 6 unchanged rows kept" in evaluate(capsys, run_dir).out

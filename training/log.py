@@ -25,6 +25,7 @@ from training.writers import Writer, open_writers
 from utils.cli import MISTAKE, NOT_FINITE
 from utils.console import WIDTH, Console, Progress, escape, format_count, list_some
 from utils.signals import Stopped
+from utils.world import ALONE, World
 
 # Exit statuses for the services, by what ends training; 255 is wandb's for a stop by the user.
 STATUSES: dict[type[BaseException] | None, int] = {None: 0, Stopped: 255, NonFiniteLoss: NOT_FINITE}
@@ -39,14 +40,15 @@ class RunLog:
     Args:
         run: the open run directory.
         settings: the complete settings of the run.
+        world: the processes that train together; the first one records.
 
     Attributes:
         console: prints lines of at most `WIDTH` columns and appends them to train_log.txt.
     """
 
-    def __init__(self, run: Run, settings: Settings) -> None:
+    def __init__(self, run: Run, settings: Settings, world: World = ALONE) -> None:
         self._run, self._settings = run, settings
-        self.console = Console(run.log, WIDTH)
+        self.console = Console(run.log, WIDTH, quiet=not world.is_first)
         self._table = EpochTable(settings.epochs)
         self._writers: list[Writer] = []
 
@@ -90,6 +92,8 @@ class RunLog:
         self._state = state
         self._sizes = [part.num_samples for part in batches]
         self._pace = Pace(state, *self._sizes)
+        if self.console.quiet:
+            return
         self._writers = open_writers(self._run, self._settings, state.epoch, self.console.say)
         if not self._run.resumed:
             return

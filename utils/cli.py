@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.registry import find_name, suggest
 from utils.sharing import read_sharers
 from utils.signals import Stopped, StopSignal
+from utils.world import get_world, leave, read_rank, refuse_several
 
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
@@ -189,10 +190,19 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print a mistake as one line and exit with status 2."""
+        """Print a mistake as one line and exit with status 2; of several processes one prints."""
         message = escape(" ".join(message.split()))
         message = message.replace("ignored explicit argument", "takes no value, but was given")
         self.exit(MISTAKE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; of several processes one does."""
+        if read_rank() == 0:
+            super().print_help(file)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit with a message; of several processes one prints it."""
+        super().exit(status, message if read_rank() == 0 else None)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # argparse drops "--" among the values; in "--flag=--" it is the value.
@@ -231,7 +241,8 @@ def add_evaluation_flags(group: Any) -> None:
         type=check_value(Count),
         default=None,
         metavar="N",
-        help="images per pass; changes memory and speed (default: 256, or 1,024 small ones)",
+        help="images per pass of a process; changes memory and speed (default: 256, or 1,024 small "
+        "ones)",
     )
     group.add_argument(
         "--data_dir",
@@ -249,12 +260,13 @@ def run_command(
     stopped: str,
     batch_size: int | None = None,
     explain: Callable[[BaseException], str | None] = lambda error: None,
+    divides: bool = False,
 ) -> int:
     """Run the body of a command and return its exit status.
 
     A mistake of the user's, too little memory and a full disk end in one line on stderr and
     status 2; a stop ends in 128 + the signal's number. Output that cannot be written ends nothing,
-    as `prepare_streams` describes.
+    as `prepare_streams` describes. If one process of a job ends so, all do, and one prints.
 
     Args:
         program: the script's name, which begins the line.
@@ -263,25 +275,40 @@ def run_command(
         batch_size: the value that the line about too little memory names; 0 where the flag was
             not given; None for a command without it.
         explain: describes in one line a RuntimeError that a setting causes, else returns None.
+        divides: whether the command divides its work among the processes of a job.
     """
     prepare_streams()
     try:
+        if not divides:
+            refuse_several(program)
         with StopSignal(stopped) as stop:
-            try:
-                return body(stop)
-            except Stopped:
-                return stop.exit_status
+            status = _run_body(body, stop)
+            leave()
+            return status
     except UserError as error:
         message = str(error)
     except (MemoryError, RuntimeError) as error:
-        explanation = explain(error) or _explain_device_error(error, batch_size)
+        explanation = (
+            explain(error)
+            or get_world().explain_loss(error)
+            or _explain_device_error(error, batch_size)
+        )
         if explanation is None:
             raise
         message = explanation
     except OSError as error:  # a log or an event file on a full disk
         message = f"{_name_file(error)}: {error.strerror or error}"
-    print_error(program, message)
+    if get_world().claim_line() and (get_world().size > 1 or read_rank() == 0):
+        print_error(program, message)
+    get_world().abandon(MISTAKE)
     return MISTAKE
+
+
+def _run_body(body: Callable[[StopSignal], int], stop: StopSignal) -> int:
+    try:
+        return body(stop)
+    except Stopped:
+        return stop.exit_status
 
 
 def _name_file(error: OSError) -> str:

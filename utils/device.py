@@ -41,7 +41,7 @@ PERHAPS_MEMORY_ERRORS = (
 
 
 def pick_device(
-    gpu_id: int | None, keep_memory: bool = True, given: bool = True
+    gpu_id: int | None, keep_memory: bool = True, given: bool = True, local_rank: int = 0
 ) -> tuple[torch.device, str]:
     """Return the device of `--gpu_id` and its name for people.
 
@@ -54,11 +54,14 @@ def pick_device(
         keep_memory: see above.
         given: whether the user asked for this number. A card that is there but cannot be used is
             then an error, and not the CPU either.
+        local_rank: the number of this process among those of a job on this machine. The first one
+            takes the GPU of `gpu_id`, each other one the GPU after that.
 
     Raises:
         UserError: the GPU does not exist, cannot be used though `given`, or fails at once.
     """
     given, number = given and gpu_id is not None, gpu_id or 0
+    number += local_rank if number >= 0 else 0
     problem = None if number < 0 else find_problem(number)
     if number >= 0 and problem is None:
         return _open_gpu(number)

@@ -75,6 +75,16 @@ class Processes(World):
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
+    def copy_weights(self, model: nn.Module) -> None:
+        tensors = list(model.state_dict().values())
+        for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+            some = [tensor for tensor in tensors if tensor.dtype == kind]
+            values = torch.cat([tensor.flatten() for tensor in some])  # one exchange, not hundreds
+            dist.broadcast(values, src=0)
+            parts = values.split([tensor.numel() for tensor in some])
+            for tensor, part in zip(some, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
     def check(self, function: Callable[[], Result]) -> Result:
         result, error = _attempt(function)
         _raise_first(self.gather(error))

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.world import read_local_size
+
 # Where Linux describes memory and control groups, which limit containers and cluster jobs.
 _MEMINFO, _OWN_GROUPS = "proc/meminfo", "proc/self/cgroup"
 _GROUPS = "sys/fs/cgroup"
@@ -27,8 +29,11 @@ def count_usable_cores(root: Path = Path("/")) -> int:
 
 
 def count_default_workers() -> int:
-    """Count the worker processes of a run by default: the usable cores less one, at least one."""
-    return max(1, count_usable_cores() - 1)
+    """Count the worker processes of a run by default: the usable cores less one, at least one.
+
+    The processes of a job on this machine share the cores.
+    """
+    return max(1, count_usable_cores() // read_local_size() - 1)
 
 
 def read_available_memory(root: Path = Path("/")) -> int:

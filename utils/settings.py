@@ -31,6 +31,7 @@ class Entry:
             if only the start of training needs it.
         before: the value of runs from before the setting existed.
         short: its form in the name of a run in a grid; None: no form of its own.
+        left_open: whether None is decided when a run begins. A run that goes on keeps its value.
         metavar: the value in `--help`; None: by its type.
     """
 
@@ -41,6 +42,7 @@ class Entry:
     builds: str | None = None
     before: Any = NEW
     short: str | None = None
+    left_open: bool = False
     metavar: str | None = None
 
 
@@ -101,6 +103,16 @@ class Table(BaseModel):
         """Add the flag of one setting to a parser or a group, with another text for its default."""
         options = _describe_flag(cls, name, default_text)
         group.add_argument(f"--{name}", **options)
+        if cls.model_fields[name].annotation == bool | None:
+            help = f"the opposite of --{name} (default: off)"
+            group.add_argument(
+                f"--no_{name}",
+                action="store_const",
+                const=False,
+                default=None,
+                dest=name,
+                help=help,
+            )
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
@@ -159,11 +171,13 @@ class Table(BaseModel):
     def refuse_idle(self) -> None:
         """Refuse a given setting that has no effect in this combination. Raises UserError."""
         for name, entry in self.entries().items():
-            value = getattr(self, name)
-            given = name in self.model_fields_set and value is not None and value is not False
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            given = name in self.model_fields_set and value is not None
+            given = given and (value is not False or default is None)
             reason = entry.why_idle(self) if given else None
             if reason:
-                raise UserError(f"--{name} has no effect here: {reason}")
+                flag = f"no_{name}" if value is False else name
+                raise UserError(f"--{flag} has no effect here: {reason}")
 
 
 def _describe_flag(table: type[Table], name: str, default_text: str | None) -> dict[str, Any]:
@@ -173,7 +187,7 @@ def _describe_flag(table: type[Table], name: str, default_text: str | None) -> d
     if default is None:
         default = "off" if field.default is False else _format(field.default)
     options: dict[str, Any] = {"help": f"{field.description} (default: {default})", "default": None}
-    if field.annotation is bool:
+    if field.annotation in (bool, bool | None):
         return {**options, "action": "store_const", "const": True}
     text = str(field.annotation)
     kind = next((kind for kind in METAVARS if kind in text), "str")

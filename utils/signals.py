@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from utils.world import ALONE, read_rank, read_size
+
 # Signals that Windows does not have: None there.
 SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 SIGCHLD: int | None = getattr(signal, "SIGCHLD", None)
 SIGKILL: int | None = getattr(signal, "SIGKILL", None)
 SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, *([SIGHUP] if SIGHUP else []))
+ALARM = 1000  # more than the number of any signal
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
 
 
@@ -25,12 +28,18 @@ class StopSignal:
 
     Before `wait_for_step()` is called, a signal ends the program at once with `message`: nothing
     can be lost yet. Afterwards the first signal is remembered, and the loop stops after its step. A
-    second one of the same kind ends the process at once, for a user who will not wait.
+    second one of the same kind ends the process at once, for a user who will not wait. In a job of
+    several processes it does not: the launcher may send what the terminal has sent already.
+
+    Attributes:
+        number: of the signal; None before one.
+        world: the processes that stop together.
     """
 
     def __init__(self, message: str = "stopped before training began") -> None:
         self._message = message
         self.number: int | None = None
+        self.world = ALONE
         self._remember = False
         self._previous: dict[int, Any] = {}
 
@@ -43,6 +52,16 @@ class StopSignal:
     def exit_status(self) -> int:
         """128 + the signal's number, as a shell reports it: SIGTERM 143, SIGINT 130, SIGHUP 129."""
         return 128 + (self.number or 0)
+
+    def poll(self, alarm: bool = False) -> bool:
+        """Return whether to stop here; all processes of a job get the same answer.
+
+        With `alarm`, on any of them, the answer is yes although no stop was requested.
+        """
+        number = self.world.vote(ALARM if alarm else self.number or 0)
+        if 0 < number < ALARM:
+            self.number = number
+        return number > 0
 
     def wait_for_step(self) -> None:
         """Remember requests from now on: the loop stops after its step."""
@@ -71,9 +90,11 @@ class StopSignal:
     def _handle(self, number: int, _frame: Any) -> None:
         self.number = number
         if self._remember:
-            signal.signal(number, signal.SIG_DFL)
+            if read_size() == 1:
+                signal.signal(number, signal.SIG_DFL)
             return
-        print(self._message, file=sys.stderr)
+        if self.world.claim_line() and read_rank() == 0:
+            print(self._message, file=sys.stderr)
         sys.exit(self.exit_status)
 
 

@@ -60,6 +60,9 @@ class World:
     def copy_buffers(self, model: nn.Module) -> None:
         """Give a network the buffers of the first process's: its running statistics."""
 
+    def copy_weights(self, model: nn.Module) -> None:
+        """Give a network all values of the first process's state_dict."""
+
     def check(self, function: Callable[[], Result]) -> Result:
         """Call a function without methods of this class on every process; return its result.
 

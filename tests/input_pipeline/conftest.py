@@ -4,9 +4,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from tests.input_pipeline.helpers import picture
+from input_pipeline.splits import FileSplit, TensorSplit
+from tests.input_pipeline.helpers import COUNT, SIZE, picture
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +41,16 @@ def offline(monkeypatch):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+@pytest.fixture(scope="package")
+def splits(tmp_path_factory):
+    """The same 23 images as a FileSplit of PNGs and as a TensorSplit."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    paths = [str(folder / f"{i:02}.png") for i in range(COUNT)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    labels = torch.arange(COUNT) % 4
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return FileSplit(paths, labels, (SIZE, SIZE), paths[0]), TensorSplit(images, labels)

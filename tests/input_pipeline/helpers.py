@@ -8,8 +8,18 @@ import torch
 from PIL import Image
 
 from input_pipeline.load import load_dataset
+from input_pipeline.loader import BatchLoader
 from tests.helpers import ROOT
 from utils.errors import UserError
+
+SIZE = 16
+COUNT = 23
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def make(split, **options) -> BatchLoader:
+    defaults = {"batch_size": 5, "device": "cpu", "mean": MEAN, "std": STD, "num_classes": 4}
+    return BatchLoader(split, **(defaults | options))
 
 
 def refusal(*args, **options) -> str:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,34 +18,13 @@ from input_pipeline.augmentation import draw_plan, normalise
 from input_pipeline.cropping import ResizedCrop
 from input_pipeline.decoding import init_worker
 from input_pipeline.image_files import crop_and_resize
-from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import FileSplit, TensorSplit
 from tests.helpers import ROOT
+from tests.input_pipeline.helpers import COUNT, MEAN, SIZE, STD, make
 from utils.errors import UserError
 
-SIZE = 16
-COUNT = 23
 IN_MEMORY = [name for name, entry in AUGMENTATIONS.items() if not entry.crops_files]
 KINDS = [(1, name) for name in IN_MEMORY] + [(0, name) for name in AUGMENTATIONS]
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-
-
-@pytest.fixture(scope="module")
-def splits(tmp_path_factory):
-    """The same 23 images as a FileSplit of PNGs and as a TensorSplit."""
-    folder = tmp_path_factory.mktemp("images")
-    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
-    paths = [str(folder / f"{i:02}.png") for i in range(COUNT)]
-    for path, image in zip(paths, pixels, strict=True):
-        Image.fromarray(image).save(path)
-    labels = torch.arange(COUNT) % 4
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return FileSplit(paths, labels, (SIZE, SIZE), paths[0]), TensorSplit(images, labels)
-
-
-def make(split, **options):
-    defaults = {"batch_size": 5, "device": "cpu", "mean": MEAN, "std": STD, "num_classes": 4}
-    return BatchLoader(split, **(defaults | options))
 
 
 def assert_same(batches, others):
