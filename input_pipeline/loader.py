@@ -67,7 +67,8 @@ class BatchLoader:
         parts, smallest: see `input_pipeline.division.Division`.
 
     Raises:
-        UserError: `augment` is unknown or not for this split, `batch_size` is below 1, or a GPU's memory is too small.
+        UserError: `augment` is unknown or not for this split, `batch_size` is below 1, or a GPU's
+            memory is too small.
     """
 
     def __init__(
