@@ -164,10 +164,9 @@ def build_step(
     device, ranks = precision.device, division.ranks
     update = Update(optimizer, scaler, clip_grad_norm)
     run_forward = build_forward(model, objective, precision, compiled)
-    keep_apart: Any = nullcontext
     if ranks > 1:
         run_forward = load_function("training.parallel:share_gradients")(model, run_forward)
-        keep_apart = run_forward.no_sync
+    keep_apart = run_forward.no_sync if ranks > 1 else nullcontext
 
     def add_gradient(images: Tensor, targets: Tensor, share: float) -> Results:
         # A function of its own: what a part holds for its gradient is freed before the next part.
