@@ -455,6 +455,7 @@ def complete(settings: Settings) -> Settings:
         raise UserError(
             "--freeze_backbone, --fixed_etf and --bias_mode none leave nothing to train"
         )
+    _check_crops(settings)
     s, filled = settings, dict[str, Any]()
     if s.epochs_warmup >= s.epochs:
         raise UserError(f"--epochs_warmup {s.epochs_warmup} must be below --epochs {s.epochs}")
@@ -472,6 +473,17 @@ def complete(settings: Settings) -> Settings:
     if s.weight_decay_bias is None:
         filled["weight_decay_bias"] = 0.0 if s.sep_decay else s.weight_decay
     return settings.replace(**filled)
+
+
+def _check_crops(settings: Settings) -> None:
+    """Raise UserError if image files are to be cropped, but there are none, or to no known size."""
+    augment, dataset = settings.augment, settings.dataset
+    if not AUGMENTATIONS[augment].crops_files:
+        return
+    if reason := explain_no_files(dataset):
+        raise UserError(f"--augment {augment} crops image files: {reason}; use DA1 or DA1+DA2")
+    if settings.img_size is None:
+        raise UserError(f"--augment {augment} needs --img_size, the side of its crops")
 
 
 def _check_milestones(milestones: list[int] | None, epochs: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source
+from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source, find_resized_side
 from input_pipeline.decoding import decode_some, decode_whole
 from input_pipeline.fingerprint import (
     Fingerprint,
@@ -45,6 +45,8 @@ def load_dataset(
     num_workers: int = 0,
     splits: Sequence[str] = SPLITS,
     jpeg_draft: bool = False,
+    margin: bool = False,
+    streamed: Collection[str] = (),
     in_memory_bytes: int | None = None,
     pixels: int = PIXELS,
 ) -> DataSet:
@@ -55,16 +57,16 @@ def load_dataset(
         data_dir: the folder that holds the data set, or where its download is put.
         img_size: side in pixels that all images are resized to. None: the source's default.
         sample_size: use only the first so many training images of each class, in the set's order.
-        imbalance_factor: above 1, cut the training set to a long tail. With n the size of the
-            largest class (after `sample_size`), class k keeps the first
-            ⌊n · factor^(−k/(K−1))⌋ of its images, at least one, or all where it has fewer. Only
-            classes of equal size follow the profile exactly. The test set stays as it is.
+        imbalance_factor: above 1, cut the training set to a long tail, after `sample_size`, see
+            `input_pipeline.longtail`. The test set stays as it is.
         test_sample_size: `sample_size` of the test set.
         num_workers: processes that decode image files. 0 decodes in this process.
         splits: which of "train" and "test" to return images for. Mean and std that have to be
-            measured are those of the training images in any case: the same `sample_size` and
-            `imbalance_factor` give the same values.
+            measured are those of the chosen training images in any case.
         jpeg_draft: decode large JPEGs at a part of their size, see `image_files.open_rgb`.
+        margin: crop the centre of images resized to more than `img_size`, which is then needed, see
+            `find_resized_side`.
+        streamed: splits whose image files are never held in memory, because a loader crops them.
         in_memory_bytes: image files that take more when decoded are streamed, with the same pixels.
             None: `find_room()`.
         pixels: the number of the rules for pixels, see `input_pipeline.PIXELS`.
@@ -83,11 +85,9 @@ def load_dataset(
     measures = source.mean is None or source.std is None
     needed = list(dict.fromkeys(("train", *splits)) if measures else splits)
     chosen = _choose_samples(source, root, selections, needed)
-    samples: dict[str, Split]
-    files = _build_files(chosen, side, jpeg_draft) if source.streams else {}
-    if files:
-        samples = _decode_small(files, needed, in_memory_bytes, num_workers)
-    else:
+    files = _build_files(chosen, side, jpeg_draft, margin) if source.streams else {}
+    samples = _decode_small(files, needed, streamed, in_memory_bytes, num_workers)
+    if not files:
         samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
     mean, std = _find_mean_and_std(source, samples, files, num_workers)
     classes, shape = chosen[needed[0]].classes, (3, *samples[needed[0]].image_size)
@@ -293,13 +293,16 @@ def _build_tensors(chosen: _Chosen, side: int | None, pixels: int) -> TensorSpli
 
 
 def _build_files(
-    chosen: Mapping[str, _Chosen], side: int | None, jpeg_draft: bool
+    chosen: Mapping[str, _Chosen], side: int | None, jpeg_draft: bool, margin: bool
 ) -> dict[str, FileSplit]:
     """Build the splits of the chosen image files; their size is the first's or `side`."""
+    if margin and side is None:
+        raise ValueError("images that keep their size have no margin")
+    resized_side = find_resized_side(side) if margin and side else None
     first = chosen["train"].images[0]
     size, size_from = ((side, side), None) if side else (read_size(first), first)
     return {
-        split: FileSplit(part.images, part.labels, size, size_from, jpeg_draft)
+        split: FileSplit(part.images, part.labels, size, size_from, jpeg_draft, resized_side)
         for split, part in chosen.items()
     }
 
@@ -307,17 +310,21 @@ def _build_files(
 def _decode_small(
     files: dict[str, FileSplit],
     needed: Iterable[str],
+    streamed: Collection[str],
     in_memory_bytes: int | None,
     num_workers: int,
 ) -> dict[str, Split]:
     """Decode the splits `needed` into memory, unless both splits take more than `in_memory_bytes`.
 
-    Both splits count, needed or not: training and evaluation then decide the same.
+    Both splits count, needed or not: training and evaluation then decide the same. Those of
+    `streamed` stay files and don't count.
     """
     room = find_room() if in_memory_bytes is None else in_memory_bytes
-    if _count_bytes(files) > room:
+    held = {split: part for split, part in files.items() if split not in streamed}
+    if _count_bytes(held) > room:
         return dict(files)
-    return {split: decode_whole(files[split], num_workers) for split in needed}
+    decoded = {s: decode_whole(held[s], num_workers) for s in needed if s in held}
+    return {**files, **decoded}
 
 
 def _count_bytes(files: Mapping[str, FileSplit]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,14 @@ from input_pipeline import AUGMENTATIONS
 from input_pipeline.augmentation import (
     EpochPlan,
     augment_batch,
+    build_crop,
     build_mixer,
     build_transforms,
     draw_plan,
     normalise,
     send_draws,
 )
-from input_pipeline.decoding import build_decoding_loader, iterate_decoded
+from input_pipeline.decoding import Request, build_decoding_loader, iterate_decoded
 from input_pipeline.delivery import Carrier
 from input_pipeline.division import Division
 from input_pipeline.splits import FileSplit, Split, TensorSplit
@@ -38,7 +40,8 @@ class BatchLoader:
 
     A TensorSplit is moved to the device once and indexed there. A FileSplit is decoded by worker
     processes ahead of its use and crosses to the device as uint8. Augmentation and normalisation
-    run on the device for both. Order and augmentation follow from (seed, epoch) alone. They do not
+    run on the device for both; crops that need the whole image file are made where it is decoded.
+    Order and augmentation follow from (seed, epoch) alone. They do not
     depend on `num_workers`, the kind of split, or the step at which an epoch is resumed.
 
     In a job of several processes each gets its share of each batch: the same samples, changed in
@@ -91,6 +94,8 @@ class BatchLoader:
         augment = find_name(augment, AUGMENTATIONS, "augmentation")
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
+        if AUGMENTATIONS[augment].crops_files and isinstance(split, TensorSplit):
+            raise UserError(f"augmentation {augment} crops image files: these images are in memory")
         self.device = torch.device(device)
         self.split = _place(split, self.device)
         self.batch_size = batch_size
@@ -119,8 +124,9 @@ class BatchLoader:
         self._files = None
         if isinstance(self.split, FileSplit):
             self._carrier = Carrier(self.device)
+            # The split itself stays as it is: it is also the one that is measured.
             self._files = build_decoding_loader(
-                self.split,
+                dataclasses.replace(self.split, crop=build_crop(augment, seed)),
                 self._sampler,
                 num_workers=num_workers,
                 pin_memory=self.device.type == "cuda",
@@ -161,7 +167,7 @@ class BatchLoader:
         labels = self.split.labels[on_device.order]
         starts = range(start_step, len(self), self._steps)
         pieces = [range(first, min(first + self._steps, len(self))) for first in starts]
-        for steps, images in zip(pieces, self._fetch(order, pieces), strict=True):
+        for steps, images in zip(pieces, self._fetch(order, pieces, epoch), strict=True):
             at = self._cut.locate(steps)
             images = self._prepare(images, on_device, at)
             for batch in self._mix(images, labels[at], epoch, steps):
@@ -176,7 +182,7 @@ class BatchLoader:
         """Find how many samples the batch of a step has in all processes together."""
         return min(self.batch_size, self.num_samples - step * self.batch_size)
 
-    def _fetch(self, order: Tensor, pieces: Sequence[range]) -> Iterator[Tensor]:
+    def _fetch(self, order: Tensor, pieces: Sequence[range], epoch: int) -> Iterator[Tensor]:
         """Iterate over the images of each piece, a few steps.
 
         Args:
@@ -192,6 +198,7 @@ class BatchLoader:
             for numbers in chosen:
                 yield self.split.fetch(numbers)
             return
+        self._sampler.epoch = epoch
         assert self._files is not None
         self._sampler.batches = [numbers for numbers in chosen if len(numbers)]
         if self._sampler.batches:
@@ -268,15 +275,15 @@ def _place(split: Split, device: torch.device) -> Split:
 class _OrderSampler:
     """The batches of sample numbers of an epoch, int64 on the CPU, for a DataLoader.
 
-    Its owner sets `batches` for each epoch, so that one DataLoader and its workers serve all
-    epochs.
+    Its owner sets `batches` and `epoch`, so that one DataLoader and its workers serve all epochs.
     """
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
+        self.epoch = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (numbers.tolist() for numbers in self.batches)
+    def __iter__(self) -> Iterator[Request]:
+        return ((numbers.tolist(), self.epoch) for numbers in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from input_pipeline import Channels
+from input_pipeline.cropping import Crop
 from input_pipeline.fingerprint import Fingerprint, describe_identity
-from input_pipeline.image_files import fit_square, open_rgb
+from input_pipeline.image_files import fit_square, open_region, open_rgb
 from utils.errors import UserError
 
 
@@ -62,6 +64,9 @@ class FileSplit:
             size are resized and cropped (then H = W).
         jpeg_draft: whether JPEGs that are resized may be decoded at a part of their size, see
             `input_pipeline.image_files.open_rgb`.
+        resized_side: pixels of the shorter side before the centre is cropped; None: those of
+            `image_size`.
+        crop: chooses the part that is resized instead, anew in each epoch; None: the centre.
     """
 
     paths: Sequence[str]
@@ -69,12 +74,14 @@ class FileSplit:
     image_size: tuple[int, int]
     size_from: str | None = None
     jpeg_draft: bool = False
+    resized_side: int | None = None
+    crop: Crop | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, indices: Iterable[int]) -> Tensor:
-        """Decode the B samples `indices`.
+    def fetch(self, indices: Iterable[int], epoch: int = 0) -> Tensor:
+        """Decode the B samples `indices`, with the crops of an epoch if there are any.
 
         Returns:
             uint8 [B, 3, H, W] on the CPU.
@@ -85,7 +92,7 @@ class FileSplit:
         numbers = list(indices)
         images = np.empty((len(numbers), 3, *self.image_size), dtype=np.uint8)
         for image, number in zip(images, numbers, strict=True):
-            image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
+            image[:] = self._decode(number, epoch).transpose(2, 0, 1)
         return torch.from_numpy(images)
 
     def select(self, indices: Tensor) -> FileSplit:
@@ -97,15 +104,19 @@ class FileSplit:
         """Move the labels to `device`; the images remain files."""
         return replace(self, labels=self.labels.to(device))
 
-    def _decode(self, path: str) -> np.ndarray:
+    def _decode(self, number: int, epoch: int) -> np.ndarray:
         """Decode one file to uint8 [H, W, 3]."""
-        resized = self.size_from is None
-        image = open_rgb(path, self.image_size[0] if self.jpeg_draft and resized else None)
+        path, side = self.paths[number], self.image_size[0]
+        if self.crop is not None:
+            choose = partial(self.crop.draw, epoch, number)
+            return np.asarray(open_region(path, side, choose, self.jpeg_draft))
+        resized, target = self.size_from is None, self.resized_side or side
+        image = open_rgb(path, target if self.jpeg_draft and resized else None)
         size = (image.height, image.width)
-        if size == self.image_size:
+        if size == self.image_size and target == side:
             return np.asarray(image)
         if resized:
-            return np.asarray(fit_square(image, self.image_size[0]))
+            return np.asarray(fit_square(image, side, target))
         (h0, w0), (h1, w1) = self.image_size, size
         raise UserError(
             f"images differ in size: {self.size_from} is {w0}×{h0} pixels, {path} is {w1}×{h1}; "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from args import Settings
-from input_pipeline import PIXELS, SOURCES, SPLITS
+from input_pipeline import AUGMENTATIONS, PIXELS, SOURCES, SPLITS
 from input_pipeline.load import find_image_side, load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.room import find_room
@@ -33,6 +33,7 @@ def build_data(
     pixels: int = PIXELS,
     device: torch.device | None = None,
     room: int | None = None,
+    streamed: Sequence[str] = (),
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
 
@@ -43,6 +44,7 @@ def build_data(
         pixels: the number of the rules for pixels.
         device: where the images will be used. None: the CPU.
         room: bytes that the images may take in memory. None: as `find_room` finds for the device.
+        streamed: splits whose image files are never held in memory.
 
     Raises:
         UserError: it cannot be loaded.
@@ -55,8 +57,15 @@ def build_data(
         splits=splits,
         pixels=pixels,
         in_memory_bytes=find_room(device) if room is None else room,
+        margin=crops_files(settings),
+        streamed=streamed,
         **options,
     )
+
+
+def crops_files(settings: Settings) -> bool:
+    """Return whether training images are cropped from their files, and others have a margin."""
+    return AUGMENTATIONS[settings.augment].crops_files
 
 
 def list_data_options(settings: Settings, data_dir: str | None = None) -> dict[str, Any]:
@@ -71,15 +80,17 @@ def build_run_data(settings: Settings, directory: Path, resumed: bool, room: int
     `room` is how many bytes the images may take in memory. Raises UserError if the data set has
     changed since then, or if the network's definition has.
     """
+    streamed = ("train",) if crops_files(settings) else ()
     if not resumed:
-        return build_data(settings, room=room)
+        return build_data(settings, room=room, streamed=streamed)
     config = read_config(directory)
     if config.versions.network != find_network(settings.model).version:
         raise UserError(
             f"--resume: {directory} was begun with an older definition of {settings.model}; "
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
-    data = build_data(settings, pixels=config.versions.pixels, room=room)
+    pixels = config.versions.pixels
+    data = build_data(settings, pixels=pixels, room=room, streamed=streamed)
     check_data(directory, config.facts, data.facts())
     return data.normalised_as(config.facts)
 

@@ -25,7 +25,7 @@ from metrics.extraction import (
     extract,
 )
 from models import find_network
-from rundir.building import build_data, build_network, list_data_options
+from rundir.building import build_data, build_network, crops_files, list_data_options
 from rundir.checkpoints import check_origin
 from rundir.config import check_data
 from rundir.foreign import (
@@ -158,7 +158,7 @@ class Rebuilder:
 
     def _identify_data(self, run: TrainedRun) -> tuple[Any, ...]:
         settings = run.settings.values(["dataset", *Settings.names(builds="data")])
-        return settings, run.versions.pixels
+        return settings, run.versions.pixels, crops_files(run.settings)
 
     def _load_once(self, run: TrainedRun) -> LoadedData:
         identity = self._identify_data(run)

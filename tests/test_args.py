@@ -125,6 +125,8 @@ WRONG_VALUES = [
     (["--loss", "hinge"], "BCE"),
     (["--optimizer", "Adam"], "AdamW"),
     (["--augment", "DA2"], "DA1+DA2"),
+    (["--augment", "RRC"], "digits does not consist of image files; use DA1"),
+    (["--augment", "RRC", "--dataset", "folder"], "needs --img_size"),
     (["--run_name", "a/b"], "plain directory name"),
     (["--run_name", ""], "plain directory name"),
     (["--wandb", "team/project"], "no name of a project"),
