@@ -13,6 +13,7 @@ from torch import Tensor
 from input_pipeline import Channels
 from input_pipeline.fingerprint import Fingerprint, describe_identity
 from input_pipeline.image_files import fit_square, open_rgb
+from input_pipeline.paths import select_paths
 from utils.errors import UserError
 
 
@@ -73,6 +74,11 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What decides how a file is decoded."""
+        return {k: v for k, v in vars(self).items() if k not in ("paths", "labels")}
+
     def fetch(self, indices: Iterable[int]) -> Tensor:
         """Decode the B samples `indices`.
 
@@ -90,7 +96,7 @@ class FileSplit:
 
     def select(self, indices: Tensor) -> FileSplit:
         """Keep the samples `indices`, int64 [B]."""
-        paths = [self.paths[i] for i in indices.tolist()]
+        paths = select_paths(self.paths, indices.cpu().numpy())
         return replace(self, paths=paths, labels=self.labels[indices])
 
     def to(self, device: torch.device | str) -> FileSplit:
@@ -129,6 +135,7 @@ class DataSet:
         fingerprints: of these splits as they were loaded, by name.
         image_files: whether the source consists of image files.
         test_split: the name of the folder that is the test set, if the source has a choice.
+        skipped: the files that were left out of each split; None if none may be.
         notes: lines for a run's log: what was found where.
     """
 
@@ -142,6 +149,7 @@ class DataSet:
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
     image_files: bool = False
     test_split: str | None = None
+    skipped: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -178,7 +186,9 @@ class DataSet:
         if self.train is not None:
             facts["class_sizes"] = self.class_sizes
         if self.fingerprints:
-            facts |= describe_identity(self.fingerprints, self.test_split, self.image_files)
+            facts |= describe_identity(
+                self.fingerprints, self.test_split, self.image_files, self.skipped
+            )
         return facts
 
     def normalised_as(self, facts: Mapping[str, Any]) -> DataSet:
