@@ -40,6 +40,10 @@ _LONGEST = 8  # times as long as wide: longer images are cropped before they are
 Choose = Callable[[int, int], Region]
 
 
+class UndecodableError(UserError):
+    """A file that was read is not a whole image."""
+
+
 class _RangeError(ValueError):
     """The pixel values have no range, or do not fill the one that 8 bits are made from."""
 
@@ -59,7 +63,8 @@ def open_rgb(path: str, draft_side: int | None = None) -> Image.Image:
             1/2, 1/4 or 1/8 of its size for it. The shorter side of the result has so many pixels
             where that was done. None: the image has its own size.
 
-    Raises UserError if the file can't be decoded, or if its values have no known range.
+    Raises UndecodableError if the file can't be decoded, UserError if it can't be read or if its
+    values have no known range.
     """
     with _open(path) as image:
         return _turn_upright(_decode(image, draft_side), image)
@@ -184,7 +189,10 @@ def _open(path: str) -> Iterator[Image.Image]:
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is none of {', '.join(_FORMATS)}"
         reason = reason or type(error).__name__
-        raise UserError(f"{path} can't be decoded as an image ({reason}): replace it") from error
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+            raise UserError(f"{path} can't be read: {reason}") from error
+        line = f"{path} can't be decoded as an image ({reason}): replace it"
+        raise UndecodableError(line) from error
 
 
 def _decode(image: Image.Image, draft_side: int | None) -> Image.Image:

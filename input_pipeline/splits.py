@@ -15,6 +15,7 @@ from input_pipeline import Channels
 from input_pipeline.cropping import Crop
 from input_pipeline.fingerprint import Fingerprint, describe_identity
 from input_pipeline.image_files import fit_square, open_region, open_rgb
+from input_pipeline.paths import select_paths
 from utils.errors import UserError
 
 
@@ -80,6 +81,11 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What decides how a file is decoded."""
+        return {k: v for k, v in vars(self).items() if k not in ("paths", "labels")}
+
     def fetch(self, indices: Iterable[int], epoch: int = 0) -> Tensor:
         """Decode the B samples `indices`, with the crops of an epoch if there are any.
 
@@ -97,7 +103,7 @@ class FileSplit:
 
     def select(self, indices: Tensor) -> FileSplit:
         """Keep the samples `indices`, int64 [B]."""
-        paths = [self.paths[i] for i in indices.tolist()]
+        paths = select_paths(self.paths, indices.cpu().numpy())
         return replace(self, paths=paths, labels=self.labels[indices])
 
     def to(self, device: torch.device | str) -> FileSplit:
@@ -140,6 +146,7 @@ class DataSet:
         fingerprints: of these splits as they were loaded, by name.
         image_files: whether the source consists of image files.
         test_split: the name of the folder that is the test set, if the source has a choice.
+        skipped: the files that were left out of each split; None if none may be.
         notes: lines for a run's log: what was found where.
     """
 
@@ -153,6 +160,7 @@ class DataSet:
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
     image_files: bool = False
     test_split: str | None = None
+    skipped: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -189,7 +197,9 @@ class DataSet:
         if self.train is not None:
             facts["class_sizes"] = self.class_sizes
         if self.fingerprints:
-            facts |= describe_identity(self.fingerprints, self.test_split, self.image_files)
+            facts |= describe_identity(
+                self.fingerprints, self.test_split, self.image_files, self.skipped
+            )
         return facts
 
     def normalised_as(self, facts: Mapping[str, Any]) -> DataSet:
