@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from utils.registry import find_name, load_function
 # does not depend on whether they are held in memory: the same set has the same values everywhere.
 MEASURED_BYTES = 2 * 1024**3
 _MEASURED_IMAGES = 10_000
+# Maps splits and the folder of the data set to equal splits.
+Keeper = Callable[[Mapping[str, FileSplit], Path], Mapping[str, FileSplit]]
 
 
 def load_dataset(
@@ -53,6 +55,7 @@ def load_dataset(
     jpeg_draft: bool = False,
     margin: bool = False,
     streamed: Collection[str] = (),
+    keep: Keeper | None = None,
     in_memory_bytes: int | None = None,
     pixels: int = PIXELS,
     skip_corrupt: bool = False,
@@ -63,22 +66,18 @@ def load_dataset(
     """Load a data set. Download an absent one first if torchvision knows where it is.
 
     Args:
-        name: one of `SOURCES`.
-        data_dir: the folder that holds the data set, or where its download is put.
+        name, data_dir: one of `SOURCES`, and the folder that holds it or gets its download.
         img_size: side in pixels that all images are resized to. None: the source's default.
-        sample_size: use only the first so many training images of each class, in the set's order.
+        sample_size, test_sample_size: use the first so many images of each class, in their order.
         imbalance_factor: above 1, cut the training set to a long tail, after `sample_size`, see
             `input_pipeline.longtail`. The test set stays as it is.
-        test_sample_size: `sample_size` of the test set.
         num_workers: processes that decode image files. 0 decodes in this process.
-        splits: which of "train" and "test" to return images for. Mean and std that have to be
-            measured are those of the chosen training images in any case.
+        splits: which of "train" and "test" to return images for.
         jpeg_draft: decode large JPEGs at a part of their size, see `image_files.open_rgb`.
-        margin: crop the centre of images resized to more than `img_size`, which is then needed, see
-            `find_resized_side`.
+        margin: see `find_resized_side`; needs `img_size`.
         streamed: splits whose image files are never held in memory, because a loader crops them.
-        in_memory_bytes: image files that take more when decoded are streamed, with the same pixels.
-            None: `find_room()`.
+        keep: gives image files what is kept of them, see `resized.keep_resized`. None: nothing.
+        in_memory_bytes: image files that take more are streamed. None: `find_room()`.
         pixels: the number of the rules for pixels, see `input_pipeline.PIXELS`.
         skip_corrupt: leave image files out that can't be decoded, before any selection.
         skipped: the files that a run has left out, by split. None: all files are checked.
@@ -86,17 +85,18 @@ def load_dataset(
         console: shows the progress of a check; None: nothing does.
 
     Raises:
-        UserError: an unknown name, a number out of range, absent, corrupt or inconsistent files,
-            or a failed download.
+        UserError: a wrong argument, absent, corrupt or inconsistent files, a failed download.
     """
     source, root = find_source(name, data_dir, force_listing)
     check_number("img_size", img_size)
     side = img_size or source.side
     needed = _list_needed(source, splits)
-    omit = Omission(skip_corrupt, skipped, num_workers, console)
     selections = build_selections(sample_size, imbalance_factor, test_sample_size)
+    omit = Omission(skip_corrupt, skipped, num_workers, console)
     chosen = choose_samples(source, root, selections, needed, omit)
     files = _build_files(chosen, side, jpeg_draft, margin) if source.streams else {}
+    if keep is not None and files:
+        files |= keep({split: files[split] for split in needed}, root)
     samples = _decode_small(files, needed, streamed, in_memory_bytes, num_workers)
     if not files:
         samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
