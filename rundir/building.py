@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from args import Settings
 from input_pipeline import AUGMENTATIONS, PIXELS, SOURCES, SPLITS
 from input_pipeline.load import find_image_side, load_dataset
 from input_pipeline.loader import BatchLoader
+from input_pipeline.resized import keep_resized
 from input_pipeline.room import find_room
-from input_pipeline.splits import DataSet
+from input_pipeline.splits import DataSet, FileSplit
 from metrics.extraction import build_split_batches, choose_test_batch
 from models import OLD_COMMIT, build_model, find_network
 from rundir.bare import STEMS
 from rundir.config import check_data, read_config
+from utils.console import Console
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
 from utils.world import ALONE, World
@@ -34,6 +38,7 @@ def build_data(
     device: torch.device | None = None,
     room: int | None = None,
     streamed: Sequence[str] = (),
+    fill_cache: bool = False,
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
 
@@ -45,12 +50,18 @@ def build_data(
         device: where the images will be used. None: the CPU.
         room: bytes that the images may take in memory. None: as `find_room` finds for the device.
         streamed: splits whose image files are never held in memory.
+        fill_cache: whether --cache_dir gets the images that it lacks.
 
     Raises:
         UserError: it cannot be loaded.
     """
     options = list_data_options(settings, data_dir)
     workers = settings.num_workers if num_workers is None else num_workers
+    keep = None
+    if settings.cache_dir is not None:
+        directory, shown = Path(settings.cache_dir), Console() if fill_cache else None
+        options_of_store: dict[str, Any] = {"num_workers": workers or 0, "console": shown}
+        keep = partial(keep_resized, cache_dir=directory, fill=fill_cache, **options_of_store)
     return load_dataset(
         settings.dataset,
         num_workers=workers or 0,
@@ -59,6 +70,7 @@ def build_data(
         in_memory_bytes=find_room(device) if room is None else room,
         margin=crops_files(settings),
         streamed=streamed,
+        keep=keep,
         **options,
     )
 
@@ -82,7 +94,8 @@ def build_run_data(settings: Settings, directory: Path, resumed: bool, room: int
     """
     streamed = ("train",) if crops_files(settings) else ()
     if not resumed:
-        return build_data(settings, room=room, streamed=streamed)
+        data = build_data(settings, room=room, streamed=streamed, fill_cache=True)
+        return _crop_resized(settings, data)
     config = read_config(directory)
     if config.versions.network != find_network(settings.model).version:
         raise UserError(
@@ -90,9 +103,16 @@ def build_run_data(settings: Settings, directory: Path, resumed: bool, room: int
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
     pixels = config.versions.pixels
-    data = build_data(settings, pixels=pixels, room=room, streamed=streamed)
+    data = build_data(settings, pixels=pixels, room=room, streamed=streamed, fill_cache=True)
     check_data(directory, config.facts, data.facts())
-    return data.normalised_as(config.facts)
+    return _crop_resized(settings, data.normalised_as(config.facts))
+
+
+def _crop_resized(settings: Settings, data: DataSet) -> DataSet:
+    """Let --resize_first choose where training images are cropped from."""
+    if not (settings.resize_first and isinstance(data.train, FileSplit)):
+        return data
+    return replace(data, train=replace(data.train, resize_first=True))
 
 
 def build_network(
