@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from input_pipeline.splits import DataSet
 from metrics.extraction import build_split_batches, choose_test_batch
 from models import OLD_COMMIT, build_model, find_network
 from rundir.bare import STEMS
-from rundir.config import check_data, read_config
+from rundir.config import check_data, find_skipped, read_config
+from utils.console import Console
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
+from utils.world import read_number
 
 
 def build_data(
@@ -30,6 +32,7 @@ def build_data(
     data_dir: str | None = None,
     num_workers: int | None = None,
     pixels: int = PIXELS,
+    skipped: Mapping[str, Sequence[str]] | None = None,
     device: torch.device | None = None,
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
@@ -39,6 +42,7 @@ def build_data(
         splits: "train", "test" or both.
         data_dir, num_workers: in place of those of the settings.
         pixels: the number of the rules for pixels.
+        skipped: the files that a run has left out, by split. None: --skip_corrupt looks for them.
         device: where the images will be used. None: the CPU.
 
     Raises:
@@ -51,6 +55,10 @@ def build_data(
         num_workers=workers or 0,
         splits=splits,
         pixels=pixels,
+        skipped=skipped,
+        # The other processes on this machine find what the first one keeps.
+        force_listing=settings.force_listing and read_number("LOCAL_RANK", 0) == 0,
+        console=Console(),
         in_memory_bytes=find_room(device),
         **options,
     )
@@ -77,7 +85,8 @@ def build_run_data(
             f"--resume: {directory} was begun with an older definition of {settings.model}; "
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
-    data = build_data(settings, pixels=config.versions.pixels, device=device)
+    skipped = find_skipped(directory, config.facts)
+    data = build_data(settings, pixels=config.versions.pixels, skipped=skipped, device=device)
     check_data(directory, config.facts, data.facts())
     return data.normalised_as(config.facts)
 
