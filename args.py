@@ -273,6 +273,20 @@ class Settings(Table):
         before=None,
         metavar="DIR",
     )
+    skip_corrupt: bool = data(
+        False,
+        "leave image files out that can't be decoded; all are checked once, see docs/data.md",
+        why_idle=lambda s: explain_no_files(s.dataset),
+        builds="data",
+        before=False,
+        short="skipcorrupt",
+    )
+    force_listing: bool = data(
+        False,
+        "read a folder anew that was listed before; needed after files were changed in place",
+        why_idle=lambda s: explain_no_files(s.dataset),
+        shapes=False,
+    )
     num_workers: Natural | None = data(
         None,
         "processes that decode the images of a folder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,28 +87,26 @@ def find_corrupt(listing: Listing, num_workers: int, console: Console | None) ->
     if kept is not None:
         return kept
     survey = _Survey(listing)
-    progress = _watch(console, f"checking {listing.folder.name}/", len(survey.left))
-    try:
-        with progress as shown:
-            for flags in decode_some(Check(listing.paths), survey.left, num_workers):
-                survey.note(flags.numpy())
-                if shown:
-                    shown.advance(len(flags))
-    finally:  # a stop loses nothing
-        survey.save()
+    watch = _watch(console, f"checking {listing.folder.name}/", len(survey.left))
+    with survey, watch as advance:
+        for flags in decode_some(Check(listing.paths), survey.left, num_workers):
+            survey.note(flags.numpy())
+            advance(len(flags))
     return survey.conclude()
 
 
-def _watch(
-    console: Console | None, title: str, total: int
-) -> contextlib.AbstractContextManager[Progress | None]:
+@contextlib.contextmanager
+def _watch(console: Console | None, title: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show the progress of a check, if there is a console, to the function that is returned."""
     if console is None:
-        return contextlib.nullcontext()
-    return Progress(console, title, total, unit="file", quick=True)
+        yield lambda amount: None
+        return
+    with Progress(console, title, total, unit="file", quick=True) as progress:
+        yield progress.advance
 
 
 class _Survey:
-    """A survey of a split's files, some of which were checked before.
+    """A survey of a split's files, some of which were checked before. Its end saves what it found.
 
     Attributes:
         left: the numbers of the files to check, int64 [n].
@@ -128,6 +126,12 @@ class _Survey:
             self._corrupt = known & (values[:, 0] == 1)
         self.left = torch.from_numpy(np.flatnonzero(~known))
         self._done, self._saved, self._last = 0, 0, time.monotonic()
+
+    def __enter__(self) -> _Survey:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
 
     def note(self, flags: np.ndarray) -> None:
         """Note whether the next files are corrupt, [n]; save what was found if that is due."""

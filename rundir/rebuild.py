@@ -29,7 +29,7 @@ from metrics.features import check_room
 from models import find_network
 from rundir.building import build_data, build_network, crops_files, list_data_options
 from rundir.checkpoints import check_origin
-from rundir.config import check_data
+from rundir.config import check_data, find_skipped
 from rundir.foreign import (
     explain_library,
     explain_misfit,
@@ -141,6 +141,7 @@ class Rebuilder:
             return run.facts
         options = list_data_options(run.settings, self._data_dir)
         del options["img_size"], options["jpeg_draft"]
+        options["skipped"] = find_skipped(run.directory, run.facts)
         splits = self._choose_splits(run)
         facts: dict[str, Any] = self._build_once(
             "facts",
@@ -160,7 +161,8 @@ class Rebuilder:
 
     def _identify_data(self, run: TrainedRun) -> tuple[Any, ...]:
         settings = run.settings.values(["dataset", *Settings.names(builds="data")])
-        return settings, run.versions.pixels, crops_files(run.settings)
+        skipped = find_skipped(run.directory, run.facts)
+        return settings, run.versions.pixels, crops_files(run.settings), skipped
 
     def _load_once(self, run: TrainedRun) -> LoadedData:
         identity = self._identify_data(run)
@@ -175,6 +177,7 @@ class Rebuilder:
             data_dir=self._data_dir,
             num_workers=self._num_workers,
             pixels=run.versions.pixels,
+            skipped=find_skipped(run.directory, run.facts),
             device=self._device,
         )
         facts = data.facts()

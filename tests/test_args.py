@@ -84,6 +84,8 @@ WITHOUT_EFFECT = [
     ["--dataset", "folder", "--data_dir", "x", "--img_size", "16", "--resize_first", ""],
     ["--img_size", "16", "--cache_dir", "x"],
     ["--dataset", "folder", "--data_dir", "x", "--cache_dir", "x"],
+    ["--skip_corrupt", ""],
+    ["--force_listing", ""],
     ["--data_dir", "elsewhere"],
     ["--force", ""],
     ["--optimizer", "AdamW", "--momentum", "0.9"],
@@ -252,6 +254,7 @@ GIVEN = [
     ["--schedule", "step", "--epochs", "7", "--step_milestones", "2", "5", "--lr", "1"],
     ["--dataset", "folder", "--data_dir", "x", "--num_workers", "0", "--img_size", "64"],
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", "--img_size", "64"],
+    ["--dataset", "folder", "--data_dir", "x", "--skip_corrupt", "--force_listing"],
     ["--sep_decay", "--bias_init_mean", "-3", "--imbalance_factor", "50", "--precision", "bf16"],
 ]
 
@@ -267,7 +270,7 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
 BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False, "keep_checkpoints": "all", "nc_every": 0}
 BEFORE |= {"momentum": 0.9, "betas": [0.9, 0.999], "clip_grad_norm": None, "accumulate": 1}
-BEFORE |= {"ema": None}
+BEFORE |= {"ema": None, "skip_corrupt": False}
 
 
 def test_settings_of_before_a_setting_came_are_completed():

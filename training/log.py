@@ -12,6 +12,7 @@ from torch import nn
 
 from args import Settings
 from input_pipeline import name_data
+from input_pipeline.corrupt import NAMED
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics import MEASURES
@@ -80,6 +81,9 @@ class RunLog:
             self.console.say(f"the largest class has {most}, the smallest {min(sizes)}")
         for note in notes:
             self.console.say(escape(note))
+        for split, names in (data.skipped or {}).items():
+            for name in names if len(names) > NAMED else ():
+                self.console.record(escape(f"skipped of the {split} set: {name}"))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
         self.console.say(space)
