@@ -99,8 +99,12 @@ class World:
     def wait(self) -> None:
         """Wait until all processes are here."""
 
-    def claim_line(self) -> bool:
-        """Return whether this process is the one that prints why the job fails. Never waits."""
+    def claim_line(self, error: BaseException | None = None) -> bool:
+        """Return whether this process is the one that prints why the job fails.
+
+        It never waits. `error` may be one that `check` or `call_first` has raised on all processes:
+        then it is the first.
+        """
         return True
 
     def explain_loss(self, error: BaseException) -> str | None:
@@ -160,6 +164,12 @@ def join(gpus: bool) -> World:
 def get_world() -> World:
     """Return what `join` has returned: this process alone before it."""
     return _joined
+
+
+def hush_torch() -> None:
+    """Let torch's own lines about lost connections go, in a job of several; before its import."""
+    if read_size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def leave() -> None:
