@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from utils.signals import SIGCHLD, SIGKILL
 
 # Shared images arrive as a tensor.
 Batch = Tensor | SharedImages | UserError
+# What a worker is asked for: the numbers of the samples of a batch, and the epoch.
+Request = tuple[list[int], int]
 _KILLED = (
     "a process that decodes images was killed, most often because memory ran out: "
     "free some memory or lower --num_workers"
@@ -49,12 +52,22 @@ def decode_whole(split: FileSplit, num_workers: int) -> TensorSplit:
     return TensorSplit(torch.from_numpy(images), split.labels)
 
 
-def decode_some(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
+class Decodable(Protocol):
+    """Samples in files: a FileSplit, or what is read of the files in place of images."""
+
+    def fetch(self, indices: list[int], epoch: int = 0) -> Tensor:
+        """Return a row of uint8 for each of the samples `indices`. Raises UserError."""
+
+    def to(self, device: str) -> Decodable:
+        """Move what is no file to a device."""
+
+
+def decode_some(split: Decodable, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
     """Decode the samples `numbers`, int64 [n], in this order, as uint8 [B, 3, H, W] batches.
 
     Args and errors are those of `decode_whole`.
     """
-    chunks = [chunk.tolist() for chunk in numbers.split(_DECODE_CHUNK)]
+    chunks = [(chunk.tolist(), 0) for chunk in numbers.split(_DECODE_CHUNK)]
     return iterate_decoded(build_decoding_loader(split, chunks, num_workers=num_workers))
 
 
@@ -66,8 +79,8 @@ class _Loader(DataLoader[Batch]):
 
 
 def build_decoding_loader(
-    split: FileSplit,
-    batches: Iterable[list[int]],
+    split: Decodable,
+    batches: Iterable[Request],
     *,
     num_workers: int,
     pin_memory: bool = False,
@@ -77,7 +90,7 @@ def build_decoding_loader(
 
     Args:
         split: the files.
-        batches: lists of sample numbers, iterated again in each epoch.
+        batches: iterated again in each epoch.
         num_workers: processes that decode; 0 decodes in this one.
         pin_memory: deliver in page-locked memory, for copies that don't block.
         persistent: keep the workers between epochs.
@@ -234,19 +247,19 @@ def _end_workers() -> None:
 
 
 class _Decoder(Dataset[Batch]):
-    """Map-style data set behind `build_decoding_loader`: a list of numbers -> a batch.
+    """Map-style data set behind `build_decoding_loader`: a request -> a batch.
 
     It returns errors and does not raise them: DataLoader would wrap them in a traceback.
     """
 
-    def __init__(self, split: FileSplit) -> None:
+    def __init__(self, split: Decodable) -> None:
         # Labels may be on a GPU, which a worker must not touch.
         self.split = split.to("cpu")
 
-    def __getitem__(self, numbers: list[int]) -> Batch:
+    def __getitem__(self, request: Request) -> Batch:
         worker = get_worker_info()
         try:
-            images = self.split.fetch(numbers)
+            images = self.split.fetch(*request)
             return share(images) if worker else images
         except UserError as error:
             return error

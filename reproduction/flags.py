@@ -86,7 +86,8 @@ def build_parser() -> Parser:
         "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
         "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
         "2 not,\n129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM.\n\nexperiments:\n"
-        f"{listed}",
+        f"{listed}\n\nThe paper's settings for ImageNet are not known: at full scale, imagenet "
+        "follows torchvision's\nreferences.",
     )
     add_grid_flags(parser.add_argument_group("what to run"))
     add_place_flags(parser.add_argument_group("how"))
@@ -111,7 +112,8 @@ def add_grid_flags(group: Any) -> None:
     for name in ("epochs", "sample_size", "test_sample_size"):
         add(f"--{name}", Count, "as in train.py --help (default: the scale's)", metavar="N")
     for name in OPTIMIZERS:
-        rates = f"(default: the scale's; full: {SCALES['full'].rates.get(name, 0.01):g})"
+        full = f"full: {SCALES['full'].rates.get(name, 0.01):g}"
+        rates = f"(default: the experiment's or the scale's; {full})"
         add(f"--lr_{name}", Positive, f"learning rate with {name} {rates}", metavar="X")
 
 

@@ -22,7 +22,7 @@ from input_pipeline.load import count_samples, find_image_side
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet, TensorSplit
 from metrics.extraction import build_split_batches, choose_test_batch
-from rundir.building import build_batches, build_network, build_precision
+from rundir.building import build_batches, build_network, build_precision, crops_files
 from training.setup import build_objective, build_optimizer
 from training.step import build_step
 from utils.cli import SMALLEST_BATCH
@@ -237,7 +237,12 @@ def measure(
 def build_step_taker(
     settings: Settings, images: Images, model: nn.Module, precision: Precision
 ) -> Take:
-    """Return a function that trains on a batch of random images, augmented as the run's."""
+    """Return a function that trains on a batch of random images, augmented as the run's.
+
+    Crops of image files are left out: they belong to the decoding, which is not measured.
+    """
+    if crops_files(settings):
+        settings = settings.replace(augment="none")
     optimizer = build_optimizer(settings, model)
     step = build_step(
         model, optimizer, precision.build_scaler(), build_objective(settings), precision
