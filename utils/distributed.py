@@ -21,7 +21,8 @@ JOIN = timedelta(minutes=10)  # for all processes to start
 # its connections are closed.
 PATIENCE = timedelta(hours=6)
 LOST = (
-    "a process of this job has ended, so all do; what was saved is whole: --resume goes on from it"
+    "a process of this job has ended, so all do; what was saved is whole: start again "
+    "(train.py with --resume)"
 )
 # Words of errors that a closed connection to another process causes.
 CLOSED = ("gloo", "nccl", "onnection closed", "onnection reset", "onnection refused", "roken pipe")
