@@ -84,9 +84,23 @@ def _explain_idle_sign(settings: Settings) -> str | None:
     return require("init_from", given=True)(settings) or alone or _explain_no_bias(settings)
 
 
-def _explain_no_draft(settings: Settings) -> str | None:
+def _explain_unsized(settings: Settings) -> str | None:
     sized = "without --img_size images keep their size" if settings.img_size is None else None
     return explain_no_files(settings.dataset) or sized
+
+
+def _explain_no_crops(settings: Settings) -> str | None:
+    crops = AUGMENTATIONS[settings.augment].crops_files
+    return None if crops else f"--augment {settings.augment} does not crop image files"
+
+
+def _explain_no_cache(settings: Settings) -> str | None:
+    if settings.jpeg_draft:
+        return "--jpeg_draft makes other pixels at each side; leave one of the two out"
+    crops = AUGMENTATIONS[settings.augment].crops_files
+    if crops and not settings.resize_first:
+        return f"--augment {settings.augment} crops the files' own pixels; add --resize_first"
+    return _explain_unsized(settings)
 
 
 def _explain_unnamed(settings: Settings) -> str | None:
@@ -238,10 +252,40 @@ class Settings(Table):
     jpeg_draft: bool = data(
         False,
         "decode JPEGs at 1/2, 1/4 or 1/8 of their size if that is twice --img_size; faster",
-        why_idle=_explain_no_draft,
+        why_idle=_explain_unsized,
         builds="data",
         before=False,
         short="draft",
+    )
+    resize_first: bool = data(
+        False,
+        "crop from images resized as those of the test are, which --cache_dir can keep",
+        why_idle=_explain_no_crops,
+        before=False,
+        short="resized",
+    )
+    cache_dir: PathText | None = data(
+        None,
+        "keep the images of a folder there, resized: each file is decoded once; see docs/data.md",
+        default_text="nowhere",
+        why_idle=_explain_no_cache,
+        shapes=False,
+        before=None,
+        metavar="DIR",
+    )
+    skip_corrupt: bool = data(
+        False,
+        "leave image files out that can't be decoded; all are checked once, see docs/data.md",
+        why_idle=lambda s: explain_no_files(s.dataset),
+        builds="data",
+        before=False,
+        short="skipcorrupt",
+    )
+    force_listing: bool = data(
+        False,
+        "read a folder anew that was listed before; needed after files were changed in place",
+        why_idle=lambda s: explain_no_files(s.dataset),
+        shapes=False,
     )
     num_workers: Natural | None = data(
         None,

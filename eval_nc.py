@@ -28,6 +28,7 @@ from utils.cli import (
 )
 from utils.errors import UserError
 from utils.signals import StopSignal
+from utils.world import hush_torch
 
 PROGRAM = "eval_nc.py"
 STOP_MESSAGE = "stopped; the rows computed so far are kept, the same command goes on from there"
@@ -101,6 +102,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     parse_flags()  # --help and a wrong flag are answered here, before torch is imported
+    hush_torch()
     StopSignal(STOP_MESSAGE).install()
 
 import sys

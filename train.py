@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from rundir.resuming import read_settings
 from utils.signals import Stopped, StopSignal, stop_with_parent
+from utils.world import hush_torch
 
 STOP_MESSAGE = "stopped before training began"
 if __name__ == "__main__":
     read_settings()  # --help and a wrong flag are answered here, before torch is imported
+    hush_torch()
     StopSignal(STOP_MESSAGE).install()  # Ctrl-C during the imports is one line, too
     stop_with_parent()
 

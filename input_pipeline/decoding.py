@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,7 +52,17 @@ def decode_whole(split: FileSplit, num_workers: int) -> TensorSplit:
     return TensorSplit(torch.from_numpy(images), split.labels)
 
 
-def decode_some(split: FileSplit, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
+class Decodable(Protocol):
+    """Samples in files: a FileSplit, or what is read of the files in place of images."""
+
+    def fetch(self, indices: list[int], epoch: int = 0) -> Tensor:
+        """Return a row of uint8 for each of the samples `indices`. Raises UserError."""
+
+    def to(self, device: str) -> Decodable:
+        """Move what is no file to a device."""
+
+
+def decode_some(split: Decodable, numbers: Tensor, num_workers: int) -> Iterator[Tensor]:
     """Decode the samples `numbers`, int64 [n], in this order, as uint8 [B, 3, H, W] batches.
 
     Args and errors are those of `decode_whole`.
@@ -68,7 +79,7 @@ class _Loader(DataLoader[Batch]):
 
 
 def build_decoding_loader(
-    split: FileSplit,
+    split: Decodable,
     batches: Iterable[Request],
     *,
     num_workers: int,
@@ -241,7 +252,7 @@ class _Decoder(Dataset[Batch]):
     It returns errors and does not raise them: DataLoader would wrap them in a traceback.
     """
 
-    def __init__(self, split: FileSplit) -> None:
+    def __init__(self, split: Decodable) -> None:
         # Labels may be on a GPU, which a worker must not touch.
         self.split = split.to("cpu")
 

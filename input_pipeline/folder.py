@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from input_pipeline.image_files import read_size
+from input_pipeline.image_files import UndecodableError, read_size
 from input_pipeline.listing import (
+    SPLIT_FOLDERS,
     Identity,
     Listing,
     Walk,
@@ -19,10 +23,12 @@ from input_pipeline.listing import (
     is_directory,
     scan,
 )
+from input_pipeline.listing_cache import keep_listing, recall_listing
+from input_pipeline.paths import Paths, join_names
+from input_pipeline.states import read_clock
 from utils.console import escape, list_some
 from utils.errors import UserError
 
-_SPLITS = ("train", "test", "val")
 _NAMED = 5  # at most so many names stand in a message
 _COUNTED = 20  # and at most so many classes, one by one, in a note
 
@@ -43,38 +49,55 @@ def list_folder(data_dir: Path, train: bool) -> tuple[Listing, Tensor, list[str]
     """
     folders, classes, notes = _find_splits(data_dir)
     folder = folders["train" if train else "test"]
-    walk = Walk(_find_enclosing(data_dir))
-    by_class = [walk.list_class(folder / name) for name in classes]
-    walk.refuse_shared_files(by_class)
-    sizes = [len(paths) for paths in by_class]
+    enclosing = _find_enclosing(data_dir)
+    found = recall_listing(folder, classes, enclosing)
+    listing, sizes = found or _walk(folder, classes, enclosing)
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(sizes))
-    names = [decode_name(name) for name in classes]
-    paths = [path for paths in by_class for path in paths]
-    found = (
-        _describe_sizes(folder.name, names, sizes),
+    if not train:
+        listing = replace(listing, notes=(*listing.notes, *notes), split=folder.name)
+    return listing, labels, [decode_name(name) for name in classes]
+
+
+def _walk(
+    folder: Path, classes: list[str], enclosing: Mapping[Identity, str]
+) -> tuple[Listing, list[int]]:
+    """List the image files of a split; return also how many each class has. Raises UserError."""
+    begun = read_clock()
+    walk = Walk(enclosing)
+    texts, sizes = [], []
+    for name in classes:
+        listed = walk.list_class(folder / name)
+        texts.append(join_names(listed, str(folder)))
+        sizes.append(len(listed))
+    paths = Paths(str(folder), b"".join(texts))
+    walk.refuse_shared_files(paths, np.repeat(np.arange(len(sizes)), sizes).tolist())
+    notes = (
+        _describe_sizes(folder.name, [decode_name(name) for name in classes], sizes),
         *_describe_nested(folder, paths),
         *_describe_repeated(folder, walk.repeated),
     )
-    listing = Listing(
-        paths,
-        folder,
-        walk.directories,
-        walk.links,
-        notes=found if train else (*found, *notes),
-        split=None if train else folder.name,
-    )
-    return listing, labels, names
+    listing = Listing(paths, folder, walk.directories, walk.links, notes)
+    return keep_listing(listing, classes, sizes, walk, begun), sizes
 
 
 def find_side(data_dir: Path) -> int:
-    """Find the shorter side in pixels of the first training image; only its class is listed.
+    """Find the shorter side in pixels of the first training image that can be decoded.
+
+    Only its class, the first one, is listed.
 
     Raises:
-        UserError: as `list_folder`, or the image can't be decoded.
+        UserError: as `list_folder`, or no image of the class can be decoded.
     """
     folders, classes, _ = _find_splits(data_dir)
     walk = Walk(_find_enclosing(data_dir))
-    return min(read_size(walk.list_class(folders["train"] / classes[0])[0]))
+    first = None
+    for path in walk.list_class(folders["train"] / classes[0]):
+        try:
+            return min(read_size(path))
+        except UndecodableError as error:
+            first = first or error
+    assert first is not None  # a class without images is refused
+    raise first
 
 
 def _find_splits(root: Path) -> tuple[dict[str, Path], list[str], tuple[str, ...]]:
@@ -129,7 +152,7 @@ def _list_subfolders(folder: Path) -> list[str]:
 
 def _find_enclosing(root: Path) -> dict[Identity, str]:
     """Find the splits' folders and all directories around them, by their identity."""
-    splits = [root / name for name in _SPLITS if (root / name).is_dir()]
+    splits = [root / name for name in SPLIT_FOLDERS if (root / name).is_dir()]
     around = [parent for folder in splits for parent in Path(os.path.realpath(folder)).parents]
     return {identify(folder): str(folder) for folder in (*around, root, *splits)}
 
@@ -152,7 +175,7 @@ def _describe_sizes(split: str, names: list[str], sizes: list[int]) -> str:
     )
 
 
-def _describe_nested(folder: Path, paths: list[str]) -> list[str]:
+def _describe_nested(folder: Path, paths: Sequence[str]) -> list[str]:
     """Describe the subfolders of class folders whose images count as the class's."""
     nested = count_nested(folder, paths)
     if not nested:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 
+SPLIT_FOLDERS = ("train", "test", "val")
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 )
@@ -38,20 +40,23 @@ class Listing(Sequence[str]):
     """The paths of a split's image files, and what is known of the folders they are in.
 
     Attributes:
-        paths: N image files.
+        paths: N image files, a list or `Paths`.
         folder: of the split.
         directories: every directory that holds them, by its identity.
         links: those of the paths that are symbolic links.
         notes: lines for a run's log.
         split: the name of the test split that was taken, "test" or "val"; None for training.
+        key: stands for the paths and the states of all directories; None if these may change
+            unnoticed, or are few.
     """
 
-    paths: list[str]
+    paths: Sequence[str]
     folder: Path
     directories: Mapping[Identity, str] = field(default_factory=dict)
     links: Sequence[str] = ()
     notes: tuple[str, ...] = ()
     split: str | None = None
+    key: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -100,9 +105,12 @@ def is_directory(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir()
 
 
-def identify(path: str | Path) -> Identity:
-    """Return what a directory or file is, whatever links lead to it. Raises OSError."""
-    found = os.stat(path)
+def identify(path: str | Path, found: os.stat_result | None = None) -> Identity:
+    """Return what a directory or file is, whatever links lead to it. Raises OSError.
+
+    `found` is what the system says of it, if that is known already.
+    """
+    found = found or os.stat(path)
     # Some network file systems number nothing.
     return (found.st_dev, found.st_ino) if found.st_ino else (os.path.realpath(path),)
 
@@ -119,6 +127,8 @@ class Walk:
         directories: the path of each directory visited, by its identity.
         links: the image files that are links.
         repeated: links to directories that their own class has already.
+        states: what the system said of each directory before it was read, those of `repeated`
+            among them, by the path.
     """
 
     def __init__(self, enclosing: Mapping[Identity, str]) -> None:
@@ -127,6 +137,7 @@ class Walk:
         self.directories: dict[Identity, str] = {}
         self.links: list[str] = []
         self.repeated: list[str] = []
+        self.states: dict[str, os.stat_result] = {}
 
     def list_class(self, folder: Path) -> list[str]:
         """List the image files at any depth below a class folder, sorted.
@@ -153,19 +164,27 @@ class Walk:
             raise UserError(f"{folder} holds no images ({extensions}): add some or remove it")
         return sorted(found)
 
-    def refuse_shared_files(self, by_class: Sequence[Sequence[str]]) -> None:
-        """Refuse a link to an image file of another class. Raises UserError."""
+    def refuse_shared_files(self, paths: Sequence[str], classes: Sequence[int]) -> None:
+        """Refuse a link to an image file of another class. Raises UserError.
+
+        Args:
+            paths: all image files.
+            classes: the number of the class of each.
+        """
         links = set(self.links)
-        for paths in by_class:
-            own = [path for path in paths if path in links]
-            _refuse_linked(own, [p for other in by_class if other is not paths for p in other])
+        samples = [*zip(paths, classes, strict=True)] if links else []
+        with _name_unreadable():
+            owners = {identify(path): (path, k) for path, k in samples if path in links}
+            for path, k in samples:
+                link, owner = owners.get(identify(path), (path, k))
+                if owner != k:
+                    raise UserError(_describe_shared(link, path, "file"))
 
     def _enter(self, directory: str, class_folder: str) -> bool:
         """Note a directory as one of a class; return whether it is new. Raises UserError."""
-        try:
-            identity = identify(directory)
-        except OSError as error:
-            raise UserError(f"{directory} can't be read: {error.strerror}") from error
+        with _name_unreadable():
+            self.states[directory] = os.stat(directory)
+            identity = identify(directory, self.states[directory])
         if identity in self._enclosing:
             raise UserError(
                 f"{directory} leads to {self._enclosing[identity]}, whose images belong to several "
@@ -203,12 +222,19 @@ def refuse_shared(train: Listing, test: Listing) -> None:
 
 def _refuse_linked(links: Iterable[str], others: Iterable[str]) -> None:
     """Refuse links to files that are among `others`."""
-    try:
+    with _name_unreadable():
         targets = {identify(link): link for link in links}
-        shared = ((targets.get(identify(path)), path) for path in (others if targets else ()))
-        for link, path in shared:
+        for path in others if targets else ():
+            link = targets.get(identify(path))
             if link is not None:
                 raise UserError(_describe_shared(link, path, "file"))
+
+
+@contextlib.contextmanager
+def _name_unreadable() -> Iterator[None]:
+    """Turn an OSError into a UserError that names the file."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{error.filename} can't be read: {error.strerror}") from error
 

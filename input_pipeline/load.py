@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
-from torch import Tensor
 
 from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source, find_resized_side
+from input_pipeline.cache import load, locate, store
 from input_pipeline.decoding import decode_some, decode_whole
-from input_pipeline.fingerprint import (
-    Fingerprint,
-    describe_identity,
-    hash_files,
-    hash_tensors,
-)
+from input_pipeline.fingerprint import describe_identity
 from input_pipeline.image_files import read_size
-from input_pipeline.listing import Listing, refuse_shared
 from input_pipeline.pixels import measure_channels, resize, resize_in_float
 from input_pipeline.room import find_room
-from input_pipeline.selection import Selection, space_evenly
+from input_pipeline.samples import (
+    Chosen,
+    Omission,
+    build_selections,
+    check_number,
+    choose_samples,
+    find_source,
+    find_test_split,
+    list_skipped,
+    read_samples,
+)
+from input_pipeline.selection import space_evenly
 from input_pipeline.splits import DataSet, FileSplit, Split, TensorSplit
-from utils.errors import UserError
+from utils.console import Console
 from utils.registry import find_name, load_function
 
 # Mean and std of image files that take more bytes when decoded are measured on some of them. That
 # does not depend on whether they are held in memory: the same set has the same values everywhere.
 MEASURED_BYTES = 2 * 1024**3
 _MEASURED_IMAGES = 10_000
+# Maps splits and the folder of the data set to equal splits.
+Keeper = Callable[[Mapping[str, FileSplit], Path], Mapping[str, FileSplit]]
 
 
 def load_dataset(
@@ -47,53 +55,53 @@ def load_dataset(
     jpeg_draft: bool = False,
     margin: bool = False,
     streamed: Collection[str] = (),
+    keep: Keeper | None = None,
     in_memory_bytes: int | None = None,
     pixels: int = PIXELS,
+    skip_corrupt: bool = False,
+    skipped: Mapping[str, Sequence[str]] | None = None,
+    force_listing: bool = False,
+    console: Console | None = None,
 ) -> DataSet:
     """Load a data set. Download an absent one first if torchvision knows where it is.
 
     Args:
-        name: one of `SOURCES`.
-        data_dir: the folder that holds the data set, or where its download is put.
+        name, data_dir: one of `SOURCES`, and the folder that holds it or gets its download.
         img_size: side in pixels that all images are resized to. None: the source's default.
-        sample_size: use only the first so many training images of each class, in the set's order.
+        sample_size, test_sample_size: use the first so many images of each class, in their order.
         imbalance_factor: above 1, cut the training set to a long tail, after `sample_size`, see
             `input_pipeline.longtail`. The test set stays as it is.
-        test_sample_size: `sample_size` of the test set.
         num_workers: processes that decode image files. 0 decodes in this process.
-        splits: which of "train" and "test" to return images for. Mean and std that have to be
-            measured are those of the chosen training images in any case.
+        splits: which of "train" and "test" to return images for.
         jpeg_draft: decode large JPEGs at a part of their size, see `image_files.open_rgb`.
-        margin: crop the centre of images resized to more than `img_size`, which is then needed, see
-            `find_resized_side`.
+        margin: see `find_resized_side`; needs `img_size`.
         streamed: splits whose image files are never held in memory, because a loader crops them.
-        in_memory_bytes: image files that take more when decoded are streamed, with the same pixels.
-            None: `find_room()`.
+        keep: gives image files what is kept of them, see `resized.keep_resized`. None: nothing.
+        in_memory_bytes: image files that take more are streamed. None: `find_room()`.
         pixels: the number of the rules for pixels, see `input_pipeline.PIXELS`.
+        skip_corrupt: leave image files out that can't be decoded, before any selection.
+        skipped: the files that a run has left out, by split. None: all files are checked.
+        force_listing: read a folder anew, whatever is known of it.
+        console: shows the progress of a check; None: nothing does.
 
     Raises:
-        UserError: an unknown name, a number out of range, absent, corrupt or inconsistent files,
-            or a failed download.
+        UserError: a wrong argument, absent, corrupt or inconsistent files, a failed download.
     """
-    name = find_name(name, SOURCES, "data set")
-    _check_number("img_size", img_size)
-    source = SOURCES[name]
-    root = _check_root(source, data_dir)
+    source, root = find_source(name, data_dir, force_listing)
+    check_number("img_size", img_size)
     side = img_size or source.side
-    selections = _build_selections(sample_size, imbalance_factor, test_sample_size)
-    # Mean and std are measured on the training images even if only the test split is asked for.
-    measures = source.mean is None or source.std is None
-    needed = list(dict.fromkeys(("train", *splits)) if measures else splits)
-    chosen = _choose_samples(source, root, selections, needed)
+    needed = _list_needed(source, splits)
+    selections = build_selections(sample_size, imbalance_factor, test_sample_size)
+    omit = Omission(skip_corrupt, skipped, num_workers, console)
+    chosen = choose_samples(source, root, selections, needed, omit)
     files = _build_files(chosen, side, jpeg_draft, margin) if source.streams else {}
+    if keep is not None and files:
+        files |= keep({split: files[split] for split in needed}, root)
     samples = _decode_small(files, needed, streamed, in_memory_bytes, num_workers)
     if not files:
         samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
-    mean, std = _find_mean_and_std(source, samples, files, num_workers)
-    classes, shape = chosen[needed[0]].classes, (3, *samples[needed[0]].image_size)
-    train, test = (samples[s] if s in splits else None for s in SPLITS)
-    data = DataSet(name, classes, shape, mean, std, train, test, image_files=source.streams)
-    return _identify(data, chosen, splits)
+    channels = _find_mean_and_std(source, samples, files, chosen, num_workers)
+    return _assemble(find_name(name, SOURCES, "data set"), splits, chosen, samples, channels)
 
 
 def identify_dataset(
@@ -104,24 +112,28 @@ def identify_dataset(
     imbalance_factor: float = 1.0,
     test_sample_size: int | None = None,
     splits: Sequence[str] = SPLITS,
+    skip_corrupt: bool = False,
+    skipped: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Find the facts that identify a data set, without decoding an image.
+    """Find the facts that identify a data set; no image is decoded where `skipped` is known.
 
     They are those of `DataSet.facts`, less the ones that follow from pixels: image_shape, mean and
     std. Arguments and errors are those of `load_dataset`.
     """
-    name = find_name(name, SOURCES, "data set")
-    source = SOURCES[name]
-    selections = _build_selections(sample_size, imbalance_factor, test_sample_size)
-    chosen = _choose_samples(source, _check_root(source, data_dir), selections, splits)
+    source, root = find_source(name, data_dir)
+    selections = build_selections(sample_size, imbalance_factor, test_sample_size)
+    omit = Omission(skip_corrupt, skipped)
+    chosen = choose_samples(source, root, selections, splits, omit)
     classes = chosen[splits[0]].classes
     facts: dict[str, Any] = {"num_classes": len(classes), "classes": list(classes)}
     for split in splits:
         facts[f"{split}_size"] = len(chosen[split].labels)
     if "train" in splits:
         facts["class_sizes"] = chosen["train"].labels.bincount(minlength=len(classes)).tolist()
-    fingerprints = {split: chosen[split].hash() for split in splits}
-    return facts | describe_identity(fingerprints, _find_test_split(chosen), source.streams)
+    fingerprints = {split: chosen[split].fingerprint for split in splits}
+    left_out = list_skipped(chosen)
+    identity = describe_identity(fingerprints, find_test_split(chosen), source.streams, left_out)
+    return facts | identity
 
 
 def count_samples(
@@ -134,16 +146,17 @@ def count_samples(
 ) -> tuple[int, int, int] | None:
     """Count the classes, training images and test images that `load_dataset` gives.
 
-    Image files are listed. Of other sources nothing is read: their entry knows the sizes, and the
-    classes count as equal. Arguments and errors are those of `load_dataset`.
+    Image files are listed, with those that --skip_corrupt leaves out. Of other sources nothing is
+    read: their entry knows the sizes, and the classes count as equal. Arguments and errors are
+    those of `load_dataset`.
 
     Returns:
         None for a source that would have to be read.
     """
-    source = SOURCES[find_name(name, SOURCES, "data set")]
-    selections = _build_selections(sample_size, imbalance_factor, test_sample_size)
+    source, root = find_source(name, data_dir)
+    selections = build_selections(sample_size, imbalance_factor, test_sample_size)
     if source.streams:
-        chosen = _choose_samples(source, _check_root(source, data_dir), selections, SPLITS)
+        chosen = choose_samples(source, root, selections, SPLITS)
         train, test = (chosen[split].labels for split in SPLITS)
         return len(chosen["train"].classes), len(train), len(test)
     if source.sizes is None or source.num_classes is None:
@@ -162,138 +175,61 @@ def find_image_side(name: str, data_dir: str | Path, img_size: int | None) -> in
     Raises:
         UserError: as `load_dataset`, for a source that has no image or an unreadable one.
     """
-    source = SOURCES[find_name(name, SOURCES, "data set")]
+    source, root = find_source(name, data_dir)
     side = img_size or source.side
     if side is not None:
         return side
-    root = _check_root(source, data_dir)
     if source.side_finder is not None:
         found: int = load_function(source.side_finder)(root)
         return found
-    images, _, _ = _read_samples(source, root, "train")
+    images = read_samples(source, root, "train")[0]
     return min(read_size(images[0]) if source.streams else images.shape[-2:])
 
 
-@dataclass(frozen=True, eq=False)
-class _Chosen:
-    """The samples that were chosen of a split, as the source returns them.
+def _list_needed(source: Source, splits: Sequence[str]) -> list[str]:
+    """List the splits to read: mean and std are measured on the training images in any case."""
+    measures = source.mean is None or source.std is None
+    return list(dict.fromkeys(("train", *splits)) if measures else splits)
 
-    Attributes:
-        images: uint8 [N, C, H, W], or the paths of N files.
-        labels: int64 [N].
-        classes: K names.
-        listing: all files of the split; None for images in memory.
+
+def _assemble(
+    name: str,
+    splits: Sequence[str],
+    chosen: Mapping[str, Chosen],
+    samples: Mapping[str, Split],
+    channels: tuple[Channels, Channels],
+) -> DataSet:
+    """Build the data set of `splits`, with their fingerprints and what is known of their folders.
+
+    `chosen` and `samples` may have more splits; `channels` are mean and std.
     """
-
-    images: Any
-    labels: Tensor
-    classes: list[str]
-    listing: Listing | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.listing.notes if self.listing else ()
-
-    def hash(self) -> Fingerprint:
-        if self.listing is None:
-            return hash_tensors(self.images, self.labels)
-        return hash_files(self.images, self.labels, self.listing.folder)
-
-
-def _identify(data: DataSet, chosen: Mapping[str, _Chosen], splits: Iterable[str]) -> DataSet:
-    """Give a data set the fingerprints of `splits`, and what is known of its folders."""
-    return replace(
-        data,
-        fingerprints={split: chosen[split].hash() for split in splits},
-        test_split=_find_test_split(chosen),
+    first = next(iter(samples))
+    train, test = (samples[split] if split in splits else None for split in SPLITS)
+    mean, std = channels
+    return DataSet(
+        name,
+        chosen[first].classes,
+        (3, *samples[first].image_size),
+        mean,
+        std,
+        train,
+        test,
+        fingerprints={split: chosen[split].fingerprint for split in splits},
+        image_files=SOURCES[name].streams,
+        test_split=find_test_split(chosen),
+        skipped=list_skipped(chosen),
         notes=tuple(note for part in chosen.values() for note in part.notes),
     )
 
 
-def _find_test_split(chosen: Mapping[str, _Chosen]) -> str | None:
-    """Find the name of the folder that is the test set, if the source has a choice."""
-    listing = chosen["test"].listing if "test" in chosen else None
-    return listing.split if listing is not None else None
-
-
-def _build_selections(
-    sample_size: int | None, imbalance_factor: float, test_sample_size: int | None
-) -> dict[str, Selection]:
-    """Build the rules that pick the samples of both splits. Raises UserError."""
-    _check_number("sample_size", sample_size)
-    _check_number("imbalance_factor", imbalance_factor)
-    _check_number("test_sample_size", test_sample_size)
-    return {
-        "train": Selection("train", sample_size, imbalance_factor),
-        "test": Selection("test", test_sample_size),
-    }
-
-
-def _check_number(flag: str, value: float | None) -> None:
-    """Raise UserError for a number below 1, or NaN."""
-    if value is not None and not value >= 1:
-        raise UserError(f"--{flag} {value} is too small: use 1 or more")
-
-
-def _check_root(source: Source, data_dir: str | Path) -> Path:
-    """Return `data_dir` as a path. Raises UserError if the source needs it and it is a file."""
-    root = Path(data_dir)
-    if source.bundled_with is None and root.exists() and not root.is_dir():
-        raise UserError(f"--data_dir {root} is not a directory")
-    return root
-
-
-def _read_samples(source: Source, root: Path, split: str) -> tuple[Any, Tensor, list[str]]:
-    """Call a source's reader for one split.
-
-    Returns:
-        images (a tensor, or the paths of image files), labels and class names, see `Source`.
-
-    Raises:
-        UserError: from the reader.
-        ValueError: the reader does not keep to what `Source` describes.
-    """
-    images, labels, classes = load_function(source.reader)(root, split == "train")
-    if source.streams:
-        fits = len(images) == len(labels)
-    else:
-        fits = images.dtype == torch.uint8 and images.shape[:1] == labels.shape
-        fits = fits and images.dim() == 4 and images.shape[1] in (1, 3)
-    known = source.num_classes
-    fits = fits and labels.dtype == torch.int64 and (known is None or known == len(classes))
-    if not fits or len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(f"{source.reader} returned samples that are not as Source describes them")
-    return images, labels, classes
-
-
-def _choose_samples(
-    source: Source, root: Path, selections: Mapping[str, Selection], needed: Iterable[str]
-) -> dict[str, _Chosen]:
-    """Read the splits `needed`, or list both splits of image files, and select their samples."""
-    chosen: dict[str, _Chosen] = {}
-    for split in selections if source.streams else needed:
-        images, labels, classes = _read_samples(source, root, split)
-        kept = selections[split].choose(labels, classes)
-        if not source.streams:
-            chosen[split] = _Chosen(images[kept], labels[kept], classes)
-            continue
-        listing = images if isinstance(images, Listing) else Listing(images, root)
-        paths = [listing.paths[i] for i in kept.tolist()]
-        chosen[split] = _Chosen(paths, labels[kept], classes, listing)
-    listings = [part.listing for part in chosen.values() if part.listing is not None]
-    if len(listings) == 2:
-        refuse_shared(*listings)
-    return chosen
-
-
-def _build_tensors(chosen: _Chosen, side: int | None, pixels: int) -> TensorSplit:
+def _build_tensors(chosen: Chosen, side: int | None, pixels: int) -> TensorSplit:
     """Resize the chosen images in memory and give them three channels."""
     resized = (resize if pixels > 1 else resize_in_float)(chosen.images, side)
     return TensorSplit(resized.expand(-1, 3, -1, -1).contiguous(), chosen.labels)
 
 
 def _build_files(
-    chosen: Mapping[str, _Chosen], side: int | None, jpeg_draft: bool, margin: bool
+    chosen: Mapping[str, Chosen], side: int | None, jpeg_draft: bool, margin: bool
 ) -> dict[str, FileSplit]:
     """Build the splits of the chosen image files; their size is the first's or `side`."""
     if margin and side is None:
@@ -317,7 +253,8 @@ def _decode_small(
     """Decode the splits `needed` into memory, unless both splits take more than `in_memory_bytes`.
 
     Both splits count, needed or not: training and evaluation then decide the same. Those of
-    `streamed` stay files and don't count.
+    `streamed` stay files and don't count. Without files
+    there is nothing to decode.
     """
     room = find_room() if in_memory_bytes is None else in_memory_bytes
     held = {split: part for split, part in files.items() if split not in streamed}
@@ -333,7 +270,11 @@ def _count_bytes(files: Mapping[str, FileSplit]) -> int:
 
 
 def _find_mean_and_std(
-    source: Source, samples: Mapping[str, Split], files: Mapping[str, FileSplit], num_workers: int
+    source: Source,
+    samples: Mapping[str, Split],
+    files: Mapping[str, FileSplit],
+    chosen: Mapping[str, Chosen],
+    num_workers: int,
 ) -> tuple[Channels, Channels]:
     """Return mean and std of the entry, or measure them on the training images.
 
@@ -341,6 +282,7 @@ def _find_mean_and_std(
         source: the entry.
         samples: the splits, in memory or not.
         files: both splits, if they are image files: where these take much, some are measured.
+        chosen: the samples as the source returns them.
         num_workers: processes that decode.
     """
     if source.mean is not None and source.std is not None:
@@ -352,4 +294,14 @@ def _find_mean_and_std(
     numbers = space_evenly(len(train), _MEASURED_IMAGES if many else len(train))
     if isinstance(train, TensorSplit):
         return measure_channels([train.fetch(numbers)])
-    return measure_channels(decode_some(train, numbers, num_workers))
+    part = chosen["train"]
+    assert part.listing is not None
+    key = repr((part.fingerprint, train.rules, len(numbers), PIXELS, PIL.__version__)).encode()
+    place = locate("channels", part.listing.folder, key)
+    known = load(place)
+    if not known:
+        mean, std = measure_channels(decode_some(train, numbers, num_workers))
+        known = {"mean": np.array(mean), "std": np.array(std)}
+        store(place, known)
+    (m0, m1, m2), (s0, s1, s2) = known["mean"].tolist(), known["std"].tolist()
+    return (m0, m1, m2), (s0, s1, s2)

@@ -14,7 +14,16 @@ from torch import Tensor
 from input_pipeline import Channels
 from input_pipeline.cropping import Crop
 from input_pipeline.fingerprint import Fingerprint, describe_identity
-from input_pipeline.image_files import fit_square, open_region, open_rgb
+from input_pipeline.image_files import (
+    crop_and_resize,
+    crop_centre,
+    fit_square,
+    open_region,
+    open_rgb,
+    shrink,
+)
+from input_pipeline.paths import select_paths
+from input_pipeline.pixel_store import StoredImages
 from utils.errors import UserError
 
 
@@ -67,6 +76,8 @@ class FileSplit:
         resized_side: pixels of the shorter side before the centre is cropped; None: those of
             `image_size`.
         crop: chooses the part that is resized instead, anew in each epoch; None: the centre.
+        resize_first: whether `crop` chooses from the resized image in place of the file's.
+        stored: resized images that need not be decoded. They change no pixel.
     """
 
     paths: Sequence[str]
@@ -76,9 +87,21 @@ class FileSplit:
     jpeg_draft: bool = False
     resized_side: int | None = None
     crop: Crop | None = None
+    resize_first: bool = False
+    stored: StoredImages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What decides how a file is decoded."""
+        return {k: v for k, v in vars(self).items() if k not in ("paths", "labels", "stored")}
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side of resized images."""
+        return self.resized_side or self.image_size[0]
 
     def fetch(self, indices: Iterable[int], epoch: int = 0) -> Tensor:
         """Decode the B samples `indices`, with the crops of an epoch if there are any.
@@ -97,20 +120,37 @@ class FileSplit:
 
     def select(self, indices: Tensor) -> FileSplit:
         """Keep the samples `indices`, int64 [B]."""
-        paths = [self.paths[i] for i in indices.tolist()]
-        return replace(self, paths=paths, labels=self.labels[indices])
+        paths = select_paths(self.paths, indices.cpu().numpy())
+        stored = self.stored.select(indices.cpu().numpy()) if self.stored else None
+        return replace(self, paths=paths, labels=self.labels[indices], stored=stored)
 
     def to(self, device: torch.device | str) -> FileSplit:
         """Move the labels to `device`; the images remain files."""
         return replace(self, labels=self.labels.to(device))
 
+    def _shrink(self, number: int) -> np.ndarray:
+        """Return an image as crops see it that come after resizing, uint8 [H, W, 3]."""
+        pixels = self.stored.read(number) if self.stored else None
+        if pixels is None:
+            draft_side = self.shorter_side if self.jpeg_draft else None
+            image = open_rgb(self.paths[number], draft_side)
+            pixels = shrink(image, self.shorter_side)
+            pixels = np.array(image) if pixels is None else pixels
+        return pixels
+
     def _decode(self, number: int, epoch: int) -> np.ndarray:
         """Decode one file to uint8 [H, W, 3]."""
-        path, side = self.paths[number], self.image_size[0]
+        path, side, target = self.paths[number], self.image_size[0], self.shorter_side
         if self.crop is not None:
             choose = partial(self.crop.draw, epoch, number)
-            return np.asarray(open_region(path, side, choose, self.jpeg_draft))
-        resized, target = self.size_from is None, self.resized_side or side
+            if not self.resize_first:
+                return open_region(path, side, choose, self.jpeg_draft)
+            pixels = self._shrink(number)
+            return crop_and_resize(pixels, choose(*pixels.shape[:2]), side)
+        found = self.stored.read(number) if self.stored else None
+        if found is not None:
+            return crop_centre(found, side)
+        resized = self.size_from is None
         image = open_rgb(path, target if self.jpeg_draft and resized else None)
         size = (image.height, image.width)
         if size == self.image_size and target == side:
@@ -140,6 +180,7 @@ class DataSet:
         fingerprints: of these splits as they were loaded, by name.
         image_files: whether the source consists of image files.
         test_split: the name of the folder that is the test set, if the source has a choice.
+        skipped: the files that were left out of each split; None if none may be.
         notes: lines for a run's log: what was found where.
     """
 
@@ -153,6 +194,7 @@ class DataSet:
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
     image_files: bool = False
     test_split: str | None = None
+    skipped: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -189,7 +231,9 @@ class DataSet:
         if self.train is not None:
             facts["class_sizes"] = self.class_sizes
         if self.fingerprints:
-            facts |= describe_identity(self.fingerprints, self.test_split, self.image_files)
+            facts |= describe_identity(
+                self.fingerprints, self.test_split, self.image_files, self.skipped
+            )
         return facts
 
     def normalised_as(self, facts: Mapping[str, Any]) -> DataSet:

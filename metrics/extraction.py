@@ -14,7 +14,7 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
 from metrics.calibration import score_probabilities
-from metrics.features import Features, HostFeatures, allocate_features
+from metrics.features import Features, allocate_features
 from utils.world import ALONE, World
 
 EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
@@ -102,7 +102,8 @@ def extract(
             pass fails there: it may ask the others something.
 
     Raises:
-        ValueError: the images of a process cannot be read; on all processes.
+        ValueError: the images of a process cannot be read, or the memory is too small for the
+            features; on all processes.
     """
     model.eval()
     calls = _Calls(report, len(batches) if world.size > 1 else 0)
@@ -156,10 +157,8 @@ class _Kept:
 
     def add(self, logits: Tensor, features: Tensor, labels: Tensor) -> None:
         """Add a batch: logits [B, K], features [B, d], labels int64 [B]; no synchronisation."""
-        kept = self._features
-        values = kept.values if isinstance(kept, HostFeatures) else kept
         at = slice(self.count, self.count + len(labels))
-        values[at].copy_(features, non_blocking=True)
+        self._features[at] = features
         self._labels[at] = labels
         self._margins[0, at], self._margins[1, at] = split_margins(logits, labels)
         nll, confidences, self._hits[at] = score_probabilities(logits, labels)

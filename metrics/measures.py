@@ -18,7 +18,7 @@ from metrics.extraction import Extracted
 from metrics.geometry import compute_geometry
 from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
-from metrics.scores import compute_bias_statistics, compute_score_statistics
+from metrics.scores import ScoreStatistics, compute_bias_statistics
 from metrics.variability import compute_variability
 from theory.minimum import Prediction
 from utils.registry import load_function
@@ -53,6 +53,21 @@ class Evaluation:
         features, labels = self.extracted.features, self.extracted.labels
         return prepare_features(features, labels, len(self.weight), None, self.world)[2]
 
+    @cached_property
+    def collapse_and_scores(self) -> tuple[dict[str, float], dict[str, float]]:
+        """NC1 to NC4, and the score statistics: both take the N·K scores, which are costly."""
+        extracted, statistics = self.extracted, ScoreStatistics()
+        collapse = compute_neural_collapse(
+            extracted.features,
+            extracted.labels,
+            self.weight,
+            self.bias,
+            means=self.class_means,
+            statistics=statistics,
+            world=self.world,
+        )
+        return collapse, statistics.describe(self.world)
+
 
 def compute_measures(evaluation: Evaluation) -> dict[str, float | None]:
     """Compute all of `metrics.MEASURES` in their order; each function is called once.
@@ -86,15 +101,7 @@ def measure_uniform_accuracy(evaluation: Evaluation) -> dict[str, float]:
 
 def measure_neural_collapse(evaluation: Evaluation) -> dict[str, float]:
     """Compute NC1 to NC4."""
-    extracted = evaluation.extracted
-    return compute_neural_collapse(
-        extracted.features,
-        extracted.labels,
-        evaluation.weight,
-        evaluation.bias,
-        means=evaluation.class_means,
-        world=evaluation.world,
-    )
+    return evaluation.collapse_and_scores[0]
 
 
 def measure_feature_properties(evaluation: Evaluation) -> dict[str, float]:
@@ -134,10 +141,7 @@ def measure_calibration(evaluation: Evaluation) -> dict[str, float]:
 
 def measure_score_statistics(evaluation: Evaluation) -> dict[str, float]:
     """Compute mean, standard deviation, minimum and maximum of positive and negative scores."""
-    extracted = evaluation.extracted
-    return compute_score_statistics(
-        extracted.features, extracted.labels, evaluation.weight, evaluation.world
-    )
+    return evaluation.collapse_and_scores[1]
 
 
 def measure_bias_statistics(evaluation: Evaluation) -> dict[str, float]:

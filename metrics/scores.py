@@ -57,13 +57,9 @@ def compute_score_statistics(
     N·K scores are never held.
     """
     features, labels, weight = check_score_inputs(features, labels, weight, world)
-    positive, negative = ScoreSummary(), ScoreSummary()
-    for rows in split_rows(features, len(weight)):
-        own, others = compute_unordered_scores(features[rows], labels[rows], weight)
-        positive.add(own)
-        negative.add(others)
-    positive, negative = _merge_all(world.gather((positive, negative)))
-    return positive.describe("positive") | negative.describe("negative")
+    statistics = ScoreStatistics()
+    statistics.add_features(features, labels, weight)
+    return statistics.describe(world)
 
 
 def compute_bias_statistics(bias: Numbers) -> dict[str, float]:
@@ -116,26 +112,49 @@ class ScoreSummary:
         return {f"{name}_{key}": value for key, value in values.items()}
 
 
-def _merge_all(
-    parts: list[tuple[ScoreSummary, ScoreSummary]],
-) -> tuple[ScoreSummary, ScoreSummary]:
-    """Merge the processes' summaries in the order of their numbers."""
-    first, *others = parts
-    for positive, negative in others:
-        first[0].merge(positive)
-        first[1].merge(negative)
-    return first
+class ScoreStatistics:
+    """Running statistics of positive and of negative scores."""
+
+    def __init__(self) -> None:
+        self._positive, self._negative = ScoreSummary(), ScoreSummary()
+
+    def add(self, scores: Tensor, labels: Tensor) -> None:
+        """Add scores W h, float64 [n, K], which are overwritten, of labels int64 [n]."""
+        own, others = split_unordered(scores, labels)
+        self._positive.add(own)
+        self._negative.add(others)
+
+    def add_features(self, features: Features, labels: Tensor, weight: Tensor) -> None:
+        """Add the scores of features [N, d], labels int64 [N] and a float64 weight [K, d]."""
+        for rows in split_rows(features, len(weight)):
+            self.add(features[rows].double() @ weight.T, labels[rows])
+
+    def merge(self, other: ScoreStatistics) -> None:
+        """Add the scores that another one summarises."""
+        self._positive.merge(other._positive)
+        self._negative.merge(other._negative)
+
+    def describe(self, world: World = ALONE) -> dict[str, float]:
+        """Return what `compute_score_statistics` does, of all processes' scores so far."""
+        first, *others = world.gather(self)
+        for other in others:
+            first.merge(other)
+        return first._positive.describe("positive") | first._negative.describe("negative")
 
 
 def compute_unordered_scores(
     features: Tensor, labels: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute float64 scores W h of checked inputs: each row's own class [n], the others [n, K−1].
+    """Compute float64 scores W h of checked inputs, and split them as `split_unordered` does."""
+    return split_unordered(features.double() @ weight.T, labels)
+
+
+def split_unordered(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split scores [n, K], which are overwritten: each row's own class [n], the others [n, K−1].
 
     The others are in no particular order: the last class takes the place of the row's own, which
     is several times faster than to close the gap.
     """
-    scores = features.double() @ weight.T
     own = labels[:, None]
     positive = scores.gather(1, own).squeeze(1)
     return positive, scores.scatter_(1, own, scores[:, -1:].clone())[:, :-1]

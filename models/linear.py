@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import BIAS_MODES
+from models.layers import widen
 from utils.errors import UserError
 
 BIAS_INIT_MODES = range(8)
@@ -154,9 +155,8 @@ class Classifier(nn.Module):
         """Map features [B, d] of any floating dtype -> logits [B, K] in float32 or better."""
         # The losses compare logits that differ by far less than bfloat16 resolves.
         with torch.autocast(features.device.type, enabled=False):
-            kind = torch.promote_types(features.dtype, torch.float32)
-            scores = F.linear(features.to(kind), self.weight.to(kind))
-            return scores if self.bias is None else scores - self.bias.to(kind)
+            scores = F.linear(widen(features), widen(self.weight))
+            return scores if self.bias is None else scores - widen(self.bias)
 
     def bias_vector(self) -> Tensor:
         """Return the bias of each class, [K]: zeros without one, repeated if it is shared."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ from args import Settings
 from input_pipeline import AUGMENTATIONS, PIXELS, SOURCES, SPLITS
 from input_pipeline.load import find_image_side, load_dataset
 from input_pipeline.loader import BatchLoader
+from input_pipeline.resized import keep_resized
 from input_pipeline.room import find_room
-from input_pipeline.splits import DataSet
+from input_pipeline.splits import DataSet, FileSplit
 from metrics.extraction import build_split_batches, choose_test_batch
 from models import OLD_COMMIT, build_model, find_network
 from rundir.bare import STEMS
-from rundir.config import check_data, read_config
+from rundir.config import check_data, find_skipped, read_config
+from utils.console import Console
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
-from utils.world import ALONE, World
+from utils.world import ALONE, World, read_number, read_rank
 
 
 def build_data(
@@ -31,9 +35,11 @@ def build_data(
     data_dir: str | None = None,
     num_workers: int | None = None,
     pixels: int = PIXELS,
+    skipped: Mapping[str, Sequence[str]] | None = None,
     device: torch.device | None = None,
     room: int | None = None,
     streamed: Sequence[str] = (),
+    fill_cache: bool = False,
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
 
@@ -42,23 +48,35 @@ def build_data(
         splits: "train", "test" or both.
         data_dir, num_workers: in place of those of the settings.
         pixels: the number of the rules for pixels.
+        skipped: the files that a run has left out, by split. None: --skip_corrupt looks for them.
         device: where the images will be used. None: the CPU.
         room: bytes that the images may take in memory. None: as `find_room` finds for the device.
         streamed: splits whose image files are never held in memory.
+        fill_cache: whether --cache_dir gets the images that it lacks.
 
     Raises:
         UserError: it cannot be loaded.
     """
     options = list_data_options(settings, data_dir)
     workers = settings.num_workers if num_workers is None else num_workers
+    keep, console = None, Console(quiet=read_rank() > 0)
+    if settings.cache_dir is not None:
+        directory, shown = Path(settings.cache_dir), console if fill_cache else None
+        options_of_store: dict[str, Any] = {"num_workers": workers or 0, "console": shown}
+        keep = partial(keep_resized, cache_dir=directory, fill=fill_cache, **options_of_store)
     return load_dataset(
         settings.dataset,
         num_workers=workers or 0,
         splits=splits,
         pixels=pixels,
+        skipped=skipped,
+        # The other processes on this machine find what the first one keeps.
+        force_listing=settings.force_listing and read_number("LOCAL_RANK", 0) == 0,
+        console=console,
         in_memory_bytes=find_room(device) if room is None else room,
         margin=crops_files(settings),
         streamed=streamed,
+        keep=keep,
         **options,
     )
 
@@ -82,17 +100,27 @@ def build_run_data(settings: Settings, directory: Path, resumed: bool, room: int
     """
     streamed = ("train",) if crops_files(settings) else ()
     if not resumed:
-        return build_data(settings, room=room, streamed=streamed)
+        data = build_data(settings, room=room, streamed=streamed, fill_cache=True)
+        return _crop_resized(settings, data)
     config = read_config(directory)
     if config.versions.network != find_network(settings.model).version:
         raise UserError(
             f"--resume: {directory} was begun with an older definition of {settings.model}; "
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
-    pixels = config.versions.pixels
-    data = build_data(settings, pixels=pixels, room=room, streamed=streamed)
+    pixels, skipped = config.versions.pixels, find_skipped(directory, config.facts)
+    data = build_data(
+        settings, pixels=pixels, skipped=skipped, room=room, streamed=streamed, fill_cache=True
+    )
     check_data(directory, config.facts, data.facts())
-    return data.normalised_as(config.facts)
+    return _crop_resized(settings, data.normalised_as(config.facts))
+
+
+def _crop_resized(settings: Settings, data: DataSet) -> DataSet:
+    """Let --resize_first choose where training images are cropped from."""
+    if not (settings.resize_first and isinstance(data.train, FileSplit)):
+        return data
+    return replace(data, train=replace(data.train, resize_first=True))
 
 
 def build_network(

@@ -20,7 +20,9 @@ from utils.files import read_json
 
 _CHANNELS = ("mean", "std")
 # Facts that need not be equal one by one.
-_APART = (*_CHANNELS, "fingerprints", "listings", "test_split", "image_files")
+_APART = (*_CHANNELS, "fingerprints", "listings", "test_split", "image_files", "skipped")
+# Settings of one start of a run.
+_UNKEPT = ("resume", "force", "force_listing")
 _TITLES = {"train": "training", "test": "test"}
 # Mean and std that other sums of the same pixels give, relative to them; and those that another
 # decoder of the same files gives, in units of the full range 0…1.
@@ -109,7 +111,7 @@ def format_config(
     network: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the content of config.json for a new run."""
-    kept = {k: v for k, v in settings.values().items() if k not in ("resume", "force")}
+    kept = {k: v for k, v in settings.values().items() if k not in _UNKEPT}
     # A path such as "." has no name: another working directory would give the data set another one.
     if SOURCES[settings.dataset].named_by_directory and Path(settings.data_dir).name in ("", ".."):
         kept["data_dir"] = os.path.abspath(settings.data_dir)
@@ -151,6 +153,22 @@ def check_data(directory: Path, stored: dict[str, Any], found: dict[str, Any]) -
     raise ChangedData(
         f"the data set has changed since {directory} was trained: {difference}{moved}"
     )
+
+
+def find_skipped(directory: Path, facts: dict[str, Any]) -> dict[str, list[str]] | None:
+    """Return the files that a run has left out, by split; None if its facts name none.
+
+    Raises UserError if config.json is damaged.
+    """
+    found = facts.get("skipped")
+    if found is None:
+        return None
+    lists = list(found.values()) if isinstance(found, dict) else [None]
+    if not all(
+        isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists
+    ):
+        raise UserError(f"{directory / CONFIG} is damaged: skipped is {_shorten(found)}")
+    return dict(found)
 
 
 def _check_channels(directory: Path, stored: dict[str, Any]) -> None:

@@ -35,7 +35,10 @@ class Crew:
         self._model: Any = None
 
     def build(self, run: TrainedRun) -> None:
-        """Load a run's data and build its network, unless they are there. Raises UserError."""
+        """Load a run's data and build its network, unless they are there.
+
+        Raises UserError, also if the memory is too small for the features.
+        """
         if self._run is not run:
             self._order("build", run)
             self._build(run)
@@ -92,6 +95,7 @@ class Crew:
     def _build(self, run: TrainedRun) -> None:
         self._run = None
         self._model = self._world.take_turns(lambda: self._rebuilder.model(run))
+        self._world.check(lambda: self._rebuilder.check_room(run))
         self._run = run
 
     def _fill(self, path: Path = Path(), content: Any = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ from metrics.extraction import (
     choose_test_batch,
     extract,
 )
+from metrics.features import check_room
 from models import find_network
 from rundir.building import build_data, build_network, crops_files, list_data_options
 from rundir.checkpoints import check_origin
-from rundir.config import check_data
+from rundir.config import check_data, find_skipped
 from rundir.foreign import (
     explain_library,
     explain_misfit,
@@ -139,6 +141,7 @@ class Rebuilder:
             return run.facts
         options = list_data_options(run.settings, self._data_dir)
         del options["img_size"], options["jpeg_draft"]
+        options["skipped"] = find_skipped(run.directory, run.facts)
         splits = self._choose_splits(run)
         facts: dict[str, Any] = self._build_once(
             "facts",
@@ -158,7 +161,8 @@ class Rebuilder:
 
     def _identify_data(self, run: TrainedRun) -> tuple[Any, ...]:
         settings = run.settings.values(["dataset", *Settings.names(builds="data")])
-        return settings, run.versions.pixels, crops_files(run.settings)
+        skipped = find_skipped(run.directory, run.facts)
+        return settings, run.versions.pixels, crops_files(run.settings), skipped
 
     def _load_once(self, run: TrainedRun) -> LoadedData:
         identity = self._identify_data(run)
@@ -173,6 +177,7 @@ class Rebuilder:
             data_dir=self._data_dir,
             num_workers=self._num_workers,
             pixels=run.versions.pixels,
+            skipped=find_skipped(run.directory, run.facts),
             device=self._device,
         )
         facts = data.facts()
@@ -233,6 +238,17 @@ class Rebuilder:
             lambda: precision.place(build_network(run.settings, data, stem, initial=False)),
         )
         return model
+
+    def check_room(self, run: TrainedRun) -> None:
+        """Refuse a run if the features of a split do not fit into the memory. Raises UserError."""
+        data, model = self.data(run), self.model(run)
+        dim: Any = model.feature_dim
+        for split in self._splits:
+            share = math.ceil(len(getattr(data, split)) / self.world.size)
+            try:
+                check_room(share, dim, self._device)
+            except UserError as error:
+                raise UserError(f"{run.directory}, {split} set: {error}") from error
 
     def load_model(self, run: TrainedRun, checkpoint: Path) -> nn.Module:
         """Return `model` with the weights of a checkpoint.

@@ -63,6 +63,8 @@ def test_milestones_default_to_half_and_three_quarters():
 
 
 WITHOUT_EFFECT = [
+    ["--model", "ViT", "--sync_bn"],
+    ["--model", "ViT", "--no_sync_bn"],
     ["--patch_size", "2"],
     ["--width", "64"],
     ["--depth", "3"],
@@ -79,6 +81,11 @@ WITHOUT_EFFECT = [
     ["--num_workers", "2"],
     ["--img_size", "16", "--jpeg_draft", ""],
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", ""],
+    ["--dataset", "folder", "--data_dir", "x", "--img_size", "16", "--resize_first", ""],
+    ["--img_size", "16", "--cache_dir", "x"],
+    ["--dataset", "folder", "--data_dir", "x", "--cache_dir", "x"],
+    ["--skip_corrupt", ""],
+    ["--force_listing", ""],
     ["--data_dir", "elsewhere"],
     ["--force", ""],
     ["--optimizer", "AdamW", "--momentum", "0.9"],
@@ -211,7 +218,9 @@ def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
 
 
 PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "demo"]
-PARSERS += [f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed")]
+PARSERS += [
+    f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed", "imagenet_size")
+]
 PARSERS += [
     f"benchmarks.{name}" for name in ("precision_agreement", "score_memory", "decode_speed")
 ]
@@ -235,7 +244,8 @@ def test_help_begins_with_what_people_set_most():
 
 def test_every_setting_has_a_flag():
     flags = [action.dest for action in build_parser()._actions]
-    assert flags == ["help", *Settings.names()]
+    assert list(dict.fromkeys(flags)) == ["help", *Settings.names()]
+    assert len(flags) - len(set(flags)) == 1  # --no_sync_bn
 
 
 GIVEN = [
@@ -244,6 +254,7 @@ GIVEN = [
     ["--schedule", "step", "--epochs", "7", "--step_milestones", "2", "5", "--lr", "1"],
     ["--dataset", "folder", "--data_dir", "x", "--num_workers", "0", "--img_size", "64"],
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", "--img_size", "64"],
+    ["--dataset", "folder", "--data_dir", "x", "--skip_corrupt", "--force_listing"],
     ["--sep_decay", "--bias_init_mean", "-3", "--imbalance_factor", "50", "--precision", "bf16"],
 ]
 
@@ -259,7 +270,7 @@ def test_settings_are_those_that_config_json_gives_back(flags):
 BEFORE = {"precision": "fp32", "compile": False, "graphs": "off", "deterministic": False}
 BEFORE |= {"imbalance_factor": 1.0, "jpeg_draft": False, "keep_checkpoints": "all", "nc_every": 0}
 BEFORE |= {"momentum": 0.9, "betas": [0.9, 0.999], "clip_grad_norm": None, "accumulate": 1}
-BEFORE |= {"ema": None}
+BEFORE |= {"ema": None, "skip_corrupt": False}
 
 
 def test_settings_of_before_a_setting_came_are_completed():

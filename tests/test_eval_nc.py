@@ -14,7 +14,7 @@ import eval_nc
 import eval_scores
 import train
 from input_pipeline.load import load_dataset
-from metrics import MEASURES, Measure
+from metrics import MEASURES, Measure, features
 from metrics.accuracy import compute_uniform_accuracy
 from metrics.calibration import compute_calibration
 from metrics.geometry import compute_geometry
@@ -34,6 +34,7 @@ from tests.helpers import (
     train_here,
     train_run,
 )
+from tests.processes import run_job
 from theory.minimum import predict
 from utils.files import read_csv, write_csv
 
@@ -133,6 +134,31 @@ def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys)
     shift = float(after[2, "train"]["bias_mean"]) - float(before[2, "train"]["bias_mean"])
     assert shift == pytest.approx(1, rel=1e-5)
     assert after[1, "train"] == before[1, "train"]
+
+
+def test_two_processes_write_the_table_of_one(run_dir, tmp_path, capsys):
+    (run_dir / "epoch_001.pth").write_bytes(b"cut off")
+    weights = load(run_dir / "epoch_003.pth")
+    torch.save(
+        {name: values * torch.nan for name, values in weights.items()}, run_dir / "epoch_003.pth"
+    )
+    shutil.copytree(run_dir, tmp_path / "shared")
+    alone = evaluate(capsys, run_dir, status=2)
+    flags = ["--gpu_id", "-1", "--load_path", str(tmp_path / "shared")]
+    (status, out, err), *others = run_job(2, eval_nc.main, flags)
+    assert status == 2 and others == [(0, "", "")]
+    assert err == alone.err.replace(str(run_dir), str(tmp_path / "shared"))
+    assert (tmp_path / "shared" / "nc_curves.png").stat().st_size > 0
+    ours, expected = read_table(tmp_path / "shared"), read_table(run_dir)
+    assert list(ours) == list(expected) == [(2, "train"), (2, "test")]
+    for key, row in expected.items():
+        for name, cell in row.items():
+            if name == "split" or not cell:
+                assert ours[key][name] == cell
+            else:
+                assert float(ours[key][name]) == pytest.approx(float(cell), rel=1e-5), name
+    (_, out, _), *_ = run_job(2, eval_nc.main, [*flags, "--checkpoints", "2"])
+    assert "0 evaluated, 2 unchanged rows kept" in out
 
 
 def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
@@ -540,6 +566,15 @@ def test_seeds_share_a_line_and_long_names_are_shortened(tmp_path, capsys, monke
     assert drawn[-1][0].list_points("nc1", "train").means[1] == pytest.approx(sum(nc1) / 2)
     assert "\nCE, SGD, seed 1 " in said.out
     assert f"\nCE, SGD, seed 1: {runs[1].name}\n" in said.out
+
+
+def test_a_run_whose_features_do_not_fit_is_refused_before_the_work(run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(features, "SMALL", 0)
+    monkeypatch.setattr(features, "read_available_memory", lambda: 1000)
+    said = evaluate(capsys, run_dir, status=2)
+    (line,) = said.err.splitlines()
+    assert f"{run_dir}, train set: the features, 300 × 32 numbers, take" in line
+    assert not (run_dir / "nc_metrics.csv").exists()
 
 
 def test_precision(run_dir, tmp_path, capsys):

@@ -12,6 +12,7 @@ from torch import nn
 
 from args import Settings
 from input_pipeline import name_data
+from input_pipeline.corrupt import NAMED
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics import MEASURES
@@ -47,7 +48,7 @@ class RunLog:
     """
 
     def __init__(self, run: Run, settings: Settings, world: World = ALONE) -> None:
-        self._run, self._settings = run, settings
+        self._run, self._settings, self._world = run, settings, world
         self.console = Console(run.log, WIDTH, quiet=not world.is_first)
         self._table = EpochTable(settings.epochs)
         self._writers: list[Writer] = []
@@ -80,6 +81,9 @@ class RunLog:
             self.console.say(f"the largest class has {most}, the smallest {min(sizes)}")
         for note in notes:
             self.console.say(escape(note))
+        for split, names in (data.skipped or {}).items():
+            for name in names if len(names) > NAMED else ():
+                self.console.record(escape(f"skipped of the {split} set: {name}"))
         place = escape(str(self._run.directory))
         self.console.say(f"run directory {place}, device {device_name}, {settings.precision}")
         self.console.say(space)
@@ -151,7 +155,10 @@ class RunLog:
 
     def record_stop(self) -> None:
         """Print the command that resumes a stopped run."""
-        words = ["python", "train.py", "--resume", "--run_name", self._run.name]
+        start = ["python"]
+        if self._world.size > 1:
+            start = ["torchrun", f"--nproc_per_node={self._world.local_size}"]
+        words = [*start, "train.py", "--resume", "--run_name", self._run.name]
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]
         self.console.say(f"stopped, state saved; resume with:\n    {shlex.join(words)}")

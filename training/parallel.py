@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -39,5 +40,5 @@ def share_gradients(model: nn.Module, run: Forward) -> DistributedDataParallel:
     """
     known = inspect.signature(DistributedDataParallel).parameters
     newer = "forward_sync_buffers"  # the same, under the name of later versions of torch
-    apart = {newer if newer in known else "broadcast_buffers": False}
+    apart: Any = {newer if newer in known else "broadcast_buffers": False}
     return DistributedDataParallel(_Forward(model, run), gradient_as_bucket_view=True, **apart)

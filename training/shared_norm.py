@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # What timm's batch normalisation does after it.
@@ -42,6 +42,25 @@ def _convert(model: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
+class _Total(torch.autograd.Function):
+    """The sum of the processes' tensors. Its gradient is the sum of their gradients.
+
+    torch.distributed.nn has the same, under a name that later versions of torch no longer want.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Sum up."""
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Sum up the gradients."""
+        return _Total.forward(ctx, gradient)
+
+
 class SharedStatistics:
     """Batch normalisation whose statistics are those of all processes; to be mixed into a layer.
 
@@ -57,11 +76,11 @@ class SharedStatistics:
         over = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         own_count = values.new_tensor([x.numel() // x.shape[1]])
-        sums = all_reduce(torch.cat([values.sum(over), own_count]))
+        sums = _Total.apply(torch.cat([values.sum(over), own_count]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = values - mean.view(shape)
-        variance = all_reduce(centred.square().sum(over)) / count
+        variance = _Total.apply(centred.square().sum(over)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         normal = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:

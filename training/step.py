@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,26 +155,18 @@ def build_step(
         objective: what is minimised.
         precision: in which the layers compute.
         compiled: compile model and objective.
-        graphs: replay the whole step as one CUDA graph. The process then leaves CUDA's default
-            stream. On another device the steps are ordinary ones.
+        graphs: replay the step as a CUDA graph, on a stream that is not CUDA's default one. On
+            another device the steps are ordinary ones.
         division: of a batch, in parts and among the processes of a job.
         clip_grad_norm: the largest norm of the gradient, or None.
         average: of the weights. It follows the optimizer, so that the step changes it, too.
     """
-    context, device, ranks = precision.autocast(), precision.device, division.ranks
+    device, ranks = precision.device, division.ranks
     update = Update(optimizer, scaler, clip_grad_norm)
-
-    def forward(images: Tensor, targets: Tensor, share: float) -> Results:
-        with context:
-            logits, features = model(images)
-        total, loss = objective(model.fc, logits, features, targets, share)
-        return total, loss, logits
-
-    run_forward: Any = compile_function(forward, device) if compiled else forward
-    keep_apart: Any = contextlib.nullcontext
+    run_forward = build_forward(model, objective, precision, compiled)
     if ranks > 1:
         run_forward = load_function("training.parallel:share_gradients")(model, run_forward)
-        keep_apart = run_forward.no_sync
+    keep_apart = run_forward.no_sync if ranks > 1 else nullcontext
 
     def add_gradient(images: Tensor, targets: Tensor, share: float) -> Results:
         # A function of its own: what a part holds for its gradient is freed before the next part.
@@ -184,7 +176,7 @@ def build_step(
         return total.detach(), loss.detach(), logits.detach()
 
     def take_step(images: Tensor, targets: Tensor, size: int | None = None) -> Results:
-        # Also while a graph is recorded: the gradients then lie in the graph's own memory.
+        # Also while a graph is recorded, in whose own memory the gradients then lie.
         optimizer.zero_grad(set_to_none=True)
         *before, last = division.split(images, targets, len(images) if size is None else size)
         with keep_apart():
@@ -201,6 +193,21 @@ def build_step(
     leave_default_stream(device)
     state = StepState(model, optimizer, scaler, device, average)
     return Step(RecordedStep(take_step, state, precision), device, compiled)
+
+
+def build_forward(
+    model: nn.Module, objective: Objective, precision: Precision, compiled: bool
+) -> Any:
+    """Build the function from images, targets and share to objective, loss and logits."""
+    context = precision.autocast()
+
+    def forward(images: Tensor, targets: Tensor, share: float) -> Results:
+        with context:
+            logits, features = model(images)
+        total, loss = objective(model.fc, logits, features, targets, share)
+        return total, loss, logits
+
+    return compile_function(forward, precision.device) if compiled else forward
 
 
 def join_results(results: Sequence[Results]) -> Results:

@@ -153,8 +153,12 @@ class Console:
             shown = "\n".join(_wrap(one, self._width) for one in line.split("\n"))
         tqdm.write(shown)
         sys.stdout.flush()
+        self.record(line)
+
+    def record(self, line: str) -> None:
+        """Log a line that is not printed; control characters are escaped."""
         if self._log is not None:
-            self._log.write(line + "\n")
+            self._log.write(escape(line, keep="\n") + "\n")
             self._log.flush()
 
 

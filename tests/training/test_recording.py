@@ -470,7 +470,7 @@ def test_a_run_says_how_it_goes_on(tapes, tmp_path, capsys, monkeypatch):
     state = load(run_dir / "last.pth")
     assert state["position"]["epoch"] == 3 and state["settings"]["graphs"] == "on"
     train_here(tmp_path, *flags, "--force", "--graphs", "on", status=2)
-    assert capsys.readouterr().err.count("--graphs on is for NVIDIA GPUs") == 1
+    assert capsys.readouterr().err.count("--graphs on is for one NVIDIA GPU") == 1
     train_here(tmp_path, "--resume", "--epochs", 4, "--graphs", "on")
 
 
