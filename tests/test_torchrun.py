@@ -1,7 +1,9 @@
 """train.py in several processes: the same bits again, stops, deaths, resumes and mistakes."""
 
+import hashlib
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from rundir.weights import load
 from tests.processes import run_job
 from training.step import Step
 from utils.files import read_csv
-from utils.world import read_rank
+from utils.signals import StopSignal
+from utils.world import join, read_rank
 
 FLAGS = [
     "--model", "ViT", "--width", "16", "--depth", "1", "--sample_size", "10", "--epochs", "3",
@@ -102,6 +105,22 @@ def test_a_process_that_is_killed_ends_the_job_with_one_line(tmp_path, whole, ra
     assert len(lines) == 1 and "a process of this job has ended" in lines[0]
     run_job(2, run_train, tmp_path, "--run_name", "run", "--resume")
     assert_equal_runs(tmp_path / "run", whole)
+
+
+def test_a_process_that_takes_no_signal_ends_with_one_line(monkeypatch):
+    """As one that waits for a GPU: a computation in C, which holds the main thread."""
+    monkeypatch.setattr("utils.signals.DEAF_SECONDS", 0.5)
+    found = run_job(2, wait_in_c, expected=(143,))
+    assert sorted(err.count("a process of this job has ended") for _, _, err in found) == [0, 1]
+
+
+def wait_in_c() -> None:
+    with StopSignal() as stop:
+        stop.world = join(gpus=False)
+        stop.wait_for_step()
+        stop.world.wait()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
 
 
 def test_mistakes_are_printed_once(tmp_path, whole, monkeypatch):

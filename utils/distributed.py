@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -15,17 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.signals import LOST
 from utils.world import Result, World, read_local_size, read_number
 
 JOIN = timedelta(minutes=10)  # for all processes to start
 # One process may download or list a data set for so long. A process that dies is noticed at once:
 # its connections are closed.
 PATIENCE = timedelta(hours=6)
-LOST = (
-    "a process of this job has ended, so all do; what was saved is whole: --resume goes on from it"
-)
 # Words of errors that a closed connection to another process causes.
 CLOSED = ("gloo", "nccl", "onnection closed", "onnection reset", "onnection refused", "roken pipe")
+LINGER = 2  # seconds in which others still find the store of the first process, if it holds it
 AGREED = (UserError, ValueError)  # errors that all processes raise if one does
 
 
@@ -143,6 +143,8 @@ class Processes(World):
         if self._agreed is not None:
             with contextlib.suppress(RuntimeError):  # a launcher ends all when one has ended
                 self.wait()
+        elif self.is_first and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE"):
+            time.sleep(LINGER)
         for process in multiprocessing.active_children():
             process.kill()
         sys.stdout.flush()

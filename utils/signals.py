@@ -17,6 +17,11 @@ SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 SIGCHLD: int | None = getattr(signal, "SIGCHLD", None)
 SIGKILL: int | None = getattr(signal, "SIGKILL", None)
 SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, *([SIGHUP] if SIGHUP else []))
+DEAF_SECONDS = 20
+LOST = (
+    "a process of this job has ended, so all do; what was saved is whole: start again "
+    "(train.py with --resume)"
+)
 ALARM = 1000  # more than the number of any signal
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
 _stopping = False  # whether a stop was asked for, so that the program is about to end
@@ -67,6 +72,8 @@ class StopSignal:
     def wait_for_step(self) -> None:
         """Remember requests from now on: the loop stops after its step."""
         self._remember = True
+        if self.world.size > 1:
+            _end_if_deaf(self)
 
     def install(self) -> "StopSignal":
         """Handle the signals from now on."""
@@ -99,6 +106,28 @@ class StopSignal:
         if self.world.claim_line() and read_rank() == 0:
             print(self._message, file=sys.stderr)
         sys.exit(self.exit_status)
+
+
+def _end_if_deaf(stop: StopSignal) -> None:
+    """End this process, with a line, if a signal comes and the main thread does not take it.
+
+    Python handles signals in the main thread. If that waits for a GPU, which waits for a process
+    that has died, it takes none, and the launcher kills it 30 seconds after its SIGTERM.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # gets each signal's number at once
+
+    def watch() -> None:
+        while os.read(reader, 1)[0] not in SIGNALS:
+            pass
+        time.sleep(DEAF_SECONDS)
+        if stop.number is None:
+            if stop.world.claim_line():
+                print(f"train.py: error: {LOST}", file=sys.stderr, flush=True)
+            stop.world.abandon(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 class Stopped(Exception):
