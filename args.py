@@ -84,9 +84,23 @@ def _explain_idle_sign(settings: Settings) -> str | None:
     return require("init_from", given=True)(settings) or alone or _explain_no_bias(settings)
 
 
-def _explain_no_draft(settings: Settings) -> str | None:
+def _explain_unsized(settings: Settings) -> str | None:
     sized = "without --img_size images keep their size" if settings.img_size is None else None
     return explain_no_files(settings.dataset) or sized
+
+
+def _explain_no_crops(settings: Settings) -> str | None:
+    crops = AUGMENTATIONS[settings.augment].crops_files
+    return None if crops else f"--augment {settings.augment} does not crop image files"
+
+
+def _explain_no_cache(settings: Settings) -> str | None:
+    if settings.jpeg_draft:
+        return "--jpeg_draft makes other pixels at each side; leave one of the two out"
+    crops = AUGMENTATIONS[settings.augment].crops_files
+    if crops and not settings.resize_first:
+        return f"--augment {settings.augment} crops the files' own pixels; add --resize_first"
+    return _explain_unsized(settings)
 
 
 def _explain_unnamed(settings: Settings) -> str | None:
@@ -238,10 +252,26 @@ class Settings(Table):
     jpeg_draft: bool = data(
         False,
         "decode JPEGs at 1/2, 1/4 or 1/8 of their size if that is twice --img_size; faster",
-        why_idle=_explain_no_draft,
+        why_idle=_explain_unsized,
         builds="data",
         before=False,
         short="draft",
+    )
+    resize_first: bool = data(
+        False,
+        "crop from images resized as those of the test are, which --cache_dir can keep",
+        why_idle=_explain_no_crops,
+        before=False,
+        short="resized",
+    )
+    cache_dir: PathText | None = data(
+        None,
+        "keep the images of a folder there, resized: each file is decoded once; see docs/data.md",
+        default_text="nowhere",
+        why_idle=_explain_no_cache,
+        shapes=False,
+        before=None,
+        metavar="DIR",
     )
     skip_corrupt: bool = data(
         False,
@@ -469,6 +499,7 @@ def complete(settings: Settings) -> Settings:
         raise UserError(
             "--freeze_backbone, --fixed_etf and --bias_mode none leave nothing to train"
         )
+    _check_crops(settings)
     s, filled = settings, dict[str, Any]()
     if s.epochs_warmup >= s.epochs:
         raise UserError(f"--epochs_warmup {s.epochs_warmup} must be below --epochs {s.epochs}")
@@ -486,6 +517,17 @@ def complete(settings: Settings) -> Settings:
     if s.weight_decay_bias is None:
         filled["weight_decay_bias"] = 0.0 if s.sep_decay else s.weight_decay
     return settings.replace(**filled)
+
+
+def _check_crops(settings: Settings) -> None:
+    """Raise UserError if image files are to be cropped, but there are none, or to no known size."""
+    augment, dataset = settings.augment, settings.dataset
+    if not AUGMENTATIONS[augment].crops_files:
+        return
+    if reason := explain_no_files(dataset):
+        raise UserError(f"--augment {augment} crops image files: {reason}; use DA1 or DA1+DA2")
+    if settings.img_size is None:
+        raise UserError(f"--augment {augment} needs --img_size, the side of its crops")
 
 
 def _check_milestones(milestones: list[int] | None, epochs: int) -> list[int]:

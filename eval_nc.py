@@ -1,6 +1,8 @@
 """Measure neural collapse, feature properties and scores of every checkpoint of one or more runs.
 
 python eval_nc.py --load_path model_weights/<run>
+
+torchrun --nproc_per_node=N eval_nc.py … divides the images among N processes.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from utils.cli import (
 )
 from utils.errors import UserError
 from utils.signals import StopSignal
+from utils.world import hush_torch
 
 PROGRAM = "eval_nc.py"
 STOP_MESSAGE = "stopped; the rows computed so far are kept, the same command goes on from there"
@@ -99,6 +102,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     parse_flags()  # --help and a wrong flag are answered here, before torch is imported
+    hush_torch()
     StopSignal(STOP_MESSAGE).install()
 
 import sys
@@ -109,6 +113,7 @@ from figures.style import save_figure
 from metrics.report import Evaluated, format_rows
 from metrics.table import MetricsTable
 from rundir.checkpoints import add_best
+from rundir.crew import Crew
 from rundir.evaluator import Evaluator
 from rundir.labels import group_runs, name_runs, shorten_names
 from rundir.opening import open_chosen_runs
@@ -116,6 +121,7 @@ from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
 from utils.console import Console, escape
 from utils.device import pick_device
+from utils.world import join
 
 # Of the weights, and of their averages (--ema).
 PICTURES = {False: "nc_curves.png", True: "nc_curves_ema.png"}
@@ -129,21 +135,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda stop: evaluate_runs(args),
         stopped=STOP_MESSAGE,
         batch_size=args.batch_size or 0,
+        divides=True,
     )
 
 
 def evaluate_runs(args: argparse.Namespace) -> int:
-    """Evaluate, draw and print; return 2 if a checkpoint could not be evaluated, else 0."""
+    """Evaluate, draw and print; return 2 if a checkpoint could not be evaluated, else 0.
+
+    In a job of several processes the first one does so, and the others share the images with it.
+    """
+    world = join(gpus=args.gpu_id != -1)
     # Report all mistakes that can be found now, before the work begins.
-    runs = open_chosen_runs(args.load_path, args.checkpoints, args)
-    refuse_without_effect(args, runs)
-    if args.checkpoints == "all" and not args.ema:
-        for run in runs:
-            run.chosen = run.chosen if run.bare else add_best(run.directory, run.chosen)
-    pictures = make_directory("--out", Path(args.out)) if args.out else runs[0].directory
-    device, device_name = pick_device(args.gpu_id)
-    console = Console()
-    console.say(f"device {device_name}")
+    runs = world.call_first(lambda: open_runs(args))
+    device, device_name = world.check(lambda: pick_device(args.gpu_id, local_rank=world.local_rank))
     splits = SPLITS if args.split == "both" else (args.split,)
     rebuilder = Rebuilder(
         device,
@@ -152,7 +156,14 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         data_dir=args.data_dir,
         num_workers=args.num_workers,
         precision=args.precision,
+        world=world,
     )
+    if not world.is_first:
+        Crew(rebuilder).follow()
+        return 0
+    console = Console()
+    several = f", the first of {world.size} processes" if world.size > 1 else ""
+    console.say(f"device {device_name}{several}")
     evaluator = Evaluator(PROGRAM, rebuilder, splits, args.precision, console, force=args.force)
     tables, failures = [], 0
     for run in runs:
@@ -162,7 +173,9 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         if rows.current:
             curves = build_curves([run], [rows])
             failures += draw(curves, run.directory / PICTURES[args.ema], console)
+    evaluator.finish()
     evaluated = [i for i, rows in enumerate(tables) if rows.current]
+    pictures = Path(args.out) if args.out else runs[0].directory
     runs, tables = [runs[i] for i in evaluated], [tables[i] for i in evaluated]
     if len(runs) > 1:
         failures += draw(build_curves(runs, tables), pictures / OVERLAYS[args.ema], console)
@@ -170,6 +183,18 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         shown = list_evaluated(runs, tables, args.checkpoints)
         console.say("\n" + format_rows(shown, splits, all_rows=args.all_rows))
     return MISTAKE if failures else 0
+
+
+def open_runs(args: argparse.Namespace) -> list[ChosenRun]:
+    """Open the runs and choose their checkpoints. Raises UserError for all that can be refused."""
+    runs = open_chosen_runs(args.load_path, args.checkpoints, args)
+    refuse_without_effect(args, runs)
+    if args.checkpoints == "all" and not args.ema:
+        for run in runs:
+            run.chosen = run.chosen if run.bare else add_best(run.directory, run.chosen)
+    if args.out:
+        make_directory("--out", Path(args.out))
+    return runs
 
 
 def refuse_without_effect(args: argparse.Namespace, runs: list[ChosenRun]) -> None:

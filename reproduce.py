@@ -36,19 +36,28 @@ from reproduction.flags import (
     parse_flags,
 )
 from reproduction.grid import GridRun, build_grid, format_flags
-from reproduction.launch import Outcome, run_here, run_local_jobs, run_on_slurm
+from reproduction.jobs import run_local_jobs, run_on_slurm
+from reproduction.launch import Outcome, list_torchrun_flags, run_here
 from reproduction.pictures import Call, Drawing, list_evaluations
 from reproduction.places import Places, divide_machine
 from reproduction.report import build_report, format_tables_plainly, write_report
 from reproduction.work import Work
 from rundir.resuming import take_over_settings
-from utils.cli import MISTAKE, NOT_FINITE, list_device_flags, make_directory, run_command
+from utils.cli import (
+    MISTAKE,
+    NOT_FINITE,
+    SMALLEST_BATCH,
+    list_device_flags,
+    make_directory,
+    run_command,
+)
 from utils.console import Console, Progress, escape
 from utils.errors import UserError
 from utils.files import read_json, remove_temporaries, write_json
 from utils.locks import Lock, Occupied
 from utils.registry import load_function
 from utils.signals import SIGNALS
+from utils.world import refuse_several
 
 ROOT = Path(__file__).resolve().parent
 # The program is found through its own directory, not the one that the user is in.
@@ -60,6 +69,7 @@ TIMING = [
 ]
 STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from there"
 STOPPED_STATUSES = tuple(128 + number for number in SIGNALS)  # of a script that was stopped
+REPEATS = ("seeds", "jobs", "gpus_per_run")  # numbers that are 1 by default
 LOCK = ".reproduce.lock"
 STAMP = "report.json"  # names the result in a directory: another result must not replace it
 
@@ -75,6 +85,7 @@ def reproduce(args: argparse.Namespace) -> int:
     Returns 0, 2 if a run has no result, or the exit status of a script that did not fail. Raises
     UserError.
     """
+    refuse_several("reproduce.py")
     work = plan_work(args)
     refuse_idle_flags(args, work)
     if args.dry_run:
@@ -122,6 +133,13 @@ def plan_work(args: argparse.Namespace) -> Work:
     save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
     out = Path(args.out or f"results/{args.experiment}")
     gpu_id = args.gpu_ids[0] if args.gpu_ids else args.gpu_id
+    needed = SMALLEST_BATCH * args.gpus_per_run
+    smallest = min((run.settings.batch_size for run in runs), default=needed)
+    if smallest < needed:
+        raise UserError(
+            f"--gpus_per_run {args.gpus_per_run} needs batches of at least {needed} images, "
+            f"the runs have {smallest}"
+        )
     return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id, args.data_dir)
 
 
@@ -129,7 +147,7 @@ def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
     """Refuse a flag that has no effect in this combination. Raises UserError."""
     reasons = {}
     if not work.runs:
-        counts = [name for name in ("seeds", "jobs") if getattr(args, name) > 1]
+        counts = [name for name in REPEATS if getattr(args, name) > 1]
         idle = (*GRID_FLAGS, "gpu_ids", *CLUSTER_FLAGS, *counts)
         reasons = dict.fromkeys(idle, f"{work.name} trains nothing")
     if not args.launcher:
@@ -159,21 +177,29 @@ def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[st
 
 def print_commands(work: Work, args: argparse.Namespace) -> None:
     """Print the training commands, or those that draw if the experiment trains nothing."""
-    devices = itertools.cycle(list_devices(args))
-    commands = [
-        ("train", [*format_flags(list_settings(work, run, args)), *list_device_flags(device)])
-        for run, device in zip(work.runs, devices, strict=False)
-    ]
     if not work.runs:
         drawing: Drawing = load_function(work.experiment.draw)(work)
-        commands = [(call.script, call.flags) for call in drawing.calls]
-    for script, flags in commands:
-        print(shlex.join(["python", f"{script}.py", *flags]))
+        for call in drawing.calls:
+            print(shlex.join(["python", f"{call.script}.py", *call.flags]))
+    groups = max(1, len(list_devices(args)) // args.gpus_per_run)
+    places = itertools.cycle(divide_machine(groups, list_devices(args), args.gpus_per_run))
+    for run, place in zip(work.runs, places, strict=False):
+        variables = [f"{name}={value}" for name, value in place.list_visible().items()]
+        words = [*variables, "python", *list_launcher(args), "train.py"]
+        flags = [*format_flags(list_settings(work, run, args)), *place.list_flags()]
+        print(shlex.join([*words, *flags]))
+
+
+def list_launcher(args: argparse.Namespace) -> list[str]:
+    """Return the words that start train.py several times; none where a job does that."""
+    if args.gpus_per_run == 1 or args.launcher:
+        return []
+    return ["-m", "torch.distributed.run", *list_torchrun_flags(args.gpus_per_run)]
 
 
 def find_cost(work: Work, args: argparse.Namespace) -> Cost:
     """Find what is left to do; hours only where the runs are on this machine."""
-    places = divide_machine(args.jobs, list_devices(args))
+    places = divide_machine(args.jobs, list_devices(args), args.gpus_per_run)
     timed = args.launcher != "slurm"
     return estimate_cost(work, places, TIMING, args.data_dir, timed=timed)
 
@@ -189,6 +215,9 @@ def print_cost(work: Work, args: argparse.Namespace) -> None:
         lines.append("the disk has too little room: the command would refuse to begin")
     if needs_confirmation(work, cost):
         lines.append(explain_confirmation(cost))
+    if args.launcher and args.gpus_per_run > 1:
+        tasks = f"a job starts its command {args.gpus_per_run} times"
+        lines.append(f"{tasks} as one run, with the variables that torchrun would set")
     for line in lines:
         print(f"# {escape(line)}", file=sys.stderr)
 
@@ -204,9 +233,17 @@ def announce_cost(work: Work, args: argparse.Namespace, console: Console) -> Non
 
 def check_devices(args: argparse.Namespace) -> None:
     """Refuse GPUs that this machine does not have. Raises UserError."""
-    given = [number for number in list_devices(args) if number is not None and number >= 0]
-    if given and args.launcher != "slurm":
-        load_function("utils.device:check_gpus")("--gpu_ids" if args.gpu_ids else "--gpu_id", given)
+    if args.launcher == "slurm":
+        return
+    given, flag = args.gpu_ids or [], "--gpu_ids"
+    if args.gpu_id is not None and args.gpu_id >= 0:
+        given, flag = [args.gpu_id], "--gpu_id"
+    if args.gpus_per_run > 1 and not args.gpu_ids and args.gpu_id != -1:
+        first = args.gpu_id or 0
+        given = range(first, first + args.gpus_per_run)
+        flag = f"--gpus_per_run {args.gpus_per_run} needs GPU"
+    if given:
+        load_function("utils.device:check_gpus")(flag, given)
 
 
 def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
@@ -262,18 +299,22 @@ def launch(
     if not commands:
         return iter(())
     if args.launcher == "slurm":
-        device = -1 if args.gpu_id == -1 else 0  # the number of the one GPU that a job sees
+        options = dict(args.slurm or ())
+        nodes = int(options.pop("nodes", 1))
+        device = -1 if args.gpu_id == -1 else 0  # a job sees its GPUs alone
         return run_on_slurm(
             {name: [*words, *list_device_flags(device)] for name, words in commands.items()},
             args.jobs,
             folder,
             with_gpu=device == 0,
             minutes=minutes,
-            extra=dict(args.slurm or ()),
+            extra=options,
             say=console.say,
+            processes=args.gpus_per_run,
+            nodes=nodes,
         )
     begun = {run.name: threads for run in runs if (threads := work.find_threads(run)) is not None}
-    places = Places(divide_machine(args.jobs, list_devices(args)), begun)
+    places = Places(divide_machine(args.jobs, list_devices(args), args.gpus_per_run), begun)
     if args.launcher == "local":
         return run_local_jobs(commands, places, folder, minutes=minutes)
     return run_here(commands, places)
@@ -320,8 +361,10 @@ def format_command(args: argparse.Namespace) -> str:
         value = getattr(args, name)
         if value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    if args.seeds > 1:
-        words += ["--seeds", str(args.seeds)]
+    # With several processes BatchNorm may take its statistics in smaller batches.
+    for name in ("seeds", "gpus_per_run"):
+        if getattr(args, name) > 1:
+            words += [f"--{name}", str(getattr(args, name))]
     if args.data_dir != DATA_DIR:
         words += ["--data_dir", os.path.basename(os.path.normpath(args.data_dir))]
     return shlex.join(words)

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from rundir.resuming import read_settings
 from utils.signals import Stopped, StopSignal, stop_with_parent
+from utils.world import hush_torch
 
 STOP_MESSAGE = "stopped before training began"
 if __name__ == "__main__":
     read_settings()  # --help and a wrong flag are answered here, before torch is imported
+    hush_torch()
     StopSignal(STOP_MESSAGE).install()  # Ctrl-C during the imports is one line, too
     stop_with_parent()
 
@@ -26,8 +28,7 @@ from torch import nn
 
 from args import Settings
 from input_pipeline.loader import BatchLoader
-from metrics.accuracy import compute_uniform_accuracy, count_correct
-from objective import LOSSES
+from input_pipeline.room import find_room
 from rundir.building import build_batches, build_precision, build_run_data
 from rundir.directory import Run, choose_run
 from rundir.names import EMA_PREFIX
@@ -43,15 +44,20 @@ from training.setup import (
     build_run_step,
     choose_graphs,
     count_bytes,
+    decide_sync_bn,
+    find_smallest_share,
+    pick_run_device,
+    place_network,
     set_epoch_rate,
+    share_run,
 )
 from training.state import TrainState
 from training.step import Step, check_compiler, explain_compile_error
+from training.testing import evaluate
 from training.writers import check_writers
 from utils.cli import NOT_FINITE, run_command
-from utils.device import pick_device
 from utils.precision import Precision, explain_determinism_error, set_determinism
-from utils.registry import load_function
+from utils.world import World, join
 
 
 def train(
@@ -63,6 +69,7 @@ def train(
     log: RunLog,
     collapse: CollapseRecorder,
     stop: StopSignal,
+    world: World,
 ) -> None:
     """Train and test epoch by epoch; save the weights and the state after each epoch.
 
@@ -70,24 +77,28 @@ def train(
     NonFiniteLoss if training diverged.
     """
     train_batches, test_batches = batches
+    tests = test_batches, settings.loss, precision
     optimizer = build_optimizer(settings, model)
     scaler = precision.build_scaler()
     average = build_average(settings, model, optimizer)  # None without --ema
-    step = build_run_step(settings, model, optimizer, scaler, precision, average)
-    meter = Meter(len(train_batches), precision.device)
-    state = TrainState(settings, model, optimizer, scaler, meter, average)
+    meter = Meter(len(train_batches), precision.device, world)
+    state = TrainState(settings, model, optimizer, scaler, meter, average, world)
     if run.resumed:
-        state.load(run)
-        run.extend_config()
+        world.take_turns(lambda: state.load(run))
+        world.call_first(run.extend_config)
+    division = train_batches.division
+    step = build_run_step(settings, model, optimizer, scaler, precision, average, division)
     log.begin(state, batches)
     with log, Saver(run, state) as saver:  # writes the files, also at a stop
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             rate = set_epoch_rate(settings, optimizer, epoch)
             row: dict[str, float] = {"epoch": epoch, "lr": rate}
             row |= train_epoch(state, step, train_batches, rate, log, stop, saver)
-            row |= evaluate(model, test_batches, settings.loss, precision, log, stop)
+            world.copy_buffers(model)  # running statistics are those of the first process
+            row |= evaluate(model, *tests, log, stop, world)
             if average is not None:
-                tested = evaluate(average.module, test_batches, settings.loss, precision, log, stop)
+                world.copy_buffers(average.module)
+                tested = evaluate(average.module, *tests, log, stop, world)
                 row |= {EMA_PREFIX + column: figure for column, figure in tested.items()}
             if not all(map(math.isfinite, row.values())):
                 raise NonFiniteLoss(epoch, len(train_batches), rate)
@@ -109,6 +120,7 @@ def train_epoch(
     """Train one epoch, or the rest of it; return its training columns of metrics.csv.
 
     Raises Stopped after the step in which a stop was requested, NonFiniteLoss if a step diverged.
+    In a job of several processes all raise it after the same step.
     """
     state.begin_epoch()
     epoch, meter = state.epoch + 1, state.meter
@@ -116,12 +128,14 @@ def train_epoch(
     state.model.train(not state.settings.freeze_backbone)  # the classifier is the same in both
     with log.watch_training(seen) as progress:
         for images, targets in batches.batches(epoch, state.step):
-            meter.add(*step(images, targets), targets)
+            size, loss = batches.find_size(state.step), 0.0
+            meter.add(*step(images, targets, size), targets, size)
             state.step += 1
             if progress.is_due():
                 saver.check()
-                progress.show(meter.seen, f"loss {meter.read_mean_loss(epoch, rate):.4f}")
-            if stop.requested:
+                loss = meter.estimate_loss()
+                progress.show(meter.seen, f"loss {loss:.4f}")
+            if stop.poll(alarm=not math.isfinite(loss)):
                 break
     summary = meter.read_summary(epoch, rate)  # waits for the device
     if stop.requested:
@@ -136,72 +150,38 @@ def train_epoch(
     return {**summary, "images_per_second": speed}
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: BatchLoader,
-    loss: str,
-    precision: Precision,
-    log: RunLog,
-    stop: StopSignal,
-) -> dict[str, float]:
-    """Return loss and accuracies (percent) on the test set.
-
-    If a logit is not finite, return only the loss, NaN. Raises Stopped if a stop is requested.
-    """
-    model.eval()
-    collected, targets_seen = [], []
-    # autocast once: the weights are not cast again for every batch.
-    with log.watch_test() as progress, precision.autocast():
-        for images, targets in batches.batches(epoch=0):
-            collected.append(model(images)[0])
-            targets_seen.append(targets)
-            progress.advance(len(targets))
-            if stop.requested:
-                raise Stopped
-    logits, labels = torch.cat(collected), torch.cat(targets_seen)
-    mean_loss = load_function(LOSSES[loss].function)(logits, labels)
-    figures = [torch.isfinite(logits).all(), mean_loss, *count_correct(logits, labels)]
-    finite, test_loss, *hits = torch.stack([one.double() for one in figures]).tolist()
-    if not finite:
-        return {"test_loss": math.nan}
-    top1, top5 = (100 * (count / len(labels)) for count in hits)
-    return {
-        "test_loss": test_loss,
-        "test_top1": top1,
-        "test_top5": top5,
-        "test_uniform": 100 * compute_uniform_accuracy(logits, labels)[0],
-    }
-
-
 def run_training(settings: Settings, stop: StopSignal) -> int:
     """Choose the run directory, build data and network, train; return the exit status."""
+    world = stop.world = join(gpus=settings.gpu_id >= 0)
     set_determinism(settings.deterministic)
-    device, device_name = pick_device(settings.gpu_id, given="gpu_id" in settings.model_fields_set)
+    device, device_name = world.check(lambda: pick_run_device(settings, world))
     if settings.compile:
-        check_compiler(device)
-    check_writers(settings)
-    precision = build_precision(settings, settings.precision, device)
+        world.check(lambda: check_compiler(device))
+    world.call_first(lambda: check_writers(settings))
+    precision = world.check(lambda: build_precision(settings, settings.precision, device))
     # config.json keeps what was resolved: a resumed run goes on in the same way anywhere.
-    graphs = choose_graphs(settings, device, device_name)
+    graphs = world.check(lambda: choose_graphs(settings, device, device_name, world))
     settings = settings.replace(precision=precision.name, graphs=graphs)
-    run = choose_run(settings)
-    data = build_run_data(settings, run.directory, run.resumed, device)
+    run = world.call_first(lambda: choose_run(settings))
+    settings = decide_sync_bn(settings, run, world)
+    room = min(world.gather(find_room(device)))
+    data = world.take_turns(lambda: build_run_data(settings, run.directory, run.resumed, room))
     torch.manual_seed(settings.seed)
-    start = start_network(settings, run, data)
-    model = precision.place(start.model)
-    batches = build_batches(settings, data, precision)
+    start = world.take_turns(lambda: start_network(settings, run, data))
+    model = place_network(settings, start.model, precision, world)
+    least = find_smallest_share(settings, world)
+    batches = world.check(lambda: build_batches(settings, data, precision, world, least))
     space = describe_space(run, *count_bytes(model))
 
-    with run:
-        if not run.resumed:
+    with share_run(run, world):
+        if not run.resumed and world.is_first:
             run.write_config(settings, data.facts(), device_name, start.facts)
-        log = RunLog(run, settings)
+        log = RunLog(run, settings, world)
         log.introduce(data, model, device_name, [*start.notes, *data.notes], space)
-        collapse = CollapseRecorder(run, data, batches, log.console)
+        collapse = CollapseRecorder(run, data, batches, log.console, world)
         stop.wait_for_step()
         try:
-            train(settings, run, batches, model, precision, log, collapse, stop)
+            train(settings, run, batches, model, precision, log, collapse, stop, world)
         except Stopped:
             log.record_stop()
             raise
@@ -227,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped=STOP_MESSAGE,
         batch_size=settings.batch_size,
         explain=lambda error: explain_error(settings, error),
+        divides=True,
     )
 
 

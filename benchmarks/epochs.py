@@ -26,6 +26,7 @@ from rundir.directory import Run
 from training.collapse import CollapseRecorder
 from training.log import RunLog
 from utils.signals import Stopped, StopSignal
+from utils.world import ALONE
 
 MANY_EPOCHS = 1_000_000
 TRAINING_PER_TEST = 5  # images: CIFAR has 50,000 and 10,000
@@ -131,4 +132,4 @@ def train_in_directory(
         run.write_config(settings, data.facts(), str(device))
         log = RunLog(run, settings)
         collapse = CollapseRecorder(run, data, batches, log.console)
-        train.train(settings, run, batches, model, precision, log, collapse, StopSignal())
+        train.train(settings, run, batches, model, precision, log, collapse, StopSignal(), ALONE)

@@ -51,7 +51,7 @@ Work = Callable[[], None]
 def prepare_conventional(task: Task) -> Work:
     """Return a pass that gathers features and logits, as a newcomer would write it."""
     data = task.rebuilder.data(task.run)
-    transform = build_conventional_transform(data, augmented=False)
+    transform = build_conventional_transform(data, "none")
     loaders = [
         torch.utils.data.DataLoader(
             Images(getattr(data, split), transform),

@@ -46,7 +46,7 @@ def draw_images(bench: Bench) -> DataSet:
     return DataSet("folder", names, bench.image_shape, MEAN, STD, split, split)
 
 
-def write_photos(root: Path, count: int, num_classes: int) -> None:
+def write_photos(root: Path, count: int, num_classes: int, quality: int = 90) -> None:
     """Write a folder data set of JPEGs with the size, the detail and the bytes of photos."""
     generator = np.random.default_rng(0)
     height, width = PHOTO
@@ -58,4 +58,4 @@ def write_photos(root: Path, count: int, num_classes: int) -> None:
         name = f"{number % num_classes:04d}"
         for split in ("train", "test") if number < num_classes else ("train",):
             (root / split / name).mkdir(parents=True, exist_ok=True)
-            photo.save(root / split / name / f"{number}.jpg", quality=90)
+            photo.save(root / split / name / f"{number}.jpg", quality=quality)

@@ -63,13 +63,15 @@ class Images(torch.utils.data.Dataset):
         return self.transform(image), self.labels[index]
 
 
-def build_conventional_transform(data: DataSet, augmented: bool) -> Callable:
-    """Build torchvision's transforms of a PIL image, with DA1 where `augmented`."""
-    side = data.side
+def build_conventional_transform(data: DataSet, augment: str) -> Callable:
+    """Build torchvision's transforms of a PIL image, with none, DA1 or RRC for `augment`."""
+    side, augmentation = data.side, AUGMENTATIONS[augment]
     steps: list[Any] = []
-    if isinstance(data.train, FileSplit):
+    if augmentation.crops_files:
+        steps += [transforms.RandomResizedCrop(side), transforms.RandomHorizontalFlip()]
+    elif isinstance(data.train, FileSplit):
         steps += [transforms.Resize(side), transforms.CenterCrop(side)]
-    if augmented:
+    if augmentation.transforms:
         steps += [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
     steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     return transforms.Compose(steps)
@@ -88,9 +90,7 @@ def run_conventionally(bench: Bench, data: DataSet, device: torch.device) -> Sec
     """Run loop (a)."""
     settings = bench.settings
     workers = settings.num_workers or 0
-    transform = build_conventional_transform(
-        data, augmented=bool(AUGMENTATIONS[settings.augment].transforms)
-    )
+    transform = build_conventional_transform(data, settings.augment)
     loader = torch.utils.data.DataLoader(
         Images(get_training_images(data), transform),
         batch_size=settings.batch_size,

@@ -107,7 +107,14 @@ def add_image_flags(parser: Parser) -> None:
         None,
         "of all but (a2) (default: the usable cores for (a), train.py's for the others)",
     )
-    add_name(parser, "--augment", AUGMENTATIONS, "augmentation", "DA1", "DA1+DA2 not with (a) ")
+    add_name(
+        parser,
+        "--augment",
+        AUGMENTATIONS,
+        "augmentation",
+        "DA1",
+        "DA2 not with (a), RRC with --stream ",
+    )
 
 
 def add_timing_flags(parser: Parser) -> None:
@@ -195,8 +202,12 @@ def refuse_idle_flags(args: argparse.Namespace) -> None:
         if reason and getattr(args, name) not in (None, "auto", False):
             raise UserError(f"--{name} has no effect here: {reason}")
     conventional = args.what_helps is None and {"a", "a2"} & set(args.loops)
-    if args.augment == "DA1+DA2" and conventional:
-        raise UserError("--augment DA1+DA2: a conventional loop has no Mixup; add --loops b c d e")
+    if AUGMENTATIONS[args.augment].mixes_labels and conventional:
+        raise UserError(
+            f"--augment {args.augment}: a conventional loop has no Mixup; add --loops b c d e"
+        )
+    if AUGMENTATIONS[args.augment].crops_files and not args.stream:
+        raise UserError(f"--augment {args.augment} crops image files: add --stream")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ CROP_FLIP_ROTATE = (
     "input_pipeline.augmentation:CropAndFlip",
     "input_pipeline.augmentation:Rotation",
 )
+BATCH_MIXER = "input_pipeline.augmentation:BatchMixer"  # DA2
+RESIZED_CROP = "input_pipeline.cropping:ResizedCrop"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Augmentation:
 
     Attributes:
         help: what it does, in a few words, if its name does not show it.
+        crop: a class that cuts a part from each image file, which is then resized: see
+            input_pipeline.cropping.Crop. Images that are not augmented then get a margin, which
+            `find_resized_side` explains. None: image files are fitted to squares.
         transforms: classes that change each image alone, in their order: see
             input_pipeline.augmentation.Transform.
         mixer: a class that mixes the samples of a batch and their labels: see
@@ -94,8 +99,14 @@ class Augmentation:
     """
 
     help: str = ""
+    crop: str | None = None
     transforms: tuple[str, ...] = ()
     mixer: str | None = None
+
+    @property
+    def crops_files(self) -> bool:
+        """Whether it needs the images as their files have them."""
+        return self.crop is not None
 
     @property
     def mixes_labels(self) -> bool:
@@ -155,8 +166,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "DA1+DA2": Augmentation(
         "then Mixup or CutMix",
         transforms=CROP_FLIP_ROTATE,
-        mixer="input_pipeline.augmentation:BatchMixer",
+        mixer=BATCH_MIXER,
     ),
+    "RRC": Augmentation("random resized crop and flip", crop=RESIZED_CROP),
+    "RRC+DA2": Augmentation("then DA2", crop=RESIZED_CROP, mixer=BATCH_MIXER),
 }
 
 
@@ -175,6 +188,15 @@ def explain_bundled(dataset: str) -> str | None:
     """Return why a data set needs no --data_dir; None if it needs one."""
     package = SOURCES[dataset].bundled_with
     return f"{dataset} come with {package}" if package else None
+
+
+def find_resized_side(side: int) -> int:
+    """Return the pixels of the shorter side before an image is cropped to `side` in its centre.
+
+    Random resized crops enlarge what they show. Images that are not augmented are therefore resized
+    to 256/224 of `side` where networks train on such crops, as in torchvision's references.
+    """
+    return round(side * 256 / 224)
 
 
 def explain_no_files(dataset: str) -> str | None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from input_pipeline import AUGMENTATIONS
+from input_pipeline.cropping import Crop
 from input_pipeline.delivery import send
 from utils.registry import load_function
 from utils.seeds import mix_seed
@@ -136,6 +137,18 @@ def send_draws(draws: Draws, device: torch.device) -> Draws:
 def build_transforms(augment: str) -> tuple[Transform, ...]:
     """Build the transforms of one of `AUGMENTATIONS`, in their order."""
     return tuple(load_function(name)() for name in AUGMENTATIONS[augment].transforms)
+
+
+def build_crop(augment: str, seed: int) -> Crop | None:
+    """Build the crop of image files of one of `AUGMENTATIONS`, None where it has none.
+
+    `seed` is the run's seed, ≥ 0.
+    """
+    name = AUGMENTATIONS[augment].crop
+    if name is None:
+        return None
+    crop: Crop = load_function(name)(seed)
+    return crop
 
 
 def build_mixer(augment: str, num_classes: int, seed: int) -> Mixer | None:

@@ -47,7 +47,7 @@ class Check:
 
     paths: Sequence[str]
 
-    def fetch(self, indices: Sequence[int]) -> Tensor:
+    def fetch(self, indices: Sequence[int], epoch: int = 0) -> Tensor:
         """Decode the files `indices`; return for each whether that fails: uint8 [B], 0 or 1.
 
         Raises UserError for a file that can't be read, or whose values have no known range.

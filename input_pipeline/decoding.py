@@ -24,6 +24,8 @@ from utils.signals import SIGCHLD, SIGKILL
 
 # Shared images arrive as a tensor.
 Batch = Tensor | SharedImages | UserError
+# What a worker is asked for: the numbers of the samples of a batch, and the epoch.
+Request = tuple[list[int], int]
 _KILLED = (
     "a process that decodes images was killed, most often because memory ran out: "
     "free some memory or lower --num_workers"
@@ -53,7 +55,7 @@ def decode_whole(split: FileSplit, num_workers: int) -> TensorSplit:
 class Decodable(Protocol):
     """Samples in files: a FileSplit, or what is read of the files in place of images."""
 
-    def fetch(self, indices: list[int]) -> Tensor:
+    def fetch(self, indices: list[int], epoch: int = 0) -> Tensor:
         """Return a row of uint8 for each of the samples `indices`. Raises UserError."""
 
     def to(self, device: str) -> Decodable:
@@ -67,7 +69,7 @@ def decode_some(split: Decodable, numbers: Tensor, num_workers: int) -> Iterator
     """
     if len(numbers) == 0:
         return iter(())
-    chunks = [chunk.tolist() for chunk in numbers.split(_DECODE_CHUNK)]
+    chunks = [(chunk.tolist(), 0) for chunk in numbers.split(_DECODE_CHUNK)]
     return iterate_decoded(build_decoding_loader(split, chunks, num_workers=num_workers))
 
 
@@ -80,7 +82,7 @@ class _Loader(DataLoader[Batch]):
 
 def build_decoding_loader(
     split: Decodable,
-    batches: Iterable[list[int]],
+    batches: Iterable[Request],
     *,
     num_workers: int,
     pin_memory: bool = False,
@@ -90,7 +92,7 @@ def build_decoding_loader(
 
     Args:
         split: the files.
-        batches: lists of sample numbers, iterated again in each epoch.
+        batches: iterated again in each epoch.
         num_workers: processes that decode; 0 decodes in this one.
         pin_memory: deliver in page-locked memory, for copies that don't block.
         persistent: keep the workers between epochs.
@@ -247,7 +249,7 @@ def _end_workers() -> None:
 
 
 class _Decoder(Dataset[Batch]):
-    """Map-style data set behind `build_decoding_loader`: a list of numbers -> a batch.
+    """Map-style data set behind `build_decoding_loader`: a request -> a batch.
 
     It returns errors and does not raise them: DataLoader would wrap them in a traceback.
     """
@@ -256,10 +258,10 @@ class _Decoder(Dataset[Batch]):
         # Labels may be on a GPU, which a worker must not touch.
         self.split = split.to("cpu")
 
-    def __getitem__(self, numbers: list[int]) -> Batch:
+    def __getitem__(self, request: Request) -> Batch:
         worker = get_worker_info()
         try:
-            images = self.split.fetch(numbers)
+            images = self.split.fetch(*request)
             return share(images) if worker else images
         except UserError as error:
             return error

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torchvision.transforms import v2
 
+from input_pipeline.cropping import Region
 from utils.errors import UserError
 
 # Pillow tries these alone: its other decoders serve no file that is listed, and some run programs.
@@ -24,9 +30,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# The orientations whose turn exchanges the sides, brings the right edge to the left, and brings the
+# lower edge to the top.
+_EXCHANGED, _FROM_RIGHT, _FROM_BELOW = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 # A brighter 16-bit value needs more than the 12 bits that many cameras and scanners have.
 _LARGEST_12_BIT = 4095
 _LONGEST = 8  # times as long as wide: longer images are cropped before they are resized
+
+
+Choose = Callable[[int, int], Region]
 
 
 class UndecodableError(UserError):
@@ -55,6 +67,121 @@ def open_rgb(path: str, draft_side: int | None = None) -> Image.Image:
     Raises UndecodableError if the file can't be decoded, UserError if it can't be read or if its
     values have no known range.
     """
+    with _open(path) as image:
+        return _turn_upright(_decode(image, draft_side), image)
+
+
+def open_region(path: str, side: int, choose: Choose, jpeg_draft: bool = False) -> np.ndarray:
+    """Decode a file as `open_rgb` does, and resize a part of it to uint8 [side, side, 3].
+
+    Args:
+        path: the file.
+        side: of the result in pixels.
+        choose: maps height and width of the whole image to the part; for equal ones it returns an
+            equal part.
+        jpeg_draft: whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if both sides of
+            the part then have at least twice `side` pixels.
+
+    Raises UserError as `open_rgb` does.
+    """
+    with _open(path) as image:
+        drafted = _draft_region(image, side, choose) if jpeg_draft else None
+        upright = _turn_upright(_to_rgb(image), image)
+    if drafted is None:
+        return crop_and_resize(upright, choose(upright.height, upright.width), side)
+    return np.asarray(_resize_drafted(upright, drafted, side))
+
+
+def crop_and_resize(image: Image.Image | np.ndarray, region: Region, side: int) -> np.ndarray:
+    """Cut out a part, resize it to uint8 [side, side, 3], and mirror it if the region asks for it.
+
+    The pixels are those of torchvision's resized_crop and horizontal_flip of a uint8 tensor. Those
+    of a Pillow image differ by one level at most, and take three times as long to resize.
+
+    Args:
+        image: whole, or its pixels, uint8 [H, W, 3].
+        region: the part.
+        side: of the result in pixels.
+    """
+    top, left, height, width, mirrored = region
+    if isinstance(image, Image.Image):
+        pixels = np.array(image.crop((left, top, left + width, top + height)))
+    else:
+        pixels = image[top : top + height, left : left + width]
+    resized = v2.functional.resize(
+        torch.from_numpy(pixels).permute(2, 0, 1), [side, side], antialias=True
+    )
+    found: np.ndarray = resized.permute(1, 2, 0).numpy()
+    return found[:, ::-1] if mirrored else found
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A JPEG that will be decoded at 1/`part` of its size.
+
+    Attributes:
+        region: the part of the whole image that will be cut out.
+        part: 2, 4 or 8.
+        full: width and height of the whole image, turned upright, in pixels.
+        orientation: of its EXIF data.
+    """
+
+    region: Region
+    part: int
+    full: tuple[int, int]
+    orientation: int | None
+
+    def locate(self, decoded: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom of the region in the decoded pixels, turned upright.
+
+        Their last row and column may lie in part beyond the image, and are the first once turned.
+        """
+        left, top = (
+            size - length / self.part if self.orientation in edges else 0.0
+            for size, length, edges in zip(
+                decoded, self.full, (_FROM_RIGHT, _FROM_BELOW), strict=True
+            )
+        )
+        left, top = left + self.region.left / self.part, top + self.region.top / self.part
+        right, bottom = left + self.region.width / self.part, top + self.region.height / self.part
+        return left, top, min(right, decoded[0]), min(bottom, decoded[1])
+
+
+def _draft_region(image: Image.Image, side: int, choose: Choose) -> _Draft | None:
+    """Ask a JPEG's decoder for 1/8, 1/4 or 1/2 of its size, twice `side` in the region at least.
+
+    Returns None if the image will be decoded at its own size.
+    """
+    orientation = _read_orientation(image)
+    full = image.size[::-1] if orientation in _EXCHANGED else image.size
+    region = choose(full[1], full[0])
+    largest = min(region.height, region.width) // (2 * side)
+    part = next((part for part in (8, 4, 2) if part <= largest), 1)
+    # Pillow takes the smallest image that has at least so many pixels. That is 1/part: the quotient
+    # of a length and of a part of it rounded down is below twice the part.
+    if part == 1 or image.draft(None, (image.width // part, image.height // part)) is None:
+        return None
+    return _Draft(region, part, full, orientation)
+
+
+def _resize_drafted(image: Image.Image, draft: _Draft, side: int) -> Image.Image:
+    """Do as `crop_and_resize` with an image that was decoded at a part of its size."""
+    left, top, right, bottom = draft.locate(image.size)
+    # Without this cut the resizing would also read pixels outside of the region.
+    x, y = math.floor(left), math.floor(top)
+    cut = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    box = (left - x, top - y, right - x, bottom - y)
+    resized = cut.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return _mirror(resized, draft.region)
+
+
+def _mirror(image: Image.Image, region: Region) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if region.mirrored else image
+
+
+@contextmanager
+def _open(path: str) -> Iterator[Image.Image]:
+    """Open a file, and name it in a UserError if it can't be decoded within the block."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             # A FIFO would be waited for.
@@ -65,7 +192,7 @@ def open_rgb(path: str, draft_side: int | None = None) -> Image.Image:
             # From a file, not a path: Pillow would map a plain TIFF into memory after it has
             # swapped the sides of an image that is to be turned.
             with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
-                return _turn_upright(_decode(image, draft_side), image)
+                yield image
     except (MemoryError, UserError):
         raise
     except _RangeError as error:
@@ -198,28 +325,61 @@ def _check_brightness(highest: int) -> None:
 
 def _turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     """Turn the pixels as the EXIF data of `source` asks; broken data asks nothing."""
-    if source.format == "TIFF":
-        return rgb  # Pillow turned it when it loaded it
-    try:
-        orientation = source.getexif().get(ExifTags.Base.Orientation)
-    except MemoryError:
-        raise
-    except Exception:  # as its decoders do
-        return rgb
+    orientation = _read_orientation(source)
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
-def fit_square(image: Image.Image, side: int) -> Image.Image:
-    """Resize the shorter side to `side` pixels and crop the centre square.
+def _read_orientation(image: Image.Image) -> int | None:
+    """Read how the pixels are to be turned, one of `_TURNS`; None or another number: not at all."""
+    if image.format == "TIFF":
+        return None  # Pillow turns it when it loads it
+    try:
+        orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # as its decoders do
+        return None
+    return orientation
+
+
+def fit_square(image: Image.Image, side: int, resized_side: int | None = None) -> Image.Image:
+    """Resize the shorter side to `resized_side` pixels and crop side×side pixels in the centre.
 
     The pixels are those of torchvision's Resize and CenterCrop. Images more than 8 times as long as
     wide are cropped first: a strip of 60000×1 pixels would take gigabytes when resized whole. There
     the crop may lie elsewhere by up to half a pixel of the result.
+
+    Args:
+        image: of any size.
+        side: of the result in pixels.
+        resized_side: pixels, at least `side`. None: `side`.
     """
+    resized_side = resized_side or side
     short, long = sorted(image.size)
     if long > _LONGEST * short:
-        left, top = ((length - short) / 2 for length in image.size)
-        box = (left, top, left + short, top + short)
+        extent = short * side / resized_side
+        left, top = ((length - extent) / 2 for length in image.size)
+        box = (left, top, left + extent, top + extent)
         return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    resized = v2.functional.resize(image, [side], v2.InterpolationMode.BILINEAR, antialias=True)
-    return v2.functional.center_crop(resized, [side, side])
+    return v2.functional.center_crop(_resize_shorter(image, resized_side), [side, side])
+
+
+def _resize_shorter(image: Image.Image, side: int) -> Image.Image:
+    return v2.functional.resize(image, [side], v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+def shrink(image: Image.Image, side: int) -> np.ndarray | None:
+    """Resize the shorter side to `side` pixels; return uint8 [H, W, 3].
+
+    `crop_centre` of the result is what `fit_square` gives. Returns None for an image more than 8
+    times as long as wide, which is not resized whole.
+    """
+    short, long = sorted(image.size)
+    return np.array(_resize_shorter(image, side)) if long <= _LONGEST * short else None
+
+
+def crop_centre(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Cut side×side pixels from the centre of uint8 [H, W, 3], where torchvision cuts them."""
+    height, width = pixels.shape[:2]
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return pixels[top : top + side, left : left + side]

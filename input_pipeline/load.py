@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 import torch
 
-from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source
+from input_pipeline import PIXELS, SOURCES, SPLITS, Channels, Source, find_resized_side
 from input_pipeline.cache import load, locate, store
 from input_pipeline.decoding import decode_some, decode_whole
 from input_pipeline.fingerprint import describe_identity
@@ -38,6 +38,8 @@ from utils.registry import find_name, load_function
 # does not depend on whether they are held in memory: the same set has the same values everywhere.
 MEASURED_BYTES = 2 * 1024**3
 _MEASURED_IMAGES = 10_000
+# Maps splits and the folder of the data set to equal splits.
+Keeper = Callable[[Mapping[str, FileSplit], Path], Mapping[str, FileSplit]]
 
 
 def load_dataset(
@@ -51,6 +53,9 @@ def load_dataset(
     num_workers: int = 0,
     splits: Sequence[str] = SPLITS,
     jpeg_draft: bool = False,
+    margin: bool = False,
+    streamed: Collection[str] = (),
+    keep: Keeper | None = None,
     in_memory_bytes: int | None = None,
     pixels: int = PIXELS,
     skip_corrupt: bool = False,
@@ -61,22 +66,18 @@ def load_dataset(
     """Load a data set. Download an absent one first if torchvision knows where it is.
 
     Args:
-        name: one of `SOURCES`.
-        data_dir: the folder that holds the data set, or where its download is put.
+        name, data_dir: one of `SOURCES`, and the folder that holds it or gets its download.
         img_size: side in pixels that all images are resized to. None: the source's default.
-        sample_size: use only the first so many training images of each class, in the set's order.
-        imbalance_factor: above 1, cut the training set to a long tail. With n the size of the
-            largest class (after `sample_size`), class k keeps the first
-            ⌊n · factor^(−k/(K−1))⌋ of its images, at least one, or all where it has fewer. Only
-            classes of equal size follow the profile exactly. The test set stays as it is.
-        test_sample_size: `sample_size` of the test set.
+        sample_size, test_sample_size: use the first so many images of each class, in their order.
+        imbalance_factor: above 1, cut the training set to a long tail, after `sample_size`, see
+            `input_pipeline.longtail`. The test set stays as it is.
         num_workers: processes that decode image files. 0 decodes in this process.
-        splits: which of "train" and "test" to return images for. Mean and std that have to be
-            measured are those of the training images in any case: the same `sample_size` and
-            `imbalance_factor` give the same values.
+        splits: which of "train" and "test" to return images for.
         jpeg_draft: decode large JPEGs at a part of their size, see `image_files.open_rgb`.
-        in_memory_bytes: image files that take more when decoded are streamed, with the same pixels.
-            None: `find_room()`.
+        margin: see `find_resized_side`; needs `img_size`.
+        streamed: splits whose image files are never held in memory, because a loader crops them.
+        keep: gives image files what is kept of them, see `resized.keep_resized`. None: nothing.
+        in_memory_bytes: image files that take more are streamed. None: `find_room()`.
         pixels: the number of the rules for pixels, see `input_pipeline.PIXELS`.
         skip_corrupt: leave image files out that can't be decoded, before any selection.
         skipped: the files that a run has left out, by split. None: all files are checked.
@@ -84,18 +85,19 @@ def load_dataset(
         console: shows the progress of a check; None: nothing does.
 
     Raises:
-        UserError: an unknown name, a number out of range, absent, corrupt or inconsistent files,
-            or a failed download.
+        UserError: a wrong argument, absent, corrupt or inconsistent files, a failed download.
     """
     source, root = find_source(name, data_dir, force_listing)
     check_number("img_size", img_size)
     side = img_size or source.side
     needed = _list_needed(source, splits)
-    omit = Omission(skip_corrupt, skipped, num_workers, console)
     selections = build_selections(sample_size, imbalance_factor, test_sample_size)
+    omit = Omission(skip_corrupt, skipped, num_workers, console)
     chosen = choose_samples(source, root, selections, needed, omit)
-    files = _build_files(chosen, side, jpeg_draft) if source.streams else {}
-    samples = _decode_small(files, needed, in_memory_bytes, num_workers)
+    files = _build_files(chosen, side, jpeg_draft, margin) if source.streams else {}
+    if keep is not None and files:
+        files |= keep({split: files[split] for split in needed}, root)
+    samples = _decode_small(files, needed, streamed, in_memory_bytes, num_workers)
     if not files:
         samples = {split: _build_tensors(part, side, pixels) for split, part in chosen.items()}
     channels = _find_mean_and_std(source, samples, files, chosen, num_workers)
@@ -227,13 +229,16 @@ def _build_tensors(chosen: Chosen, side: int | None, pixels: int) -> TensorSplit
 
 
 def _build_files(
-    chosen: Mapping[str, Chosen], side: int | None, jpeg_draft: bool
+    chosen: Mapping[str, Chosen], side: int | None, jpeg_draft: bool, margin: bool
 ) -> dict[str, FileSplit]:
     """Build the splits of the chosen image files; their size is the first's or `side`."""
+    if margin and side is None:
+        raise ValueError("images that keep their size have no margin")
+    resized_side = find_resized_side(side) if margin and side else None
     first = chosen["train"].images[0]
     size, size_from = ((side, side), None) if side else (read_size(first), first)
     return {
-        split: FileSplit(part.images, part.labels, size, size_from, jpeg_draft)
+        split: FileSplit(part.images, part.labels, size, size_from, jpeg_draft, resized_side)
         for split, part in chosen.items()
     }
 
@@ -241,18 +246,22 @@ def _build_files(
 def _decode_small(
     files: dict[str, FileSplit],
     needed: Iterable[str],
+    streamed: Collection[str],
     in_memory_bytes: int | None,
     num_workers: int,
 ) -> dict[str, Split]:
     """Decode the splits `needed` into memory, unless both splits take more than `in_memory_bytes`.
 
-    Both splits count, needed or not: training and evaluation then decide the same. Without files
+    Both splits count, needed or not: training and evaluation then decide the same. Those of
+    `streamed` stay files and don't count. Without files
     there is nothing to decode.
     """
     room = find_room() if in_memory_bytes is None else in_memory_bytes
-    if _count_bytes(files) > room:
+    held = {split: part for split, part in files.items() if split not in streamed}
+    if _count_bytes(held) > room:
         return dict(files)
-    return {split: decode_whole(files[split], num_workers) for split in needed if files}
+    decoded = {s: decode_whole(held[s], num_workers) for s in needed if s in held}
+    return {**files, **decoded}
 
 
 def _count_bytes(files: Mapping[str, FileSplit]) -> int:

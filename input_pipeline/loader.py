@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,14 @@ from input_pipeline import AUGMENTATIONS
 from input_pipeline.augmentation import (
     EpochPlan,
     augment_batch,
+    build_crop,
     build_mixer,
     build_transforms,
     draw_plan,
     normalise,
     send_draws,
 )
-from input_pipeline.decoding import build_decoding_loader, iterate_decoded
+from input_pipeline.decoding import Request, build_decoding_loader, iterate_decoded
 from input_pipeline.delivery import Carrier
 from input_pipeline.division import Division
 from input_pipeline.splits import FileSplit, Split, TensorSplit
@@ -38,8 +40,9 @@ class BatchLoader:
 
     A TensorSplit is moved to the device once and indexed there. A FileSplit is decoded by worker
     processes ahead of its use and crosses to the device as uint8. Augmentation and normalisation
-    run on the device for both. Order and augmentation follow from (seed, epoch) alone. They do not
-    depend on `num_workers`, the kind of split, or the step at which an epoch is resumed.
+    run on the device for both; crops that need the whole file are made where it is decoded. Order
+    and augmentation follow from (seed, epoch), crops also from the sample. They do not depend on
+    `num_workers`, the kind of split, or the step at which an epoch is resumed.
 
     In a job of several processes each gets its share of each batch: the same samples, changed in
     the same way, as a process alone would have there. One thing differs: samples of a FileSplit are
@@ -64,7 +67,8 @@ class BatchLoader:
         parts, smallest: see `input_pipeline.division.Division`.
 
     Raises:
-        UserError: `augment` is unknown, `batch_size` is below 1, or a GPU's memory is too small.
+        UserError: `augment` is unknown or not for this split, `batch_size` is below 1, or a GPU's
+            memory is too small.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class BatchLoader:
         parts: int = 1,
         smallest: int = 1,
     ) -> None:
-        augment = find_name(augment, AUGMENTATIONS, "augmentation")
+        augment = _find_augmentation(augment, split)
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: use 1 or more")
         self.device = torch.device(device)
@@ -119,8 +123,9 @@ class BatchLoader:
         self._files = None
         if isinstance(self.split, FileSplit):
             self._carrier = Carrier(self.device)
+            # The split itself stays as it is: it is also measured.
             self._files = build_decoding_loader(
-                self.split,
+                dataclasses.replace(self.split, crop=build_crop(augment, seed)),
                 self._sampler,
                 num_workers=num_workers,
                 pin_memory=self.device.type == "cuda",
@@ -161,7 +166,7 @@ class BatchLoader:
         labels = self.split.labels[on_device.order]
         starts = range(start_step, len(self), self._steps)
         pieces = [range(first, min(first + self._steps, len(self))) for first in starts]
-        for steps, images in zip(pieces, self._fetch(order, pieces), strict=True):
+        for steps, images in zip(pieces, self._fetch(order, pieces, epoch), strict=True):
             at = self._cut.locate(steps)
             images = self._prepare(images, on_device, at)
             for batch in self._mix(images, labels[at], epoch, steps):
@@ -176,12 +181,13 @@ class BatchLoader:
         """Find how many samples the batch of a step has in all processes together."""
         return min(self.batch_size, self.num_samples - step * self.batch_size)
 
-    def _fetch(self, order: Tensor, pieces: Sequence[range]) -> Iterator[Tensor]:
+    def _fetch(self, order: Tensor, pieces: Sequence[range], epoch: int) -> Iterator[Tensor]:
         """Iterate over the images of each piece, a few steps.
 
         Args:
             order: int64 [n], the samples that this process visits in the epoch.
             pieces: the steps of each. Those of a FileSplit have one step.
+            epoch: of which files are cropped.
 
         Yields:
             uint8 [B, 3, H, W] on the device. They may be overwritten once the next ones are asked
@@ -193,6 +199,7 @@ class BatchLoader:
                 yield self.split.fetch(numbers)
             return
         assert self._files is not None
+        self._sampler.epoch = epoch
         self._sampler.batches = [numbers for numbers in chosen if len(numbers)]
         if self._sampler.batches:
             yield from self._carrier.carry(iterate_decoded(self._files))
@@ -250,6 +257,14 @@ class BatchLoader:
         return torch.cat([images[s] for s in shares]), torch.cat([targets[s] for s in shares])
 
 
+def _find_augmentation(name: str, split: Split) -> str:
+    """Return the name as the registry spells it. Raises UserError if it is not for this split."""
+    name = find_name(name, AUGMENTATIONS, "augmentation")
+    if AUGMENTATIONS[name].crops_files and isinstance(split, TensorSplit):
+        raise UserError(f"augmentation {name} crops image files: these images are in memory")
+    return name
+
+
 def _place(split: Split, device: torch.device) -> Split:
     """Move the samples to the device. Raises UserError if they do not fit there."""
     try:
@@ -268,15 +283,15 @@ def _place(split: Split, device: torch.device) -> Split:
 class _OrderSampler:
     """The batches of sample numbers of an epoch, int64 on the CPU, for a DataLoader.
 
-    Its owner sets `batches` for each epoch, so that one DataLoader and its workers serve all
-    epochs.
+    Its owner sets `batches` and `epoch`, so that one DataLoader and its workers serve all epochs.
     """
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
+        self.epoch = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (numbers.tolist() for numbers in self.batches)
+    def __iter__(self) -> Iterator[Request]:
+        return ((numbers.tolist(), self.epoch) for numbers in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,18 @@ import torch
 from torch import Tensor
 
 from input_pipeline import Channels
+from input_pipeline.cropping import Crop
 from input_pipeline.fingerprint import Fingerprint, describe_identity
-from input_pipeline.image_files import fit_square, open_rgb
+from input_pipeline.image_files import (
+    crop_and_resize,
+    crop_centre,
+    fit_square,
+    open_region,
+    open_rgb,
+    shrink,
+)
 from input_pipeline.paths import select_paths
+from input_pipeline.pixel_store import StoredImages
 from utils.errors import UserError
 
 
@@ -63,6 +73,11 @@ class FileSplit:
             size are resized and cropped (then H = W).
         jpeg_draft: whether JPEGs that are resized may be decoded at a part of their size, see
             `input_pipeline.image_files.open_rgb`.
+        resized_side: pixels of the shorter side before the centre is cropped; None: those of
+            `image_size`.
+        crop: chooses the part that is resized instead, anew in each epoch; None: the centre.
+        resize_first: whether `crop` chooses from the resized image in place of the file's.
+        stored: resized images that need not be decoded. They change no pixel.
     """
 
     paths: Sequence[str]
@@ -70,6 +85,10 @@ class FileSplit:
     image_size: tuple[int, int]
     size_from: str | None = None
     jpeg_draft: bool = False
+    resized_side: int | None = None
+    crop: Crop | None = None
+    resize_first: bool = False
+    stored: StoredImages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,10 +96,15 @@ class FileSplit:
     @property
     def rules(self) -> dict[str, Any]:
         """What decides how a file is decoded."""
-        return {k: v for k, v in vars(self).items() if k not in ("paths", "labels")}
+        return {k: v for k, v in vars(self).items() if k not in ("paths", "labels", "stored")}
 
-    def fetch(self, indices: Iterable[int]) -> Tensor:
-        """Decode the B samples `indices`.
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side of resized images."""
+        return self.resized_side or self.image_size[0]
+
+    def fetch(self, indices: Iterable[int], epoch: int = 0) -> Tensor:
+        """Decode the B samples `indices`, with the crops of an epoch if there are any.
 
         Returns:
             uint8 [B, 3, H, W] on the CPU.
@@ -91,27 +115,48 @@ class FileSplit:
         numbers = list(indices)
         images = np.empty((len(numbers), 3, *self.image_size), dtype=np.uint8)
         for image, number in zip(images, numbers, strict=True):
-            image[:] = self._decode(self.paths[number]).transpose(2, 0, 1)
+            image[:] = self._decode(number, epoch).transpose(2, 0, 1)
         return torch.from_numpy(images)
 
     def select(self, indices: Tensor) -> FileSplit:
         """Keep the samples `indices`, int64 [B]."""
         paths = select_paths(self.paths, indices.cpu().numpy())
-        return replace(self, paths=paths, labels=self.labels[indices])
+        stored = self.stored.select(indices.cpu().numpy()) if self.stored else None
+        return replace(self, paths=paths, labels=self.labels[indices], stored=stored)
 
     def to(self, device: torch.device | str) -> FileSplit:
         """Move the labels to `device`; the images remain files."""
         return replace(self, labels=self.labels.to(device))
 
-    def _decode(self, path: str) -> np.ndarray:
+    def _shrink(self, number: int) -> np.ndarray:
+        """Return an image as crops see it that come after resizing, uint8 [H, W, 3]."""
+        pixels = self.stored.read(number) if self.stored else None
+        if pixels is None:
+            draft_side = self.shorter_side if self.jpeg_draft else None
+            image = open_rgb(self.paths[number], draft_side)
+            pixels = shrink(image, self.shorter_side)
+            pixels = np.array(image) if pixels is None else pixels
+        return pixels
+
+    def _decode(self, number: int, epoch: int) -> np.ndarray:
         """Decode one file to uint8 [H, W, 3]."""
+        path, side, target = self.paths[number], self.image_size[0], self.shorter_side
+        if self.crop is not None:
+            choose = partial(self.crop.draw, epoch, number)
+            if not self.resize_first:
+                return open_region(path, side, choose, self.jpeg_draft)
+            pixels = self._shrink(number)
+            return crop_and_resize(pixels, choose(*pixels.shape[:2]), side)
+        found = self.stored.read(number) if self.stored else None
+        if found is not None:
+            return crop_centre(found, side)
         resized = self.size_from is None
-        image = open_rgb(path, self.image_size[0] if self.jpeg_draft and resized else None)
+        image = open_rgb(path, target if self.jpeg_draft and resized else None)
         size = (image.height, image.width)
-        if size == self.image_size:
+        if size == self.image_size and target == side:
             return np.asarray(image)
         if resized:
-            return np.asarray(fit_square(image, self.image_size[0]))
+            return np.asarray(fit_square(image, side, target))
         (h0, w0), (h1, w1) = self.image_size, size
         raise UserError(
             f"images differ in size: {self.size_from} is {w0}×{h0} pixels, {path} is {w1}×{h1}; "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metrics.checks import Numbers, as_tensor, check_logits, split_rows
 from metrics.features import Features
+from utils.world import ALONE, World
 
 MANY, FEW = 100, 20  # training images: a class with more is one of the many, with fewer of the few
 
@@ -77,7 +78,9 @@ def compute_group_accuracies(
     }
 
 
-def compute_uniform_accuracy(logits: Numbers, labels: Numbers) -> tuple[float, float]:
+def compute_uniform_accuracy(
+    logits: Numbers, labels: Numbers, world: World = ALONE
+) -> tuple[float, float]:
     """Compute the largest share of samples that one threshold serves at once, and the threshold.
 
     max over t of |{i : z_{i,y} > t ≥ max_{j≠y} z_{i,j}}| / N (Li, Xiao, Shen, ICML 2025). It is
@@ -87,6 +90,7 @@ def compute_uniform_accuracy(logits: Numbers, labels: Numbers) -> tuple[float, f
     Args:
         logits: [N, K], any float dtype.
         labels: integer [N].
+        world: the processes that share the samples; this one has N of them, or none.
 
     Returns:
         The accuracy in [0, 1] and the smallest best threshold, NaN if no sample is classified
@@ -95,23 +99,30 @@ def compute_uniform_accuracy(logits: Numbers, labels: Numbers) -> tuple[float, f
     Raises:
         ValueError: shapes do not match, labels are out of range, or logits are not finite.
     """
-    logits, labels = check_logits(logits, labels)
+    logits, labels = check_logits(logits, labels, world)
     chunks = split_rows(logits, logits.shape[1])
     margins = [split_margins(logits[rows], labels[rows]) for rows in chunks]
+    margins = margins or [(logits.new_empty(0), logits.new_empty(0))]
     positives, negatives = (torch.cat(parts) for parts in zip(*margins, strict=True))
-    return find_best_threshold(positives, negatives)
+    return find_best_threshold(positives, negatives, world)
 
 
-def find_best_threshold(positives: Numbers, negatives: Numbers) -> tuple[float, float]:
+def find_best_threshold(
+    positives: Numbers, negatives: Numbers, world: World = ALONE
+) -> tuple[float, float]:
     """Compute the uniform accuracy and its threshold from the logits that decide it, each [N].
 
     `positives` holds each sample's logit at its own label, `negatives` the largest of its others.
 
     A correctly classified sample is the half-open interval [largest negative, positive). The
     greatest number of intervals that share a point is reached at some interval's left end: two
-    sorts, O(N log N). Raises ValueError if the logits are not finite.
+    sorts, O(N log N). Several processes (`world`) gather these two numbers of each sample. Raises
+    ValueError if the logits are not finite.
     """
     positives, negatives = as_tensor(positives, "positives"), as_tensor(negatives, "negatives")
+    if world.size > 1:
+        pairs = torch.stack([positives, negatives], dim=1)
+        positives, negatives = world.join_rows(pairs).unbind(dim=1)
     if len(positives) == 0:
         return 0.0, float("nan")
     finite = torch.isfinite(positives).all() & torch.isfinite(negatives).all()
@@ -147,12 +158,17 @@ def _rank_hits(logits: Tensor, labels: Tensor, largest: int) -> Tensor:
 
 @torch.no_grad()
 def compare_bias_signs(
-    features: Features | Numbers, labels: Numbers, weight: Numbers, bias: Numbers
+    features: Features | Numbers,
+    labels: Numbers,
+    weight: Numbers,
+    bias: Numbers,
+    world: World = ALONE,
 ) -> tuple[float, float, float]:
     """Compare the classifier W h − b with W h + b.
 
     Args:
         features: [N, d]. labels: int64 [N]. weight: [K, d]. bias: [K].
+        world: the processes that share the samples; this one has N of them, or none.
 
     Returns:
         The shares of samples that each classifies correctly, and the number of standard errors by
@@ -161,13 +177,14 @@ def compare_bias_signs(
     """
     features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
     weight, bias = as_tensor(weight, "weight"), as_tensor(bias, "bias")
-    counts = torch.zeros(4, dtype=torch.int64, device=labels.device)
+    counts = torch.zeros(5, dtype=torch.int64, device=labels.device)
     for rows in split_rows(features, len(weight)):
         scores = features[rows].float() @ weight.float().T
         first = (scores - bias).argmax(dim=1) == labels[rows]
         second = (scores + bias).argmax(dim=1) == labels[rows]
         kinds = torch.stack([first, second, first & ~second, second & ~first])
-        counts += kinds.sum(dim=1)
-    subtracted, added, only_subtracted, only_added = counts.tolist()
+        counts[:4] += kinds.sum(dim=1)
+        counts[4] += len(first)
+    subtracted, added, only_subtracted, only_added, total = world.total(counts).tolist()
     errors = (only_added - only_subtracted) / math.sqrt(max(1, only_added + only_subtracted))
-    return subtracted / len(labels), added / len(labels), errors
+    return subtracted / total, added / total, errors

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from metrics.checks import Numbers, check_logits, split_rows
+from metrics.sums import average_rows, count_rows
+from utils.world import ALONE, World
 
 BINS = 15  # of the confidence, as in Guo et al.
 
@@ -48,10 +50,17 @@ def score_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor,
     return nll, (largest - normalisers).exp(), predicted == labels
 
 
-def summarise_calibration(nll: Tensor, confidences: Tensor, hits: Tensor) -> dict[str, float]:
-    """Summarise what `score_probabilities` returns: ece and nll of `compute_calibration`."""
+def summarise_calibration(
+    nll: Tensor, confidences: Tensor, hits: Tensor, world: World = ALONE
+) -> dict[str, float]:
+    """Summarise what `score_probabilities` returns: ece and nll of `compute_calibration`.
+
+    The samples are those of this process; the results are those of all processes of `world`.
+    """
     edges = torch.arange(1, BINS, dtype=torch.float64, device=nll.device) / BINS
     gaps = nll.new_zeros(BINS)
     gaps.index_add_(0, torch.bucketize(confidences, edges), hits.double() - confidences)
-    error, likelihood = torch.stack([gaps.abs().sum() / len(nll), nll.mean()]).tolist()
+    gaps = world.total(gaps)
+    error = gaps.abs().sum() / count_rows(len(nll), world)
+    error, likelihood = torch.stack([error, average_rows(nll, world)]).tolist()
     return {"ece": error, "nll": likelihood}

@@ -167,11 +167,11 @@ class Collector:
             raise ValueError("the loader gave no batches; a generator gives its batches only once")
         parts = [torch.cat(column) for column in zip(*self._parts, strict=True)]
         labels, positives, negatives, nll, confidences, hits = parts
-        values = torch.cat(self._features)
-        self._features.clear()
-        features: Features = values
-        if self._place != self._weight.device:
-            features = HostFeatures(values, self._weight.device)
+        # On the host they stay as they came: together they would take their memory twice.
+        features: Features = HostFeatures(self._features, self._weight.device)
+        if self._place != HOST:
+            features = torch.cat(self._features)
+            self._features.clear()
         top1, top5 = (count / len(labels) for count in self._correct.sum(dim=1).tolist())
         return Extracted(
             features,

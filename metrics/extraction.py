@@ -14,7 +14,8 @@ from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics.accuracy import count_correct_by_class, split_margins
 from metrics.calibration import score_probabilities
-from metrics.features import Features, HostFeatures, allocate_features
+from metrics.features import Features, allocate_features
+from utils.world import ALONE, World
 
 EVALUATION_BATCH = 256  # images per pass of an evaluation, where not more pass at once
 # Small images pass in batches of at least so many. A GPU computes a smaller one sooner than the
@@ -49,15 +50,16 @@ def choose_test_batch(device: torch.device, side: int, usual: int) -> int:
 
 @dataclass
 class Extracted:
-    """The results of one pass of a model over a split of N samples.
+    """The results of one pass of a model over a split of N samples, or over a process's share.
 
     Attributes:
         features: float32 [N, d], or `HostFeatures` where they do not fit into the device.
         labels: int64 [N].
         positives: float32 [N], each sample's logit at its own label.
         negatives: float32 [N], the largest of its other logits.
-        top1, top5: shares of samples, in [0, 1].
-        class_correct: int64 [K], samples of each class whose own logit is the largest.
+        top1, top5: shares of the samples of all processes, in [0, 1].
+        class_correct: int64 [K], samples of each class whose own logit is the largest, on all
+            processes.
         nll: float64 [N], −ln softmax(z)_y.
         confidences: float64 [N], the largest of softmax(z).
         hits: bool [N], whether its class, the first of equal ones, is the label.
@@ -82,8 +84,9 @@ def extract(
     autocast: contextlib.AbstractContextManager,
     budget: float | None = None,
     report: Callable[[int], object] = lambda done: None,
+    world: World = ALONE,
 ) -> Extracted:
-    """Pass a split through the model once, in evaluation mode.
+    """Pass a split, or this process's share of it, through the model once, in evaluation mode.
 
     The function keeps only the logits that the measures need: memory does not grow with N·K. It
     reads the device once, at the end.
@@ -95,44 +98,88 @@ def extract(
         budget: bytes of the device that features may take. None: a third of a GPU's free memory,
             and no limit on the CPU.
         report: called after each batch with the number of images that were passed on.
+        world: the processes that share the split. Each calls `report` equally often, also if the
+            pass fails there: it may ask the others something.
+
+    Raises:
+        ValueError: the images of a process cannot be read, or the memory is too small for the
+            features; on all processes.
     """
     model.eval()
-    device, count = batches.device, batches.num_samples
-    classifier: Any = model.fc
-    feature_dim: Any = model.feature_dim
-    num_classes = len(classifier.weight)
-    features = allocate_features(count, feature_dim, device, budget)
-    kept = features.values if isinstance(features, HostFeatures) else features
-    labels = torch.empty(count, dtype=torch.int64, device=device)
-    margins = torch.empty(2, count, device=device)
-    probabilities = torch.empty(2, count, dtype=torch.float64, device=device)
-    hits = torch.empty(count, dtype=torch.bool, device=device)
-    correct = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
-    first = 0
-    with autocast:
-        for images, targets in batches.batches(epoch=0):
-            logits, batch_features = model(images)
-            at = slice(first, first + len(targets))
-            kept[at].copy_(batch_features, non_blocking=True)
-            labels[at] = targets
-            margins[0, at], margins[1, at] = split_margins(logits, targets)
-            probabilities[0, at], probabilities[1, at], hits[at] = score_probabilities(
-                logits, targets
-            )
-            correct += count_correct_by_class(logits, targets)
-            first = at.stop
-            report(first)
-    # This waits for all copies to the host, too.
-    top1, top5 = (number / count for number in correct.sum(dim=1).tolist())
-    return Extracted(
-        features,
-        labels,
-        margins[0],
-        margins[1],
-        top1,
-        top5,
-        correct[0],
-        probabilities[0],
-        probabilities[1],
-        hits,
-    )
+    calls = _Calls(report, len(batches) if world.size > 1 else 0)
+
+    def pass_images() -> _Kept:
+        with calls, autocast:
+            kept = _Kept(model, batches, budget)
+            for images, targets in batches.batches(epoch=0):
+                if len(targets):  # the last batch may be too small for all processes
+                    logits, features = model(images)
+                    kept.add(logits, features, targets)
+                calls.send(kept.count)
+        return kept
+
+    return world.check(pass_images).finish(batches.num_samples, world)
+
+
+class _Calls:
+    """Calls of a function, of which there are at least `number` if a ValueError ends the block."""
+
+    def __init__(self, function: Callable[[int], object], number: int) -> None:
+        self._function, self._left = function, number
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        while kind is not None and issubclass(kind, ValueError) and self._left > 0:
+            self.send(0)
+
+    def send(self, done: int) -> None:
+        self._left -= 1
+        self._function(done)
+
+
+class _Kept:
+    """What is kept of the batches that have passed through a model."""
+
+    def __init__(self, model: nn.Module, batches: BatchLoader, budget: float | None) -> None:
+        device, size = batches.device, batches.count_own()
+        classifier: Any = model.fc
+        feature_dim: Any = model.feature_dim
+        self.count = 0  # samples
+        self._features = allocate_features(size, feature_dim, device, budget)
+        self._labels = torch.empty(size, dtype=torch.int64, device=device)
+        self._margins = torch.empty(2, size, device=device)
+        self._probabilities = torch.empty(2, size, dtype=torch.float64, device=device)
+        self._hits = torch.empty(size, dtype=torch.bool, device=device)
+        shape = 2, len(classifier.weight)
+        self._correct = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, features: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K], features [B, d], labels int64 [B]; no synchronisation."""
+        at = slice(self.count, self.count + len(labels))
+        self._features[at] = features
+        self._labels[at] = labels
+        self._margins[0, at], self._margins[1, at] = split_margins(logits, labels)
+        nll, confidences, self._hits[at] = score_probabilities(logits, labels)
+        self._probabilities[0, at], self._probabilities[1, at] = nll, confidences
+        self._correct += count_correct_by_class(logits, labels)
+        self.count = at.stop
+
+    def finish(self, total: int, world: World) -> Extracted:
+        """Return everything, with the accuracies over the `total` samples of all processes."""
+        # Reading these waits for all copies to the host, too.
+        correct = world.total(self._correct)
+        top1, top5 = (number / total for number in correct.sum(dim=1).tolist())
+        return Extracted(
+            self._features,
+            self._labels,
+            self._margins[0],
+            self._margins[1],
+            top1,
+            top5,
+            correct[0],
+            self._probabilities[0],
+            self._probabilities[1],
+            self._hits,
+        )

@@ -10,6 +10,7 @@ from torch import Tensor
 from metrics.checks import Numbers, as_tensor, check_classes, check_features, check_weight
 from metrics.class_means import ClassMeans, compute_class_means
 from metrics.features import Features
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def compute_geometry(
     labels: Numbers,
     weight: Numbers,
     means: ClassMeans | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Compute equinorm, equiangularity and self-duality (Papyan, Han, Donoho, PNAS 2020).
 
@@ -42,16 +44,17 @@ def compute_geometry(
         labels: integer [N], from 0 to K−1, every class present.
         weight: [K, d], the classifier's, K ≥ 2.
         means: those of the features, if they were computed before.
+        world: as for `metrics.neural_collapse.compute_neural_collapse`.
 
     Raises:
         ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
     """
     features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
     weight = as_tensor(weight, "weight")
-    check_features(features, labels)
+    check_features(features, labels, world)
     check_weight(weight, features)
-    labels = check_classes(labels, len(weight), features.device)
-    means = means or compute_class_means(features, labels, len(weight))
+    labels = check_classes(labels, len(weight), features.device, world)
+    means = means or compute_class_means(features, labels, len(weight), world)
     weight, offsets = weight.to(features.device, torch.float64), means.offsets
     found = torch.stack(
         [

@@ -22,6 +22,8 @@ from metrics.checks import (
 )
 from metrics.class_means import ClassMeans, compute_class_means
 from metrics.features import Features
+from metrics.scores import ScoreStatistics
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -32,6 +34,8 @@ def compute_neural_collapse(
     bias: Numbers | None = None,
     num_classes: int | None = None,
     means: ClassMeans | None = None,
+    statistics: ScoreStatistics | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Compute NC1, NC2 (of the classifier and of the class means), NC3 and NC4: 0 at collapse.
 
@@ -44,6 +48,9 @@ def compute_neural_collapse(
         bias: [K], **subtracted**: logits are W h − b. None is 0.
         num_classes: K, only checked against the weight's.
         means: those of the features, if they were computed before.
+        statistics: get the decision scores W h, which NC4 needs anyway.
+        world: the processes that share the samples; this one has N of them, or none. All get the
+            results, or the error, of all samples.
 
     Returns:
         Five numbers by name. The formulas are those of Zhu et al. (NeurIPS 2021), with M [d, K]
@@ -65,14 +72,11 @@ def compute_neural_collapse(
             samples, K < 2, or values are not finite. The message names what is wrong.
     """
     features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
-    check_features(features, labels)
+    check_features(features, labels, world)
     weight, bias = _check_classifier(features, as_tensor(weight, "weight"), bias, num_classes)
-    labels = check_classes(labels, len(weight), features.device)
-    means = means or compute_class_means(features, labels, len(weight))
-    if len(means.span[1]) == 0:
-        nc1, nc4 = _compute_nc1_without_directions(features, labels, means), 0.0
-    else:
-        nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias)
+    labels = check_classes(labels, len(weight), features.device, world)
+    means = means or compute_class_means(features, labels, len(weight), world)
+    nc1, nc4 = _compute_nc1_and_nc4(features, labels, means, weight, bias, statistics, world)
     return {
         "nc1": nc1,
         "nc2": _measure_distance_to_simplex(weight @ weight.T),
@@ -88,8 +92,10 @@ def _compute_nc1_and_nc4(
     means: ClassMeans,
     weight: Tensor,
     bias: Tensor,
+    statistics: ScoreStatistics | None,
+    world: World,
 ) -> tuple[float, float]:
-    """Compute NC1 and NC4 in one pass over the features.
+    """Compute NC1 and NC4 in one pass over the features, whose scores `statistics` get.
 
     With M = U S Vᵀ (`means.span` is U and S) and Σ_B = M Mᵀ/K,
     NC1 = (1/N) Σ_i ‖S⁻¹ Uᵀ (h_i − h̄_y)‖²: the K of the formula and that of Σ_B cancel. U and S are
@@ -97,26 +103,40 @@ def _compute_nc1_and_nc4(
     class means differ between classes only within the span of M: projections are enough for them.
     """
     directions, scales = means.span
+    if len(scales) == 0:
+        if statistics is not None:
+            statistics.add_features(features, labels, weight)
+        return _compute_nc1_without_directions(features, labels, means, world), 0.0
     centres = means.relative @ directions
-    whitened, wrong = means.reference.new_zeros(2).unbind()
+    sums = means.reference.new_zeros(2)
+    whitened, wrong = sums.unbind()
     for rows in split_rows(features, len(weight)):
         part = features[rows]
         projections = (part - means.reference) @ directions
         deviations = projections - centres[labels[rows]]
         whitened += deviations.div_(scales).square_().sum()
         # From the features themselves: logits of features that are 0 stay equal.
-        predicted = (part.double() @ weight.T).sub_(bias).argmax(dim=1)
+        scores = part.double() @ weight.T
+        predicted = (scores - bias).argmax(dim=1)
+        if statistics is not None:
+            statistics.add(scores, labels[rows])
         wrong += (~_is_nearest(predicted, projections, centres, means)).sum()
-    return whitened.item() / len(features), wrong.item() / len(features)
+    whitened_sum, wrong_count = world.total(sums).tolist()
+    return whitened_sum / means.num_samples, wrong_count / means.num_samples
 
 
-def _compute_nc1_without_directions(features: Features, labels: Tensor, means: ClassMeans) -> float:
+def _compute_nc1_without_directions(
+    features: Features, labels: Tensor, means: ClassMeans, world: World
+) -> float:
     """Compute NC1 for equal class means: 0 if all features are equal too, else infinity."""
-    scatter = means.reference.new_zeros(())
+    # Two numbers, as `_compute_nc1_and_nc4` exchanges: processes on machines that round in another
+    # way might disagree about which of the two functions is called, but not wait for each other.
+    sums = means.reference.new_zeros(2)
     for rows in split_rows(features):
         deviations = (features[rows] - means.reference).sub_(means.relative[labels[rows]])
-        scatter += deviations.square_().sum()
-    return math.inf if math.sqrt(scatter.item() / len(features)) > means.rounding else 0.0
+        sums[0] += deviations.square_().sum()
+    scatter = world.total(sums)[0].item()
+    return math.inf if math.sqrt(scatter / means.num_samples) > means.rounding else 0.0
 
 
 def _is_nearest(classes: Tensor, points: Tensor, centres: Tensor, means: ClassMeans) -> Tensor:

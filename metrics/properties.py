@@ -8,6 +8,7 @@ from torch import Tensor
 from metrics.checks import Numbers, split_rows
 from metrics.class_means import ClassMeans, prepare_features
 from metrics.features import Features
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -16,6 +17,7 @@ def compute_feature_properties(
     labels: Numbers,
     num_classes: int | None = None,
     means: ClassMeans | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Compute compactness and distinctiveness, after this project's own definitions.
 
@@ -30,13 +32,14 @@ def compute_feature_properties(
         labels: integer [N], every class from 0 to K−1 present.
         num_classes: K; by default the largest label + 1.
         means: those of the features, if they were computed before.
+        world: as for `metrics.neural_collapse.compute_neural_collapse`.
 
     Raises:
         ValueError: as `metrics.neural_collapse.compute_neural_collapse`.
     """
-    features, labels, means = prepare_features(features, labels, num_classes, means)
+    features, labels, means = prepare_features(features, labels, num_classes, means, world)
     num_classes = len(means.counts)
-    unit_means = _average_unit_vectors(features, labels, means)
+    unit_means = _average_unit_vectors(features, labels, means, world)
     own = unit_means.square().sum()
     # Σ_{j≠k} ū_j·ū_k without the K×K products: ‖Σ_k ū_k‖² − Σ_k ‖ū_k‖².
     others = unit_means.sum(dim=0).square().sum() - own
@@ -46,7 +49,9 @@ def compute_feature_properties(
     }
 
 
-def _average_unit_vectors(features: Features, labels: Tensor, means: ClassMeans) -> Tensor:
+def _average_unit_vectors(
+    features: Features, labels: Tensor, means: ClassMeans, world: World
+) -> Tensor:
     """Return the mean [K, d] of each class's features − h̄ at unit length; one at h̄ is 0."""
     centre = means.reference + means.relative.mean(dim=0)
     sums = torch.zeros_like(means.relative)
@@ -55,4 +60,4 @@ def _average_unit_vectors(features: Features, labels: Tensor, means: ClassMeans)
         lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
         lengths.masked_fill_(lengths <= means.rounding, torch.inf)
         sums.index_add_(0, labels[rows], centred.div_(lengths))
-    return sums / means.counts[:, None]
+    return world.total(sums) / means.counts[:, None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metrics.checks import Numbers, as_tensor, check_score_inputs, split_rows
 from metrics.features import Features
+from utils.world import ALONE, World
 
 
 @torch.no_grad()
@@ -46,21 +47,19 @@ def compute_decision_scores(
 
 @torch.no_grad()
 def compute_score_statistics(
-    features: Features | Numbers, labels: Numbers, weight: Numbers
+    features: Features | Numbers, labels: Numbers, weight: Numbers, world: World = ALONE
 ) -> dict[str, float]:
     """Compute mean, population standard deviation, minimum and maximum of the decision scores.
 
-    The arguments and the errors are those of `compute_decision_scores`. The keys are positive_mean,
-    positive_std, positive_min, positive_max, and the same with negative. Computed in float64, chunk
-    by chunk: the N·K scores are never held.
+    The arguments and the errors are those of `compute_decision_scores`; `world` is that of
+    `metrics.neural_collapse.compute_neural_collapse`. The keys are positive_mean, positive_std,
+    positive_min, positive_max, and the same with negative. Computed in float64, chunk by chunk: the
+    N·K scores are never held.
     """
-    features, labels, weight = check_score_inputs(features, labels, weight)
-    positive, negative = ScoreSummary(), ScoreSummary()
-    for rows in split_rows(features, len(weight)):
-        own, others = compute_unordered_scores(features[rows], labels[rows], weight)
-        positive.add(own)
-        negative.add(others)
-    return positive.describe("positive") | negative.describe("negative")
+    features, labels, weight = check_score_inputs(features, labels, weight, world)
+    statistics = ScoreStatistics()
+    statistics.add_features(features, labels, weight)
+    return statistics.describe(world)
 
 
 def compute_bias_statistics(bias: Numbers) -> dict[str, float]:
@@ -93,12 +92,18 @@ class ScoreSummary:
         mean = values.mean()
         squares = (values - mean).square_().sum().item()
         low, high = (bound.item() for bound in values.aminmax())
-        total = self.count + values.numel()
-        step = mean.item() - self.mean
-        self.squares += squares + step * step * self.count * values.numel() / total
-        self.mean += step * values.numel() / total
+        self.merge(ScoreSummary(values.numel(), mean.item(), squares, low, high))
+
+    def merge(self, other: ScoreSummary) -> None:
+        """Add the values that another one summarises."""
+        if other.count == 0:
+            return
+        total = self.count + other.count
+        step = other.mean - self.mean
+        self.squares += other.squares + step * step * self.count * other.count / total
+        self.mean += step * other.count / total
         self.count = total
-        self.min, self.max = min(self.min, low), max(self.max, high)
+        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
 
     def describe(self, name: str) -> dict[str, float]:
         """Return `name`_mean, _std (population), _min and _max of all values so far."""
@@ -107,15 +112,49 @@ class ScoreSummary:
         return {f"{name}_{key}": value for key, value in values.items()}
 
 
+class ScoreStatistics:
+    """Running statistics of positive and of negative scores."""
+
+    def __init__(self) -> None:
+        self._positive, self._negative = ScoreSummary(), ScoreSummary()
+
+    def add(self, scores: Tensor, labels: Tensor) -> None:
+        """Add scores W h, float64 [n, K], which are overwritten, of labels int64 [n]."""
+        own, others = split_unordered(scores, labels)
+        self._positive.add(own)
+        self._negative.add(others)
+
+    def add_features(self, features: Features, labels: Tensor, weight: Tensor) -> None:
+        """Add the scores of features [N, d], labels int64 [N] and a float64 weight [K, d]."""
+        for rows in split_rows(features, len(weight)):
+            self.add(features[rows].double() @ weight.T, labels[rows])
+
+    def merge(self, other: ScoreStatistics) -> None:
+        """Add the scores that another one summarises."""
+        self._positive.merge(other._positive)
+        self._negative.merge(other._negative)
+
+    def describe(self, world: World = ALONE) -> dict[str, float]:
+        """Return what `compute_score_statistics` does, of all processes' scores so far."""
+        first, *others = world.gather(self)
+        for other in others:
+            first.merge(other)
+        return first._positive.describe("positive") | first._negative.describe("negative")
+
+
 def compute_unordered_scores(
     features: Tensor, labels: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute float64 scores W h of checked inputs: each row's own class [n], the others [n, K−1].
+    """Compute float64 scores W h of checked inputs, and split them as `split_unordered` does."""
+    return split_unordered(features.double() @ weight.T, labels)
+
+
+def split_unordered(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split scores [n, K], which are overwritten: each row's own class [n], the others [n, K−1].
 
     The others are in no particular order: the last class takes the place of the row's own, which
     is several times faster than to close the gap.
     """
-    scores = features.double() @ weight.T
     own = labels[:, None]
     positive = scores.gather(1, own).squeeze(1)
     return positive, scores.scatter_(1, own, scores[:, -1:].clone())[:, :-1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import densenet
 
 from models import SMALL_SIDE
+from models.layers import widen
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class DenseNet(densenet.DenseNet):
         for module in self.features:
             x = run_dense_block(module, x) if isinstance(module, nn.ModuleDict) else module(x)
         maps = F.relu(x, inplace=True)
-        features = F.adaptive_avg_pool2d(maps.float(), 1).flatten(1)
+        features = F.adaptive_avg_pool2d(widen(maps), 1).flatten(1)
         return self.fc(features), features
 
 

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 LEVELS = 2**16  # 16 random bits decide about an element
 
 
+def widen(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is if it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute softmax(q kᵀ/√e) v for q, k, v [..., N, e]; returns [..., N, e]."""
     # Forward and backward of the CPU's fused kernel take 6 times as long in bfloat16 as this.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import BIAS_MODES
+from models.layers import widen
 from utils.errors import UserError
 
 BIAS_INIT_MODES = range(8)
@@ -151,11 +152,11 @@ class Classifier(nn.Module):
         self.bias = nn.Parameter(bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features [B, d] of any floating dtype -> logits [B, K] float32."""
+        """Map features [B, d] of any floating dtype -> logits [B, K] in float32 or better."""
         # The losses compare logits that differ by far less than bfloat16 resolves.
         with torch.autocast(features.device.type, enabled=False):
-            scores = F.linear(features.float(), self.weight.float())
-            return scores if self.bias is None else scores - self.bias.float()
+            scores = F.linear(widen(features), widen(self.weight))
+            return scores if self.bias is None else scores - widen(self.bias)
 
     def bias_vector(self) -> Tensor:
         """Return the bias of each class, [K]: zeros without one, repeated if it is shared."""

@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor, nn
 
+from models.layers import widen
+
 
 class MLP(nn.Module):
     """Multi-layer perceptron. Its feature is the last hidden layer, d = width.
@@ -27,7 +29,7 @@ class MLP(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, C, H, W] -> (logits [B, K], features [B, width])."""
-        features = self.layers(images.flatten(1)).float()
+        features = widen(self.layers(images.flatten(1)))
         return self.fc(features), features
 
 

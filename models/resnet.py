@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from models import SMALL_SIDE
-from models.layers import replace_convolutions
+from models.layers import replace_convolutions, widen
 
 _LAYERS = {
     "ResNet18": (resnet.BasicBlock, [2, 2, 2, 2]),
@@ -54,7 +54,7 @@ class ResNet(resnet.ResNet):
         """Map images [B, C, H, W] -> (logits [B, K], features [B, d])."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features = self.avgpool(x.float()).flatten(1)
+        features = self.avgpool(widen(x)).flatten(1)
         return self.fc(features), features
 
 

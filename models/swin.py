@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import SMALL_SIDE
+from models.layers import widen
 from utils.errors import UserError
 
 LAYERS = (2, 2, 6, 2)
@@ -207,7 +208,7 @@ class Swin(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, C, side, side] -> (logits [B, K], features [B, 8 · width])."""
-        features = self.norm(self.layers(images).float().mean(dim=(1, 2)))
+        features = self.norm(widen(self.layers(images)).mean(dim=(1, 2)))
         return self.fc(features), features
 
 

@@ -17,6 +17,7 @@ from urllib.request import getproxies
 import torch
 from torch import Tensor, nn
 
+from models.layers import widen
 from utils.console import list_some
 from utils.errors import UserError
 
@@ -65,7 +66,7 @@ class TimmNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, C, H, W] -> (logits [B, K], features [B, d]), both float32."""
-        features = self.backbone(images).float()
+        features = widen(self.backbone(images))
         return self.fc(features), features
 
 

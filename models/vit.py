@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import Dropout, attention
+from models.layers import Dropout, attention, widen
 from utils.errors import UserError
 
 HEADS, HEAD_WIDTH = 10, 64
@@ -95,7 +95,7 @@ class ViT(nn.Module):
         x = self.patches(split_patches(images, self.patch_size))  # [B, patches, width]
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.blocks(self.dropout(x + self.position))
-        features = self.norm(x[:, 0].float())
+        features = self.norm(widen(x[:, 0]))
         return self.fc(features), features
 
 

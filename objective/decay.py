@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -25,8 +26,13 @@ def compute_decay(
         weight_decay, feature_decay_rate, weight_decay_bias: λ_W, λ_H, λ_b.
     """
     terms = (
-        weight_decay * weight.float().square().sum()
-        + feature_decay_rate * features.float().square().sum()
-        + weight_decay_bias * bias.float().square().sum()
+        weight_decay * _sum_squares(weight)
+        + feature_decay_rate * _sum_squares(features)
+        + weight_decay_bias * _sum_squares(bias)
     )
     return terms / 2
+
+
+def _sum_squares(tensor: Tensor) -> Tensor:
+    """Sum the squares in float32 or better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).square().sum()

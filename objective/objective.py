@@ -51,10 +51,11 @@ class Objective:
             logits: [B, K].
             features: [B, d].
             targets: int64 [B], or probabilities [B, K].
-            share: these samples' share of a batch of which they are a part, in (0, 1].
+            share: these samples' share of a batch of which they are a part, in [0, 1]; 0 for none.
         """
-        loss = self._compute_loss(logits, targets, self._smoothing)
-        if share != 1:
+        # The sum of no logits: a gradient of 0, where a mean over no samples has none.
+        loss = self._compute_loss(logits, targets, self._smoothing) if share else logits.sum()
+        if share not in (0, 1):
             loss = loss * share
         if self._decays is None:
             return loss, loss

@@ -21,7 +21,7 @@ from args import Settings
 from input_pipeline import SPLITS
 from metrics import EVALUATED
 from reproduction.grid import GridRun
-from reproduction.places import Place
+from reproduction.places import THREADS, Place
 from reproduction.work import Work
 from rundir.space import estimate_bytes
 from utils.errors import UserError
@@ -109,8 +109,16 @@ def ask(
     """
     by_name = {name_case(run.settings): run.settings for run in runs}
     cases = [settings.replace(data_dir=data_dir).values() for settings in by_name.values()]
-    request = {"cases": cases, "gpu_id": place.gpu_id, "timed": timed, "begun": time.time()}
+    request = {
+        "cases": cases,
+        "gpu_id": place.seen_gpu_id,
+        "processes": place.processes,
+        "timed": timed,
+        "begun": time.time(),
+    }
     environment = {**os.environ, PARENT: str(os.getpid()), **place.get_environment()}
+    if place.processes > 1:  # the process that measures has the threads of all
+        environment[THREADS] = str(int(environment[THREADS]) * place.processes)
     with hold_signals():
         process = subprocess.Popen(
             command,
@@ -181,6 +189,7 @@ class Cost:
         timed: whether the seconds were asked for.
         at_a_time: runs at a time.
         shared: whether two of them share a device.
+        processes: of a run.
         figures: what the seconds follow from.
         unknown: why seconds, or bytes too, are not known of some runs or of all.
         unsized: whether bytes are among it.
@@ -201,6 +210,7 @@ class Cost:
     unknown: tuple[str, ...] = ()
     unsized: bool = False
     missing: str = ""
+    processes: int = 1
 
     @property
     def to_do(self) -> int:
@@ -247,7 +257,16 @@ class Cost:
         if self.to_do and self.at_a_time > 1:
             condition = ", if they do not slow each other" if self.shared else ""
             words += f" with {self.at_a_time} runs at a time{condition}"
+        if self.to_do and self.processes > 1:
+            words += f"; {self.describe_processes()}"
         return words + (f"; not counted: {reasons}" if reasons else "")
+
+    def describe_processes(self) -> str:
+        """Describe what the seconds of training take for granted of several processes."""
+        if self.figures.cuda:
+            return f"a run takes {self.processes} GPUs, whose exchange of gradients is not counted"
+        each = f"the {self.processes} processes of a run"
+        return f"{each} are taken to be as fast as one with all their threads"
 
 
 def format_seconds(seconds: float) -> str:
@@ -323,6 +342,7 @@ def add_up(
         unsized=len(estimates) < len(to_do),
         unknown=tuple(dict.fromkeys(case.problem for case in cases if case.problem)),
         missing=next((case.problem for case in cases if case.missing), ""),
+        processes=places[0].processes,
     )
 
 

@@ -31,12 +31,15 @@ OVERRIDES = ("epochs", "sample_size", "test_sample_size", *(f"lr_{name}" for nam
 GRID_FLAGS = ("dataset", "models", *OVERRIDES)
 CLUSTER_FLAGS = ("launcher", "job_minutes", "slurm")
 
+# Options of sbatch on which the number of processes and their GPUs depend.
+TASK_OPTIONS = ("ntasks", "ntasks-per-node", "gpus", "gpus-per-node", "gpus-per-task", "gpu-bind")
+
 Thousand = Annotated[int, Field(ge=1, le=1000)]
 Minutes = Annotated[int, Field(ge=1, le=100_000)]
 
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the flags and check --jobs and --gpu_ids together.
+    """Parse the flags and check those of the place together.
 
     Exits with status 2 and one line on a mistake.
     """
@@ -46,14 +49,33 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     twice = next((number for number in numbers if numbers.count(number) > 1), None)
     if twice is not None:
         parser.error(f"argument --gpu_ids: {twice} is named twice")
+    each = args.gpus_per_run
+    if len(numbers) % each:
+        runs = f"runs of --gpus_per_run {each}"
+        parser.error(f"argument --gpu_ids: {len(numbers)} GPUs cannot be divided into {runs}")
     if args.jobs is None:
-        args.jobs = max(1, len(numbers))
-    if args.jobs < len(numbers):
-        idle = " ".join(map(str, numbers[args.jobs :]))
+        args.jobs = max(1, len(numbers) // each)
+    if args.jobs * each < len(numbers):
+        idle = " ".join(map(str, numbers[args.jobs * each :]))
         parser.error(f"argument --gpu_ids: with --jobs {args.jobs} no run uses {idle}")
     if numbers and args.launcher == "slurm":
-        parser.error("argument --gpu_ids: SLURM gives each job one GPU of its own")
+        parser.error("argument --gpu_ids: SLURM gives each job GPUs of its own")
+    if problem := find_slurm_problem(dict(args.slurm or ()), each):
+        parser.error(f"argument --slurm: {problem}")
     return args
+
+
+def find_slurm_problem(options: dict[str, str], processes: int) -> str:
+    """Find what is wrong with options of sbatch for jobs of so many processes; "" if nothing."""
+    nodes = options.get("nodes", "1")
+    if not (nodes.isdecimal() and int(nodes) > 0):
+        return f"nodes={nodes} is not a whole number above 0"
+    if processes % int(nodes):
+        return f"--gpus_per_run {processes} cannot be divided by nodes={nodes}"
+    ours = [name for name in options if name.replace("_", "-") in TASK_OPTIONS]
+    if processes > 1 and ours:
+        return f"{ours[0]} follows from --gpus_per_run and nodes=N"
+    return ""
 
 
 def build_parser() -> Parser:
@@ -64,7 +86,8 @@ def build_parser() -> Parser:
         "\nTrains what is missing, evaluates, draws, and writes report.md, CSV and pictures. The "
         "same command\nstarted again goes on where it was. Exit status: 0 all runs have results, "
         "2 not,\n129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM.\n\nexperiments:\n"
-        f"{listed}",
+        f"{listed}\n\nThe paper's settings for ImageNet are not known: at full scale, imagenet "
+        "follows torchvision's\nreferences.",
     )
     add_grid_flags(parser.add_argument_group("what to run"))
     add_place_flags(parser.add_argument_group("how"))
@@ -89,7 +112,8 @@ def add_grid_flags(group: Any) -> None:
     for name in ("epochs", "sample_size", "test_sample_size"):
         add(f"--{name}", Count, "as in train.py --help (default: the scale's)", metavar="N")
     for name in OPTIMIZERS:
-        rates = f"(default: the scale's; full: {SCALES['full'].rates.get(name, 0.01):g})"
+        full = f"full: {SCALES['full'].rates.get(name, 0.01):g}"
+        rates = f"(default: the experiment's or the scale's; {full})"
         add(f"--lr_{name}", Positive, f"learning rate with {name} {rates}", metavar="X")
 
 
@@ -116,6 +140,14 @@ def add_place_flags(group: Any) -> None:
         metavar="N",
         help="runs at a time, which share cores, GPUs and their memory (default: 1; with "
         "--gpu_ids: one on each)",
+    )
+    group.add_argument(
+        "--gpus_per_run",
+        type=check_value(Thousand),
+        default=1,
+        metavar="N",
+        help="processes of each run, started by torchrun, with a GPU each; with --gpu_id -1 they "
+        "share the cores (default: 1)",
     )
     group.add_argument(
         "--dry_run",
@@ -162,7 +194,8 @@ def add_cluster_flags(group: Any) -> None:
         type=split_assignment,
         nargs="+",
         metavar="KEY=VALUE",
-        help="more parameters of sbatch, such as partition=gpu cpus-per-task=8 (default: none)",
+        help="more parameters of sbatch, such as partition=gpu cpus-per-task=8; nodes=M divides "
+        "--gpus_per_run among M nodes (default: none)",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,15 +125,16 @@ def _build_run(
     optimizer = chosen.get("optimizer", Settings.model_fields["optimizer"].default)
     rate_flag = f"lr_{optimizer}"
     given_here = {name: value for name, value in overrides.items() if not name.startswith("lr_")}
-    sizes = _choose_sizes(experiment, scale, dataset, model)
+    recipe = experiment.recipes.get(scale_name, {}) if dataset in experiment.datasets else {}
+    planned = {**_choose_sizes(experiment, scale, dataset, model), **chosen, **recipe}
     settings = {
         "model": model,
         "dataset": dataset,
         "loss": labels["loss"],
-        **sizes,
-        **chosen,
+        **planned,
         **given_here,
-        "lr": overrides.get(rate_flag) or chosen.get("lr") or scale.rates.get(optimizer),
+        **_fit_schedule(recipe, given_here.get("epochs")),
+        "lr": overrides.get(rate_flag) or planned.get("lr") or scale.rates.get(optimizer),
         "seed": seed,
     }
     settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
@@ -148,7 +150,7 @@ def _build_run(
         "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
         "model": model if model in experiment.models else experiment.models[0],
     }
-    unchanged = all(sizes.get(name) == value for name, value in given_here.items())
+    unchanged = all(planned.get(name) == value for name, value in given_here.items())
     first_words = [spell_for_files(str(getattr(complete_settings, n))) for n in NAMED_FIRST]
     return GridRun(
         name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
@@ -169,6 +171,19 @@ def _choose_sizes(experiment: Experiment, scale: Scale, dataset: str, model: str
     if scale.is_papers and SOURCES[dataset].streams:
         sizes["img_size"] = experiment.image_side
     return {**sizes, **scale.of_models.get(model, {})}
+
+
+def _fit_schedule(recipe: Mapping[str, Any], epochs: int | None) -> dict[str, Any]:
+    """Return the warm-up and the milestones of a recipe for another number of epochs."""
+    if epochs is None or "epochs" not in recipe:
+        return {}
+    share, fitted = epochs / recipe["epochs"], dict[str, Any]()
+    if "epochs_warmup" in recipe:
+        fitted["epochs_warmup"] = math.floor(share * recipe["epochs_warmup"])
+    if "step_milestones" in recipe:
+        milestones = {round(share * each) for each in recipe["step_milestones"]}
+        fitted["step_milestones"] = sorted(milestones - {0, epochs}) or None
+    return fitted
 
 
 def _choose_axes(experiment: Experiment, scale_name: str) -> dict[str, Values]:

@@ -17,6 +17,9 @@ from rundir.config import read_config
 from rundir.names import CONFIG, METRICS, name_checkpoint
 from utils.files import read_csv
 
+# The device of a run on the CPU, as its config.json names it.
+CPU = re.compile(r"(?:\d+ processes, the first on )?CPU \((\d+) threads\)")
+
 
 @dataclass(frozen=True)
 class Work:
@@ -118,14 +121,14 @@ class Work:
         return list(pick_epochs(directory, found, chosen))
 
     def find_threads(self, run: GridRun) -> int | None:
-        """Return the number of CPU threads that a run began with.
+        """Return the number of CPU threads that a run, or each of its processes, began with.
 
         None: it has not begun, or did not begin on the CPU. Raises UserError for a damaged file.
         """
         if not (self.locate(run) / CONFIG).exists():
             return None
         device = read_config(self.locate(run)).environment.get("device", "")
-        found = re.match(r"CPU \((\d+) threads\)", device) if isinstance(device, str) else None
+        found = CPU.match(device) if isinstance(device, str) else None
         return int(found[1]) if found else None
 
     def describe_training(self, name: str) -> str:

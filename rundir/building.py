@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 
 from args import Settings
-from input_pipeline import PIXELS, SOURCES, SPLITS
+from input_pipeline import AUGMENTATIONS, PIXELS, SOURCES, SPLITS
 from input_pipeline.load import find_image_side, load_dataset
 from input_pipeline.loader import BatchLoader
+from input_pipeline.resized import keep_resized
 from input_pipeline.room import find_room
-from input_pipeline.splits import DataSet
+from input_pipeline.splits import DataSet, FileSplit
 from metrics.extraction import build_split_batches, choose_test_batch
 from models import OLD_COMMIT, build_model, find_network
 from rundir.bare import STEMS
@@ -22,7 +25,7 @@ from rundir.config import check_data, find_skipped, read_config
 from utils.console import Console
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
-from utils.world import read_number
+from utils.world import ALONE, World, read_number, read_rank
 
 
 def build_data(
@@ -34,6 +37,9 @@ def build_data(
     pixels: int = PIXELS,
     skipped: Mapping[str, Sequence[str]] | None = None,
     device: torch.device | None = None,
+    room: int | None = None,
+    streamed: Sequence[str] = (),
+    fill_cache: bool = False,
 ) -> DataSet:
     """Load the data set of these settings, without augmentation.
 
@@ -44,12 +50,20 @@ def build_data(
         pixels: the number of the rules for pixels.
         skipped: the files that a run has left out, by split. None: --skip_corrupt looks for them.
         device: where the images will be used. None: the CPU.
+        room: bytes that the images may take in memory. None: as `find_room` finds for the device.
+        streamed: splits whose image files are never held in memory.
+        fill_cache: whether --cache_dir gets the images that it lacks.
 
     Raises:
         UserError: it cannot be loaded.
     """
     options = list_data_options(settings, data_dir)
     workers = settings.num_workers if num_workers is None else num_workers
+    keep, console = None, Console(quiet=read_rank() > 0)
+    if settings.cache_dir is not None:
+        directory, shown = Path(settings.cache_dir), console if fill_cache else None
+        options_of_store: dict[str, Any] = {"num_workers": workers or 0, "console": shown}
+        keep = partial(keep_resized, cache_dir=directory, fill=fill_cache, **options_of_store)
     return load_dataset(
         settings.dataset,
         num_workers=workers or 0,
@@ -58,10 +72,18 @@ def build_data(
         skipped=skipped,
         # The other processes on this machine find what the first one keeps.
         force_listing=settings.force_listing and read_number("LOCAL_RANK", 0) == 0,
-        console=Console(),
-        in_memory_bytes=find_room(device),
+        console=console,
+        in_memory_bytes=find_room(device) if room is None else room,
+        margin=crops_files(settings),
+        streamed=streamed,
+        keep=keep,
         **options,
     )
+
+
+def crops_files(settings: Settings) -> bool:
+    """Return whether training images are cropped from their files, and others have a margin."""
+    return AUGMENTATIONS[settings.augment].crops_files
 
 
 def list_data_options(settings: Settings, data_dir: str | None = None) -> dict[str, Any]:
@@ -70,25 +92,35 @@ def list_data_options(settings: Settings, data_dir: str | None = None) -> dict[s
     return options if data_dir is None else {**options, "data_dir": data_dir}
 
 
-def build_run_data(
-    settings: Settings, directory: Path, resumed: bool, device: torch.device
-) -> DataSet:
+def build_run_data(settings: Settings, directory: Path, resumed: bool, room: int) -> DataSet:
     """Load the data set of a run; one that goes on keeps the pixels, mean and std of its beginning.
 
-    Raises UserError if it has changed since then, or if the network's definition has.
+    `room` is how many bytes the images may take in memory. Raises UserError if the data set has
+    changed since then, or if the network's definition has.
     """
+    streamed = ("train",) if crops_files(settings) else ()
     if not resumed:
-        return build_data(settings, device=device)
+        data = build_data(settings, room=room, streamed=streamed, fill_cache=True)
+        return _crop_resized(settings, data)
     config = read_config(directory)
     if config.versions.network != find_network(settings.model).version:
         raise UserError(
             f"--resume: {directory} was begun with an older definition of {settings.model}; "
             f"commit {OLD_COMMIT} of this program goes on with it"
         )
-    skipped = find_skipped(directory, config.facts)
-    data = build_data(settings, pixels=config.versions.pixels, skipped=skipped, device=device)
+    pixels, skipped = config.versions.pixels, find_skipped(directory, config.facts)
+    data = build_data(
+        settings, pixels=pixels, skipped=skipped, room=room, streamed=streamed, fill_cache=True
+    )
     check_data(directory, config.facts, data.facts())
-    return data.normalised_as(config.facts)
+    return _crop_resized(settings, data.normalised_as(config.facts))
+
+
+def _crop_resized(settings: Settings, data: DataSet) -> DataSet:
+    """Let --resize_first choose where training images are cropped from."""
+    if not (settings.resize_first and isinstance(data.train, FileSplit)):
+        return data
+    return replace(data, train=replace(data.train, resize_first=True))
 
 
 def build_network(
@@ -142,16 +174,23 @@ def build_precision(settings: Settings, asked: str, device: torch.device) -> Pre
 
 
 def build_batches(
-    settings: Settings, data: DataSet, precision: Precision
+    settings: Settings,
+    data: DataSet,
+    precision: Precision,
+    world: World = ALONE,
+    smallest: int = 1,
 ) -> tuple[BatchLoader, BatchLoader]:
     """Build the training batches, shuffled and augmented, and the test batches, in order and plain.
 
-    Raises UserError if the training set has a single image.
+    A process of `world` gets its share of each, of a training batch none that is smaller than
+    `smallest`. Raises UserError if the training set has a single image.
     """
     common: dict[str, Any] = {
         "device": precision.device,
         "num_workers": settings.num_workers,
         "memory_format": precision.memory_format,
+        "rank": world.rank,
+        "ranks": world.size,
     }
     train_batches = build_split_batches(
         data,
@@ -162,9 +201,12 @@ def build_batches(
         rotation=SOURCES[settings.dataset].rotation,
         seed=settings.seed,
         drop_single=True,
+        parts=settings.accumulate,
+        smallest=smallest,
         **common,
     )
     if len(train_batches) == 0:
         raise UserError("the training set has a single image: at least two are needed")
-    test_batch = choose_test_batch(precision.device, data.side, settings.batch_size)
+    usual = settings.batch_size // world.size
+    test_batch = choose_test_batch(precision.device, data.side, usual) * world.size
     return train_batches, build_split_batches(data, "test", batch_size=test_batch, **common)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from args import Settings
 from input_pipeline import SPLITS
-from input_pipeline.loader import BatchLoader
 from metrics import EVALUATED, EVALUATED_EMA, MEASURES, SPLIT_NAMES
-from metrics.extraction import Extracted, extract
-from metrics.measures import Evaluation, compute_measures
 from metrics.table import MetricsTable, RowWriter, compute_fingerprint
 from rundir.archives import Archive
 from rundir.config import ChangedData
-from rundir.foreign import explain_sign
+from rundir.crew import Crew
 from rundir.prediction import PREDICTION_SETTINGS
 from rundir.reading import Reader, Reading, read_ahead
 from rundir.rebuild import Rebuilder
@@ -66,7 +61,7 @@ class Work:
 
 
 class Evaluator:
-    """Evaluator of one run after another.
+    """Evaluator of one run after another, in the first process of a job. The others are its crew.
 
     Args:
         program: what its messages begin with.
@@ -89,6 +84,7 @@ class Evaluator:
     ) -> None:
         self._program, self._rebuilder, self._splits = program, rebuilder, tuple(splits)
         self._precision, self._console, self._force = precision, console, force
+        self._crew = Crew(rebuilder)
         self._warned: set[str] = set()
 
     def evaluate(self, run: ChosenRun) -> tuple[MetricsTable, int]:
@@ -116,6 +112,10 @@ class Evaluator:
         if not work.blocked:
             self._console.say(f"{escape(str(run.directory))}: {work.describe()}")
         return rows, work.failed
+
+    def finish(self) -> None:
+        """Let the other processes go."""
+        self._crew.dismiss()
 
     def _evaluate_chosen(self, run: ChosenRun, rows: MetricsTable, facts: dict[str, Any]) -> Work:
         """Compute the missing rows of a run on the data set of `facts`.
@@ -182,7 +182,7 @@ class Evaluator:
         """Return whether the run's network can be built; if not, one line for the run says why."""
         if not work.blocked:
             try:
-                self._rebuilder.model(run)
+                self._crew.build(run)
                 return True
             except UserError as error:  # e.g. without its data set
                 print_error(self._program, error)
@@ -195,44 +195,24 @@ class Evaluator:
     ) -> Iterator[tuple[str, dict[str, float | None]]]:
         """Yield each missing split and its measures. Raises CheckpointError."""
         try:
-            model = self._rebuilder.fill_model(run, reading.path, reading.content)
+            self._crew.fill(reading.path, reading.content)
         except UserError as error:
             raise CheckpointError(str(error)) from error
         reading.content = None  # the model has a copy
         for split in reading.missing:
             note = f"epoch {reading.epoch}, {SPLIT_NAMES[split]}"
             report = partial(progress.report, note=note)
-            evaluation = self._evaluate_split(run, split, model, report)
-            try:
-                values = compute_measures(evaluation)
-            except ValueError as error:
-                raise CheckpointError(f"{reading.path}, {split} set: {error}") from error
-            del evaluation  # its features leave room for those of the next split
+            values, warning = self._crew.measure(split, self._may_warn(run), report)
+            if warning is not None:
+                self._warned.add(run.name)
+                self._print_warning(f"{run.directory}: {warning}")
+            if isinstance(values, ValueError):
+                raise CheckpointError(f"{reading.path}, {split} set: {values}") from values
             yield split, values
 
-    def _evaluate_split(
-        self,
-        run: ChosenRun,
-        split: str,
-        model: torch.nn.Module,
-        report: Callable[[float], object],
-    ) -> Evaluation:
-        """Pass a split through a network; `report` gets the share that is done."""
-        batches = self._rebuilder.batches(run, split)
-        evaluation = evaluate_split(self._rebuilder, run, model, batches, report)
-        self._check_sign(run, split, evaluation.extracted, model.fc)
-        return evaluation
-
-    def _check_sign(
-        self, run: ChosenRun, split: str, extracted: Extracted, classifier: Any
-    ) -> None:
-        """Warn once for a run of bare weights that the bias's other sign fits clearly better."""
-        if run.bare is None or run.bare.documented or run.name in self._warned:
-            return
-        warning = explain_sign(run.bare, split, extracted, classifier)
-        if warning is not None:
-            self._warned.add(run.name)
-            self._print_warning(f"{run.directory}: {warning}")
+    def _may_warn(self, run: ChosenRun) -> bool:
+        """Return whether to warn if the other sign of the bias fits: once for bare weights."""
+        return run.bare is not None and not run.bare.documented and run.name not in self._warned
 
     def _print_warning(self, text: str) -> None:
         """Print a warning as one line on stderr."""
@@ -257,30 +237,3 @@ def list_dependencies(run: TrainedRun, facts: dict[str, Any], precision: str) ->
     if run.bare is None:  # False stands where earlier versions had --bias_added
         return precision, False, settings, decays, run.facts
     return precision, run.bare, settings, decays, facts
-
-
-def evaluate_split(
-    rebuilder: Rebuilder,
-    run: TrainedRun,
-    model: torch.nn.Module,
-    batches: BatchLoader,
-    report: Callable[[float], object] = lambda share: None,
-) -> Evaluation:
-    """Pass the images of a split through a network of a run, and collect what measures need.
-
-    `report` gets the share of the images after each batch, as the host counts them.
-    """
-    classifier: Any = model.fc
-    return Evaluation(
-        extract(
-            model,
-            batches,
-            rebuilder.precision(run).autocast(),
-            report=lambda images: report(images / batches.num_samples),
-        ),
-        classifier.weight.detach(),
-        classifier.bias_vector().detach(),
-        rebuilder.class_sizes(run),
-        long_tailed=run.settings.imbalance_factor != 1,
-        prediction=rebuilder.prediction(run),
-    )

@@ -18,6 +18,7 @@ from rundir.bare import Bare
 from rundir.weights import Checkpoint, open_checkpoint
 from utils.console import list_some
 from utils.errors import UserError
+from utils.world import ALONE, World
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state_dict
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, Lightning and torch.compile
@@ -173,12 +174,21 @@ def find_bias_mode(path: Path, state: Mapping[str, Tensor]) -> str:
     return "diverse" if bias.shape == weight.shape[:1] else "unified"
 
 
-def explain_sign(bare: Bare, split: str, extracted: Extracted, classifier: Any) -> str | None:
-    """Explain that the other sign of the bias classifies a split clearly better; None otherwise."""
+def explain_sign(
+    bare: Bare, split: str, extracted: Extracted, classifier: Any, world: World = ALONE
+) -> str | None:
+    """Explain that the other sign of the bias classifies a split clearly better; None otherwise.
+
+    The samples are those of this process; the answer is that of all processes of `world`.
+    """
     if classifier.bias is None:
         return None
     read, other, errors = compare_bias_signs(
-        extracted.features, extracted.labels, classifier.weight, classifier.bias_vector()
+        extracted.features,
+        extracted.labels,
+        classifier.weight,
+        classifier.bias_vector(),
+        world,
     )
     if errors < CLEAR_ERRORS or other - read < CLEAR_SHARE:
         return None

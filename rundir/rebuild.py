@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from metrics.extraction import (
     choose_test_batch,
     extract,
 )
+from metrics.features import check_room
 from models import find_network
-from rundir.building import build_data, build_network, list_data_options
+from rundir.building import build_data, build_network, crops_files, list_data_options
 from rundir.checkpoints import check_origin
 from rundir.config import check_data, find_skipped
 from rundir.foreign import (
@@ -42,6 +44,8 @@ from rundir.weights import open_checkpoint
 from theory.minimum import Prediction
 from utils.errors import UserError
 from utils.precision import Precision, choose_precision
+from utils.resources import count_default_workers
+from utils.world import ALONE, World
 
 
 def extract_epoch(directory: Path, epoch: int, device: torch.device) -> Extracted:
@@ -77,13 +81,14 @@ class Rebuilder:
     Args:
         device: the device of the models and the batches.
         splits: the splits to load: "train", "test" or both.
-        batch_size: images per pass; None is `choose_test_batch`'s.
+        batch_size: images per pass of a process; None is `choose_test_batch`'s.
         data_dir, num_workers: in place of those in the runs' settings, where given.
         precision: the precision of the networks: fp32, tf32, bf16 or fp16.
         select: maps the labels of a split, int64 [N], to the numbers of the samples to keep; None
             keeps all.
         keep_all: whether the data and models of one run are kept while another is evaluated. Runs
             that take turns need it.
+        world: the processes that share the images of each batch.
     """
 
     def __init__(
@@ -97,7 +102,9 @@ class Rebuilder:
         precision: str = "fp32",
         select: Callable[[torch.Tensor], torch.Tensor] | None = None,
         keep_all: bool = False,
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self._device, self._splits, self._precision = device, tuple(splits), precision
         self._batch_size, self._data_dir, self._num_workers = batch_size, data_dir, num_workers
         self._select, self._keep_all = select, keep_all
@@ -154,7 +161,8 @@ class Rebuilder:
 
     def _identify_data(self, run: TrainedRun) -> tuple[Any, ...]:
         settings = run.settings.values(["dataset", *Settings.names(builds="data")])
-        return settings, run.versions.pixels, find_skipped(run.directory, run.facts)
+        skipped = find_skipped(run.directory, run.facts)
+        return settings, run.versions.pixels, crops_files(run.settings), skipped
 
     def _load_once(self, run: TrainedRun) -> LoadedData:
         identity = self._identify_data(run)
@@ -195,20 +203,29 @@ class Rebuilder:
         """Build the batches of a split's images in order, without augmentation."""
         data, memory_format = self.data(run), self.precision(run).memory_format
         usual = choose_test_batch(self._device, data.side, EVALUATION_BATCH)
-        workers = run.settings.num_workers if self._num_workers is None else self._num_workers
         batches: BatchLoader = self._build_once(
             split,
             (data, memory_format),
             lambda: build_split_batches(
                 data,
                 split,
-                batch_size=self._batch_size or usual,
+                batch_size=(self._batch_size or usual) * self.world.size,
                 device=self._device,
-                num_workers=workers or 0,
+                num_workers=self._choose_workers(run),
+                rank=self.world.rank,
+                ranks=self.world.size,
                 memory_format=memory_format,
             ),
         )
         return batches
+
+    def _choose_workers(self, run: TrainedRun) -> int:
+        """Choose how many processes decode for this one."""
+        if self._num_workers is not None:
+            return self._num_workers
+        workers = run.settings.num_workers or 0
+        # The run may have been trained by one process, which had all cores.
+        return workers if self.world.size == 1 else min(workers, count_default_workers())
 
     def model(self, run: TrainedRun) -> nn.Module:
         """Build a run's network on the device; its weights are those that were loaded last."""
@@ -221,6 +238,17 @@ class Rebuilder:
             lambda: precision.place(build_network(run.settings, data, stem, initial=False)),
         )
         return model
+
+    def check_room(self, run: TrainedRun) -> None:
+        """Refuse a run if the features of a split do not fit into the memory. Raises UserError."""
+        data, model = self.data(run), self.model(run)
+        dim: Any = model.feature_dim
+        for split in self._splits:
+            share = math.ceil(len(getattr(data, split)) / self.world.size)
+            try:
+                check_room(share, dim, self._device)
+            except UserError as error:
+                raise UserError(f"{run.directory}, {split} set: {error}") from error
 
     def load_model(self, run: TrainedRun, checkpoint: Path) -> nn.Module:
         """Return `model` with the weights of a checkpoint.

@@ -63,6 +63,8 @@ def test_milestones_default_to_half_and_three_quarters():
 
 
 WITHOUT_EFFECT = [
+    ["--model", "ViT", "--sync_bn"],
+    ["--model", "ViT", "--no_sync_bn"],
     ["--patch_size", "2"],
     ["--width", "64"],
     ["--depth", "3"],
@@ -79,6 +81,9 @@ WITHOUT_EFFECT = [
     ["--num_workers", "2"],
     ["--img_size", "16", "--jpeg_draft", ""],
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", ""],
+    ["--dataset", "folder", "--data_dir", "x", "--img_size", "16", "--resize_first", ""],
+    ["--img_size", "16", "--cache_dir", "x"],
+    ["--dataset", "folder", "--data_dir", "x", "--cache_dir", "x"],
     ["--skip_corrupt", ""],
     ["--force_listing", ""],
     ["--data_dir", "elsewhere"],
@@ -127,6 +132,8 @@ WRONG_VALUES = [
     (["--loss", "hinge"], "BCE"),
     (["--optimizer", "Adam"], "AdamW"),
     (["--augment", "DA2"], "DA1+DA2"),
+    (["--augment", "RRC"], "digits does not consist of image files; use DA1"),
+    (["--augment", "RRC", "--dataset", "folder"], "needs --img_size"),
     (["--run_name", "a/b"], "plain directory name"),
     (["--run_name", ""], "plain directory name"),
     (["--wandb", "team/project"], "no name of a project"),
@@ -211,7 +218,9 @@ def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
 
 
 PARSERS = ["args", "eval_nc", "eval_scores", "eval_tsne", "verify_theory", "demo"]
-PARSERS += [f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed")]
+PARSERS += [
+    f"benchmarks.{name}" for name in ("train_speed", "eval_speed", "nc_speed", "imagenet_size")
+]
 PARSERS += [
     f"benchmarks.{name}" for name in ("precision_agreement", "score_memory", "decode_speed")
 ]
@@ -235,7 +244,8 @@ def test_help_begins_with_what_people_set_most():
 
 def test_every_setting_has_a_flag():
     flags = [action.dest for action in build_parser()._actions]
-    assert flags == ["help", *Settings.names()]
+    assert list(dict.fromkeys(flags)) == ["help", *Settings.names()]
+    assert len(flags) - len(set(flags)) == 1  # --no_sync_bn
 
 
 GIVEN = [

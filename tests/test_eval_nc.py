@@ -14,7 +14,7 @@ import eval_nc
 import eval_scores
 import train
 from input_pipeline.load import load_dataset
-from metrics import MEASURES, Measure
+from metrics import MEASURES, Measure, features
 from metrics.accuracy import compute_uniform_accuracy
 from metrics.calibration import compute_calibration
 from metrics.geometry import compute_geometry
@@ -23,7 +23,7 @@ from metrics.properties import compute_feature_properties
 from metrics.scores import compute_decision_scores
 from metrics.variability import compute_variability
 from models import build_model
-from rundir import building, evaluator, rebuild, weights
+from rundir import building, crew, rebuild, weights
 from rundir.checkpoints import find_best_epoch
 from rundir.weights import load
 from tests.helpers import (
@@ -34,6 +34,7 @@ from tests.helpers import (
     train_here,
     train_run,
 )
+from tests.processes import run_job
 from theory.minimum import predict
 from utils.files import read_csv, write_csv
 
@@ -135,6 +136,31 @@ def test_unchanged_rows_are_kept_and_changed_ones_computed_anew(run_dir, capsys)
     assert after[1, "train"] == before[1, "train"]
 
 
+def test_two_processes_write_the_table_of_one(run_dir, tmp_path, capsys):
+    (run_dir / "epoch_001.pth").write_bytes(b"cut off")
+    weights = load(run_dir / "epoch_003.pth")
+    torch.save(
+        {name: values * torch.nan for name, values in weights.items()}, run_dir / "epoch_003.pth"
+    )
+    shutil.copytree(run_dir, tmp_path / "shared")
+    alone = evaluate(capsys, run_dir, status=2)
+    flags = ["--gpu_id", "-1", "--load_path", str(tmp_path / "shared")]
+    (status, out, err), *others = run_job(2, eval_nc.main, flags)
+    assert status == 2 and others == [(0, "", "")]
+    assert err == alone.err.replace(str(run_dir), str(tmp_path / "shared"))
+    assert (tmp_path / "shared" / "nc_curves.png").stat().st_size > 0
+    ours, expected = read_table(tmp_path / "shared"), read_table(run_dir)
+    assert list(ours) == list(expected) == [(2, "train"), (2, "test")]
+    for key, row in expected.items():
+        for name, cell in row.items():
+            if name == "split" or not cell:
+                assert ours[key][name] == cell
+            else:
+                assert float(ours[key][name]) == pytest.approx(float(cell), rel=1e-5), name
+    (_, out, _), *_ = run_job(2, eval_nc.main, [*flags, "--checkpoints", "2"])
+    assert "0 evaluated, 2 unchanged rows kept" in out
+
+
 def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
     calls = []
 
@@ -144,12 +170,12 @@ def test_an_interrupted_evaluation_goes_on(run_dir, capsys, monkeypatch):
             raise KeyboardInterrupt
         return whole(*inputs)
 
-    whole = evaluator.compute_measures
-    monkeypatch.setattr(evaluator, "compute_measures", measure_twice)
+    whole = crew.compute_measures
+    monkeypatch.setattr(crew, "compute_measures", measure_twice)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, run_dir)
     assert len(read_table(run_dir)) == 2
-    monkeypatch.setattr(evaluator, "compute_measures", whole)
+    monkeypatch.setattr(crew, "compute_measures", whole)
     capsys.readouterr()
     assert "4 evaluated, 2 unchanged" in evaluate(capsys, run_dir).out
 
@@ -428,14 +454,14 @@ def test_an_average_is_never_taken_for_weights(averaged, run_dir, tmp_path, caps
 
 def test_two_evaluations_of_one_run_keep_each_others_rows(run_dir, capsys, monkeypatch):
     """The second one begins and ends while the first has read the table, but not yet written."""
-    compute = evaluator.compute_measures
+    compute = crew.compute_measures
 
     def compute_beside_another(evaluation):
-        monkeypatch.setattr(evaluator, "compute_measures", compute)
+        monkeypatch.setattr(crew, "compute_measures", compute)
         evaluate(capsys, run_dir, "--checkpoints", "3")
         return compute(evaluation)
 
-    monkeypatch.setattr(evaluator, "compute_measures", compute_beside_another)
+    monkeypatch.setattr(crew, "compute_measures", compute_beside_another)
     evaluate(capsys, run_dir, "--checkpoints", "1-2")
     assert len(read_table(run_dir)) == 6
     assert "0 evaluated, 6 unchanged rows kept" in evaluate(capsys, run_dir).out
@@ -540,6 +566,15 @@ def test_seeds_share_a_line_and_long_names_are_shortened(tmp_path, capsys, monke
     assert drawn[-1][0].list_points("nc1", "train").means[1] == pytest.approx(sum(nc1) / 2)
     assert "\nCE, SGD, seed 1 " in said.out
     assert f"\nCE, SGD, seed 1: {runs[1].name}\n" in said.out
+
+
+def test_a_run_whose_features_do_not_fit_is_refused_before_the_work(run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(features, "SMALL", 0)
+    monkeypatch.setattr(features, "read_available_memory", lambda: 1000)
+    said = evaluate(capsys, run_dir, status=2)
+    (line,) = said.err.splitlines()
+    assert f"{run_dir}, train set: the features, 300 × 32 numbers, take" in line
+    assert not (run_dir / "nc_metrics.csv").exists()
 
 
 def test_precision(run_dir, tmp_path, capsys):

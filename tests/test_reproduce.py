@@ -152,10 +152,12 @@ def test_mistakes(tmp_path, capsys):
         return error
 
     assert "no effect" in refuse("theory", "--epochs", 3)
-    for flags in (("--seeds", 3), ("--jobs", 2), ("--gpu_ids", 0, 1)):
+    flags_of_runs = ("--seeds", 3), ("--jobs", 2), ("--gpu_ids", 0, 1), ("--gpus_per_run", 2)
+    for flags in flags_of_runs:
         line = refuse("theory", *flags)
         assert f"{flags[0]} has no effect here: theory trains nothing" in line
     assert "no effect" in refuse("tsne", "--slurm", "partition=gpu")
+    assert "at least 34 images, the runs have 32" in refuse("tsne", "--gpus_per_run", 17)
     assert "--data_dir" in refuse("imagenet", "--scale", "full")
     assert "--data_dir" in refuse("tsne", "--dataset", "folder")
     assert "--min_lr" in refuse("tsne", "--lr_SGD", 1e-9)
@@ -231,6 +233,25 @@ def test_dry_run_names_the_devices(capsys):
     assert list_devices("--gpu_ids", "2", "5") == [2, 5]
 
 
+def test_dry_run_of_several_processes(monkeypatch, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    torchrun = "python -m torch.distributed.run --standalone --nproc_per_node=2 train.py"
+
+    def list_commands(*flags):
+        assert reproduce.main(["imagenet", "--dry_run", "--gpus_per_run", "2", *flags]) == 0
+        out, err = capsys.readouterr()
+        return [(*line.partition(" --model")[::2], line[-11:]) for line in out.splitlines()], err
+
+    (first, *_), _ = list_commands("--gpu_id", "3")
+    assert (first[0], first[-1]) == (torchrun, " --gpu_id 3")
+    (first, second, *_), _ = list_commands("--gpu_ids", "0", "1", "5", "4")
+    assert (first[0], first[-1]) == (f"CUDA_VISIBLE_DEVICES=0,1 {torchrun}", " --gpu_id 0")
+    assert (second[0], second[-1]) == (f"CUDA_VISIBLE_DEVICES=5,4 {torchrun}", " --gpu_id 0")
+    (first, *_), err = list_commands("--launcher", "slurm")
+    assert first[0] == "python train.py"
+    assert "# a job starts its command 2 times as one run" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -238,7 +259,23 @@ def test_dry_run_names_the_devices(capsys):
         (["--gpu_ids", "1", "0", "1"], "1 is named twice"),
         (["--gpu_ids", "0", "-1"], "'-1' must be at least 0"),
         (["--gpu_ids", "0", "2", "3", "--jobs", "1"], "with --jobs 1 no run uses 2 3"),
-        (["--gpu_ids", "0", "--launcher", "slurm"], "SLURM gives each job one GPU"),
+        (["--gpu_ids", "0", "--launcher", "slurm"], "SLURM gives each job GPUs of its own"),
+        (["--gpus_per_run", "0"], "must be at least 1"),
+        (["--gpu_ids", "0", "1", "2", "--gpus_per_run", "2"], "3 GPUs cannot be divided into runs"),
+        (["--gpu_ids", "0", "1", "--gpus_per_run", "4"], "2 GPUs cannot be divided into runs"),
+        (
+            ["--gpu_ids", "0", "1", "2", "3", "--gpus_per_run", "2", "--jobs", "1"],
+            "with --jobs 1 no run uses 2 3",
+        ),
+        (["--slurm", "nodes=two", "--launcher", "slurm"], "nodes=two is not a whole number"),
+        (
+            ["--slurm", "nodes=2", "--launcher", "slurm", "--gpus_per_run", "9"],
+            "--gpus_per_run 9 cannot be divided by nodes=2",
+        ),
+        (
+            ["--slurm", "gpus_per_task=1", "--launcher", "slurm", "--gpus_per_run", "8"],
+            "gpus_per_task follows from --gpus_per_run",
+        ),
     ],
 )
 def test_devices_that_cannot_be_handed_out(capsys, flags, words):
@@ -249,6 +286,8 @@ def test_jobs_follow_the_devices():
     assert parse_flags(["tsne"]).jobs == 1
     assert parse_flags(["tsne", "--gpu_ids", "0", "3"]).jobs == 2
     assert parse_flags(["tsne", "--gpu_ids", "0", "3", "--jobs", "5"]).jobs == 5
+    pairs = ["tsne", "--gpu_ids", "0", "1", "2", "3", "--gpus_per_run", "2"]
+    assert parse_flags(pairs).jobs == 2
 
 
 def test_a_gpu_that_cannot_be_used_is_refused_once(tmp_path, monkeypatch, capsys):
@@ -260,6 +299,9 @@ def test_a_gpu_that_cannot_be_used_is_refused_once(tmp_path, monkeypatch, capsys
     both = read_refusal(capsys, reproduce.main, "imagenet", *flags, "--gpu_ids", 0, 7)
     assert "--gpu_ids [0, 7]" in both
     assert "--gpu_id [7]" in read_refusal(capsys, reproduce.main, "imagenet", *flags, "--gpu_id", 7)
+    four = [*flags, "--gpus_per_run", 4]
+    line = read_refusal(capsys, reproduce.main, "imagenet", *four, "--gpu_id", 1)
+    assert "--gpus_per_run 4 needs GPU range(1, 5)" in line
     assert not (tmp_path / "runs").exists()
 
 
@@ -270,7 +312,7 @@ def test_the_threads_of_a_run_that_began(tmp_path):
     work.locate(gridded).mkdir()
     for device, threads in [
         ("CPU (3 threads)", 3),
-        ("CPU (16 threads): no CUDA device found", 16),
+        ("2 processes, the first on CPU (16 threads): no CUDA device found", 16),
         ("GPU 0 (CPU (2 threads))", None),
         (None, None),
     ]:

@@ -18,8 +18,9 @@ from metrics import MEASURES, SPLIT_NAMES
 from metrics.measures import compute_measures
 from metrics.table import MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
+from rundir.crew import evaluate_split
 from rundir.directory import Run
-from rundir.evaluator import evaluate_split, list_dependencies
+from rundir.evaluator import list_dependencies
 from rundir.names import NC_COLUMNS, NC_PREFIX
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun, open_run
@@ -27,6 +28,7 @@ from rundir.weights import read_rng_state, restore_rng_state
 from utils.console import Console, Progress
 from utils.device import is_out_of_memory
 from utils.signals import Stopped, StopSignal
+from utils.world import ALONE, World
 
 PRECISION = "fp32"  # the default of eval_nc.py, which then keeps the rows
 
@@ -82,6 +84,7 @@ class CollapseRecorder:
         data: the data set of the run.
         batches: of training and of the test, whose images are on the device.
         console: for progress, and for what could not be measured.
+        world: the processes that share the images. The first one alone keeps the table.
     """
 
     def __init__(
@@ -90,17 +93,19 @@ class CollapseRecorder:
         data: DataSet,
         batches: tuple[BatchLoader, BatchLoader],
         console: Console,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         self._run, self._settings, self._console = run, run.settings, console
         self._data, self._batches = data, batches
-        self._opened: tuple[TrainedRun, Rebuilder, MetricsTable] | None = None
+        self._opened: tuple[TrainedRun, Rebuilder, MetricsTable | None] | None = None
 
     def measure(self, model: nn.Module, epoch: int, stop: StopSignal) -> Measured:
         """Measure both splits with the weights of `model`, if this epoch is one to measure.
 
         A split whose measures are not defined (features that are not finite, a class without
-        samples), or that is too large for the memory, is left out, and a line says why. The random
-        generators stay as they are. Raises Stopped if a stop is requested.
+        samples), or that is too large for the memory of a process alone, is left out, and a line
+        says why. The random generators stay as they are. Raises Stopped if a stop is requested.
         """
         every = self._settings.nc_every
         if every == 0 or (epoch % every and epoch != self._settings.epochs):
@@ -114,16 +119,19 @@ class CollapseRecorder:
         run, _, table = self._open()
         return Measured(epoch, rows, table, list_dependencies(run, run.facts, PRECISION))
 
-    def _open(self) -> tuple[TrainedRun, Rebuilder, MetricsTable]:
+    def _open(self) -> tuple[TrainedRun, Rebuilder, MetricsTable | None]:
         """Open the run as an evaluation does, once."""
         if self._opened is None:
-            run, (train, test) = open_run(self._run.directory), self._batches
-            workers = self._settings.num_workers
-            rebuilder = Rebuilder(train.device, SPLITS, num_workers=workers, precision=PRECISION)
+            run = self._world.call_first(lambda: open_run(self._run.directory))
+            train, test = self._batches
+            workers, device, world = self._settings.num_workers, train.device, self._world
+            rebuilder = Rebuilder(
+                device, SPLITS, num_workers=workers, precision=PRECISION, world=world
+            )
             placed = dataclasses.replace(self._data, train=train.split, test=test.split)
             rebuilder.adopt(run, placed, self._data.facts())
-            table = MetricsTable(run.directory, MEASURES)
-            for note in table.notes:
+            table = MetricsTable(run.directory, MEASURES) if world.is_first else None
+            for note in table.notes if table else []:
                 self._console.say(note)
             self._opened = run, rebuilder, table
         return self._opened
@@ -134,6 +142,7 @@ class CollapseRecorder:
         run, rebuilder, _ = self._open()
         twin = rebuilder.model(run)
         twin.load_state_dict(model.state_dict())
+        self._world.copy_buffers(twin)  # running statistics may differ between processes
         for split in SPLITS:
             title = f"epoch {epoch}/{self._settings.epochs}: {SPLIT_NAMES[split]}, measures"
             batches = rebuilder.batches(run, split)
@@ -142,7 +151,8 @@ class CollapseRecorder:
                     report = partial(_report, progress, batches.num_samples, stop)
                     values = compute_measures(evaluate_split(rebuilder, run, twin, batches, report))
             except (ValueError, RuntimeError) as error:
-                self._console.say(f"epoch {epoch}: {_explain(error, SPLIT_NAMES[split])}")
+                reason = _explain(error, SPLIT_NAMES[split], self._world)
+                self._console.say(f"epoch {epoch}: {reason}")
                 continue
             yield split, values
         rebuilder.drop_batches()
@@ -152,14 +162,18 @@ def _report(progress: Progress, images: int, stop: StopSignal, share: float) -> 
     """Show the share of the images that is done; raise Stopped if a stop is requested."""
     if progress.is_due():
         progress.show(round(share * images), "")
-    if stop.requested:
+    if stop.poll():
         raise Stopped
 
 
-def _explain(error: ValueError | RuntimeError, split: str) -> str:
-    """Explain why a split has no measures; raises what is no matter of weights or memory."""
+def _explain(error: ValueError | RuntimeError, split: str, world: World) -> str:
+    """Explain why a split has no measures; raises what is no matter of weights or memory.
+
+    A ValueError is that of all processes. The others do not know that one has too little memory,
+    and wait for it: the job must end.
+    """
     if isinstance(error, ValueError):
         return f"no measures of the {split}: {error}"
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) and world.size == 1:
         return f"no measures of the {split}: out of memory"
     raise error

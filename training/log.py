@@ -26,6 +26,7 @@ from training.writers import Writer, open_writers
 from utils.cli import MISTAKE, NOT_FINITE
 from utils.console import WIDTH, Console, Progress, escape, format_count, list_some
 from utils.signals import Stopped
+from utils.world import ALONE, World
 
 # Exit statuses for the services, by what ends training; 255 is wandb's for a stop by the user.
 STATUSES: dict[type[BaseException] | None, int] = {None: 0, Stopped: 255, NonFiniteLoss: NOT_FINITE}
@@ -40,14 +41,15 @@ class RunLog:
     Args:
         run: the open run directory.
         settings: the complete settings of the run.
+        world: the processes that train together; the first one records.
 
     Attributes:
         console: prints lines of at most `WIDTH` columns and appends them to train_log.txt.
     """
 
-    def __init__(self, run: Run, settings: Settings) -> None:
-        self._run, self._settings = run, settings
-        self.console = Console(run.log, WIDTH)
+    def __init__(self, run: Run, settings: Settings, world: World = ALONE) -> None:
+        self._run, self._settings, self._world = run, settings, world
+        self.console = Console(run.log, WIDTH, quiet=not world.is_first)
         self._table = EpochTable(settings.epochs)
         self._writers: list[Writer] = []
 
@@ -94,6 +96,8 @@ class RunLog:
         self._state = state
         self._sizes = [part.num_samples for part in batches]
         self._pace = Pace(state, *self._sizes)
+        if self.console.quiet:
+            return
         self._writers = open_writers(self._run, self._settings, state.epoch, self.console.say)
         if not self._run.resumed:
             return
@@ -151,7 +155,10 @@ class RunLog:
 
     def record_stop(self) -> None:
         """Print the command that resumes a stopped run."""
-        words = ["python", "train.py", "--resume", "--run_name", self._run.name]
+        start = ["python"]
+        if self._world.size > 1:
+            start = ["torchrun", f"--nproc_per_node={self._world.local_size}"]
+        words = [*start, "train.py", "--resume", "--run_name", self._run.name]
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]
         self.console.say(f"stopped, state saved; resume with:\n    {shlex.join(words)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metrics.accuracy import count_correct
+from utils.world import ALONE, World
 
 # Steps counted at once. Counting every step would let the GPU wait for the host.
 PENDING = 16
@@ -28,16 +29,23 @@ class NonFiniteLoss(Exception):
 class Meter:
     """Loss and correct counts of one epoch of `steps` steps.
 
-    `add` only enqueues work on the device. `read_mean_loss` and `read_summary` wait for the device,
+    `add` only enqueues work on the device. `estimate_loss` and `read_summary` wait for the device,
     once each: call them at the epoch's end or when a display is due.
+
+    Args:
+        steps: of an epoch.
+        device: where the totals are.
+        world: the processes whose totals add up to those of the batches.
     """
 
-    def __init__(self, steps: int, device: torch.device):
+    def __init__(self, steps: int, device: torch.device, world: World = ALONE):
+        self._world = world
         # The objective of every step, so that the one that diverged can be named afterwards.
         self._objectives = torch.zeros(steps, device=device)
         self._losses = torch.zeros(steps, device=device)
         self._correct = torch.zeros(2, dtype=torch.int64, device=device)
-        self._sizes: list[int] = []  # samples in each step
+        self._sizes: list[int] = []  # samples in each step, of all processes
+        self._own = 0  # samples of this process since the epoch began or went on here
         self._pending: list[tuple[Tensor, ...]] = []
 
     @property
@@ -52,22 +60,31 @@ class Meter:
 
     @property
     def seen(self) -> int:
-        """Samples counted."""
+        """Samples counted, of all processes."""
         return sum(self._sizes)
 
     def reset(self) -> None:
         """Start a new epoch."""
         for total in (self._objectives, self._losses, self._correct):
             total.zero_()
-        self._sizes, self._pending = [], []
+        self._sizes, self._own, self._pending = [], 0, []
 
-    def add(self, objective: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+    def add(
+        self,
+        objective: Tensor,
+        loss: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        size: int | None = None,
+    ) -> None:
         """Count the next step: its mean losses, logits [B, K], targets [B] or [B, K].
 
         A mixed sample counts as correct where its heaviest label is hit. The tensors are kept for
-        a while: they must not be written to afterwards.
+        a while: they must not be written to afterwards. `size` is the number of samples of all
+        processes, None for B; the losses of the processes then add up to those of the batch.
         """
-        self._sizes.append(len(targets))
+        self._sizes.append(len(targets) if size is None else size)
+        self._own += len(targets)
         self._pending.append((objective, loss, logits, targets))
         if len(self._pending) == PENDING:
             self._count()
@@ -85,34 +102,59 @@ class Meter:
         self._correct += count_correct(torch.cat(logits), labels)
         self._pending = []
 
-    def read_mean_loss(self, epoch: int, learning_rate: float) -> float:
-        """Return the mean loss over the samples so far, without the decay terms.
+    def estimate_loss(self) -> float:
+        """Return the mean loss over this process's samples, without the decay terms, for a display.
 
-        Raises NonFiniteLoss for the first step whose objective is infinite or NaN; `epoch` and
-        `learning_rate` are for its message.
+        It is infinite or NaN if the objective of a step is.
         """
-        return self._read(epoch, learning_rate)[0]
+        self._count()
+        objectives, losses, _ = self._read()
+        if not all(map(math.isfinite, objectives)) or self._own == 0:
+            return math.nan
+        return self._sum(losses) / self._own
 
     def read_summary(self, epoch: int, learning_rate: float) -> dict[str, float]:
         """Return the mean loss without the decay terms, accuracies in percent.
 
-        Raises NonFiniteLoss as `read_mean_loss`.
+        Raises NonFiniteLoss for the first step whose objective is infinite or NaN; `epoch` and
+        `learning_rate` are for its message. All processes must call it.
         """
-        mean_loss, correct = self._read(epoch, learning_rate)
-        top1, top5 = (100 * count / self.seen for count in correct)
-        return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
-
-    def _read(self, epoch: int, learning_rate: float) -> tuple[float, list[float]]:
-        """Read mean loss and correct counts from the device, all in one transfer."""
-        self._count()
-        steps = len(self._sizes)
-        totals = [self._objectives[:steps], self._losses[:steps], self._correct]
-        values = torch.cat([total.double() for total in totals]).tolist()  # exact in float64
-        objectives, losses, correct = values[:steps], values[steps:-2], values[-2:]
+        self.share()
+        objectives, losses, correct = self._world.broadcast(self._read())
         for step, objective in enumerate(objectives, start=1):
             if not math.isfinite(objective):
                 raise NonFiniteLoss(epoch, step, learning_rate)
-        return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True))) / self.seen, correct
+        top1, top5 = (100 * count / self.seen for count in correct)
+        mean_loss = self._sum(losses) / self.seen
+        return {"train_loss": mean_loss, "train_top1": top1, "train_top5": top5}
+
+    def share(self) -> None:
+        """Give the first process the totals of all, and the others none. Counting may go on."""
+        self._count()
+        if self._world.size == 1:
+            return
+        # Sums of a few float32 numbers are exact in float64: a resumed run adds up the same.
+        for total in (self._objectives, self._losses, self._correct):
+            exact = total.double() if total.is_floating_point() else total
+            total.copy_(self._world.total(exact))
+        self._keep_first()
+
+    def _keep_first(self) -> None:
+        """Note that the totals are those of all processes, and count no sample twice."""
+        self._own = self.seen
+        if not self._world.is_first:
+            for total in (self._objectives, self._losses, self._correct):
+                total.zero_()
+
+    def _sum(self, losses: list[float]) -> float:
+        return math.fsum(map(math.prod, zip(losses, self._sizes, strict=True)))
+
+    def _read(self) -> tuple[list[float], list[float], list[float]]:
+        """Read the steps' objectives and losses, and correct counts, all in one transfer."""
+        steps = len(self._sizes)
+        totals = [self._objectives[:steps], self._losses[:steps], self._correct]
+        values = torch.cat([total.double() for total in totals]).tolist()  # exact in float64
+        return values[:steps], values[steps:-2], values[-2:]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the totals for last.pth."""
@@ -130,3 +172,4 @@ class Meter:
         self._losses.copy_(state["losses"])
         self._correct.copy_(state["correct"])
         self._sizes, self._pending = list(state["sizes"]), []
+        self._keep_first()

@@ -83,6 +83,8 @@ class Saver:
     The `with` block ends with all files written: with the state in the middle of an epoch if
     Stopped leaves it, else with that after the last epoch. An error in the thread is raised by the
     next call of any method.
+
+    In a job of several processes the first one writes. The others count the epochs.
     """
 
     def __init__(self, run: Run, state: TrainState) -> None:
@@ -107,7 +109,9 @@ class Saver:
             self._thread.close()
 
     def _finish(self, stopped: bool) -> None:
-        if self._failed:
+        if stopped:
+            self._state.collect()
+        if self._failed or not self._state.world.is_first:
             return
         self._thread.wait()
         if stopped:
@@ -129,6 +133,8 @@ class Saver:
         row["seconds"] = now - self._begun
         self._begun = now
         is_best = state.finish_epoch(row)
+        if not state.world.is_first:
+            return
         final = state.epoch == settings.epochs
         regular = final or state.epoch % settings.epoch_save_step == 0
         regular = regular and settings.keep_checkpoints != "best"

@@ -2,34 +2,124 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from args import AUTO_GRAPHS, Settings
+from input_pipeline.division import Division
+from models import find_network
 from objective import OPTIMIZERS, optimizers
 from objective.objective import Decays, Objective
 from objective.schedules import compute_learning_rate
+from rundir.config import read_config
+from rundir.directory import Run
 from training.averaging import Average
 from training.recording import GRAPHS
 from training.step import Step, build_step
-from training.update import Parts
+from utils.cli import SMALLEST_BATCH
+from utils.device import pick_device
 from utils.errors import UserError
 from utils.precision import Precision
+from utils.registry import load_function
+from utils.signals import Stopped
+from utils.world import ALONE, World
+
+# Images in a process's share from which on batch normalisation does well with its own statistics.
+OWN_STATISTICS = 32
 
 
-def choose_graphs(settings: Settings, device: torch.device, device_name: str) -> str:
+def choose_graphs(
+    settings: Settings, device: torch.device, device_name: str, world: World = ALONE
+) -> str:
     """Resolve --graphs to on or off for a device.
 
     A run that began with it on keeps that word where there is no GPU, and its steps are ordinary
     there. Raises UserError where a new run asks for it and cannot have it; `device_name` says why.
     """
-    able = device.type in GRAPHS
+    able = device.type in GRAPHS and world.size == 1
     if settings.graphs == "auto":
         return AUTO_GRAPHS if able else "off"
     asked = "graphs" in settings.model_fields_set and not settings.resume
     if settings.graphs == "on" and not able and asked:
-        raise UserError(f"--graphs on is for NVIDIA GPUs, this run is on the {device_name}")
+        where = "in several processes" if world.size > 1 else f"on the {device_name}"
+        raise UserError(f"--graphs on is for one NVIDIA GPU, this run is {where}")
     return settings.graphs
+
+
+def pick_run_device(settings: Settings, world: World) -> tuple[torch.device, str]:
+    """Return the device of a process and its name, which also tells how many processes there are.
+
+    Raises UserError if the device cannot be used, or the batch is too small for the processes.
+    """
+    shares = world.size * settings.accumulate
+    if settings.batch_size < SMALLEST_BATCH * shares:
+        parts = f" with --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
+        raise UserError(
+            f"{world.size} processes{parts} need a --batch_size of at least "
+            f"{SMALLEST_BATCH * shares}, not {settings.batch_size}: it is that of all together"
+        )
+    if world.size == 1 and settings.sync_bn is not None and not settings.resume:
+        flag = "--sync_bn" if settings.sync_bn else "--no_sync_bn"
+        raise UserError(f"{flag} has no effect here: it is for several processes (torchrun)")
+    given = "gpu_id" in settings.model_fields_set
+    device, name = pick_device(settings.gpu_id, given=given, local_rank=world.local_rank)
+    return device, f"{world.size} processes, the first on {name}" if world.size > 1 else name
+
+
+def decide_sync_bn(settings: Settings, run: Run, world: World) -> Settings:
+    """Return the settings with --sync_bn as the run began, or decided for a new one."""
+    if run.resumed:
+        return settings.replace(sync_bn=read_config(run.directory).settings.sync_bn)
+    if world.size == 1 or not find_network(settings.model).batch_norm:
+        return settings
+    return settings.replace(sync_bn=shares_statistics(settings, world))
+
+
+def shares_statistics(settings: Settings, world: World) -> bool:
+    """Return whether batch normalisation takes its statistics over all processes.
+
+    A run that began in one process has nothing decided: it is as for a new run.
+    """
+    if settings.sync_bn is not None:
+        return settings.sync_bn
+    return settings.batch_size // (world.size * settings.accumulate) < OWN_STATISTICS
+
+
+def find_smallest_share(settings: Settings, world: World) -> int:
+    """Find how many images a process needs: with its own statistics, batch normalisation two."""
+    return 1 if world.size == 1 or shares_statistics(settings, world) else SMALLEST_BATCH
+
+
+def place_network(
+    settings: Settings, model: nn.Module, precision: Precision, world: World
+) -> nn.Module:
+    """Bring a network to its device; in several processes with --sync_bn share its statistics."""
+    model = precision.place(model)
+    if world.size > 1 and shares_statistics(settings, world):
+        model = load_function("training.shared_norm:share_statistics")(model, precision.device)
+    return model
+
+
+@contextlib.contextmanager
+def share_run(run: Run, world: World) -> Iterator[None]:
+    """Open a run's directory on the first process; the others learn which it is.
+
+    All leave together: a process that leaves before the last files are written would have the
+    launcher end the others. Raises UserError if the directory cannot be opened.
+    """
+    world.call_first(run.open)
+    run.directory = world.broadcast(run.directory)
+    try:
+        yield
+    except Stopped:
+        run.close()
+        world.wait()
+        raise
+    finally:
+        run.close()
 
 
 def build_objective(settings: Settings) -> Objective:
@@ -66,6 +156,7 @@ def build_run_step(
     scaler: torch.amp.GradScaler,
     precision: Precision,
     average: Average | None,
+    division: Division,
 ) -> Step:
     """Build the training step of a run, as `training.step.build_step` does."""
     return build_step(
@@ -76,7 +167,7 @@ def build_run_step(
         precision,
         compiled=settings.compile,
         graphs=settings.graphs == "on",
-        parts=Parts(settings.accumulate, settings.batch_size),
+        division=division,
         clip_grad_norm=settings.clip_grad_norm,
         average=average,
     )

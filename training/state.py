@@ -22,6 +22,7 @@ from training.meter import Meter
 from utils.errors import UserError
 from utils.files import read_csv
 from utils.seeds import mix_seed
+from utils.world import ALONE, World
 
 # The errors of a state that is not as it was written.
 REFUSED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError)
@@ -35,6 +36,7 @@ class TrainState:
     state.
 
     Attributes:
+        world: the processes that train together; the first writes the state.
         epoch: finished epochs.
         step: finished steps of the epoch after them.
         history: a row of metrics.csv for each finished epoch.
@@ -50,6 +52,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     meter: Meter
     average: Average | None = None
+    world: World = ALONE
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -57,6 +60,9 @@ class TrainState:
     newer: list[int] = field(default_factory=list)
     pruned: list[int] = field(default_factory=list)
     moved: str = ""
+    _generators: list[Any] = field(
+        default_factory=list
+    )  # states of the other processes' generators
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +85,14 @@ class TrainState:
         """Reset the meter and seed dropout, unless the epoch was begun before a resume."""
         if self.step == 0:
             self.meter.reset()
-            torch.manual_seed(mix_seed(self.settings.seed, self.epoch + 1, 0, 0))
+            # Dropout differs between processes; the first draws as a process alone does.
+            own = [self.world.rank] if self.world.rank else []
+            torch.manual_seed(mix_seed(self.settings.seed, self.epoch + 1, 0, 0, *own))
+
+    def collect(self) -> None:
+        """Bring what each process has of an unfinished epoch to the first, which will write it."""
+        self.meter.share()
+        self._generators = self.world.gather(read_rng_state(self.device))[1:]
 
     def finish_epoch(self, row: dict[str, Any]) -> bool:
         """Count the epoch; return whether its test top-1 is the best so far."""
@@ -107,13 +120,15 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict() if self.step else None,
             "rng": read_rng_state(self.device),
-            "hardware": describe_hardware(self.device),
+            "other_rngs": self._generators,
+            "hardware": describe_hardware(self.device, self.world.size),
         }
 
     def load(self, run: Run) -> None:
         """Restore the state from last.pth, if there is one; set aside what is newer.
 
-        Raises UserError if it is damaged, of other settings, or lost.
+        The first process comes before the others and alone changes files. Raises UserError if
+        last.pth is damaged, of other settings, or lost.
         """
         if not (run / LAST).exists():
             # metrics.csv gets its first row, and a second epoch its weights, after last.pth.
@@ -129,6 +144,8 @@ class TrainState:
         except REFUSED as error:
             reason = textwrap.shorten(str(error), 90, placeholder=" …")
             raise UserError(f"{run / LAST} does not fit the run's config.json: {reason}") from error
+        if not self.world.is_first:
+            return
         rows = run.read_metrics()
         self._take_over_seconds(rows)
         self.newer = set_newer_aside(run.directory, self.epoch, len(rows))
@@ -168,8 +185,9 @@ class TrainState:
                 raise ValueError(f"the meter has not counted {step} steps")
             self.meter.load_state_dict(meter)
         self.scaler.load_state_dict(state["scaler"])
-        restore_rng_state(state["rng"], self.device)
-        self.moved = compare_hardware(state.get("hardware"), describe_hardware(self.device))
+        self._restore_generator(epoch, step, [state["rng"], *state.get("other_rngs", ())])
+        now = describe_hardware(self.device, self.world.size)
+        self.moved = compare_hardware(state.get("hardware"), now)
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
@@ -177,15 +195,24 @@ class TrainState:
         self.epoch, self.step, self.seconds = epoch, step, seconds
         self.history = [dict(row) for row in position["history"]]
 
+    def _restore_generator(self, epoch: int, step: int, states: Sequence[Any]) -> None:
+        """Restore this process's generator; a process that there was not gets a seed of its own."""
+        rank = self.world.rank
+        if rank < len(states):
+            restore_rng_state(states[rank], self.device)
+        else:
+            torch.manual_seed(mix_seed(self.settings.seed, epoch + 1, 0, step, rank))
+
 
 def identify(settings: Settings) -> dict[str, Any]:
     """Return the settings that shape what a run learns, without the number of epochs."""
     return {name: value for name, value in settings.get_shaping().items() if name != "epochs"}
 
 
-def describe_hardware(device: torch.device) -> dict[str, Any]:
+def describe_hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Describe what the bits of a run depend on: kind and number of processors, and torch."""
-    software = {"torch": str(torch.__version__)}  # a plain str can be unpickled
+    # A plain str can be unpickled.
+    software = {"torch": str(torch.__version__), "processes": processes}
     if device.type == "cuda":
         return {"kind": torch.cuda.get_device_name(device), "count": 1, **software}
     kind = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
@@ -197,6 +224,8 @@ def compare_hardware(before: Any, now: dict[str, Any]) -> str:
     if not isinstance(before, dict):
         return ""
     changes = []
+    if before.get("processes", 1) != now["processes"]:
+        changes.append(f"processes: {now['processes']}, {before.get('processes', 1)} before")
     if any(before.get(key) != now[key] for key in ("count", "kind")):
         changes.append(f"{_describe_processors(now)}, {_describe_processors(before)} before")
     if before.get("torch", now["torch"]) != now["torch"]:

@@ -7,23 +7,27 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from input_pipeline.division import Division
 from objective.objective import Objective
 from training.averaging import Average
-from training.recording import GRAPHS, BatchFunction, RecordedStep
+from training.recording import GRAPHS, RecordedStep
 from training.snapshot import Results, StepState
-from training.update import Parts, Update
+from training.update import Update
 from utils.device import leave_default_stream, synchronise
 from utils.errors import UserError
 from utils.precision import Precision
+from utils.registry import load_function
 
 # What a step does once for batches of a shape, beside training; the log shows its time.
 COMPILED, RECORDED, NOT_RECORDED = "compiled", "recorded", "failed to record"
-WHOLE = Parts()  # batches that are computed at once
+WHOLE = Division(batch_size=1)  # batches that are computed at once
 
 
 @dataclass
@@ -68,7 +72,7 @@ class Step:
 
     def __init__(
         self,
-        take: BatchFunction | RecordedStep,
+        take: Callable[..., Results] | RecordedStep,
         device: torch.device,
         compiled: bool = False,
         note: str = "",
@@ -77,20 +81,27 @@ class Step:
         self._compile_time, self._note = CompileTime(), note
         self._shapes: set[tuple[torch.Size, torch.Size]] = set()
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Results:
+    def __call__(self, images: Tensor, targets: Tensor, size: int | None = None) -> Results:
         """Take one step on images [B, C, H, W] and targets [B] or [B, K].
 
+        Args:
+            images, targets: of a batch, or this process's share of one.
+            size: the samples of the batch in all processes; None: B.
+
         Returns:
-            objective and loss (scalars) and logits [B, K], float32, detached.
+            objective and loss (scalars) and logits [B, K], float32, detached. The scalars of all
+            processes add up to those of the batch.
         """
         shapes = images.shape, targets.shape
         compiles = self._compiled and shapes not in self._shapes
         recorder = self._take if isinstance(self._take, RecordedStep) else None
+        # A recorded step is that of a process alone.
+        batch = (images, targets) if recorder or size is None else (images, targets, size)
         records = recorder is not None and recorder.is_due(images, targets)
         if not (compiles or records):
-            return self._take(images, targets)
+            return self._take(*batch)
         begun = time.perf_counter()
-        results = self._take(images, targets)
+        results = self._take(*batch)
         synchronise(self._device)
         self._shapes.add(shapes)
         self._compile_time.seconds += time.perf_counter() - begun
@@ -131,7 +142,7 @@ def build_step(
     compiled: bool = False,
     graphs: bool = False,
     *,
-    parts: Parts = WHOLE,
+    division: Division = WHOLE,
     clip_grad_norm: float | None = None,
     average: Average | None = None,
 ) -> Step:
@@ -144,14 +155,51 @@ def build_step(
         objective: what is minimised.
         precision: in which the layers compute.
         compiled: compile model and objective.
-        graphs: replay the whole step as one CUDA graph. The process then leaves CUDA's default
-            stream. On another device the steps are ordinary ones.
-        parts: in which a batch is computed.
+        graphs: replay the step as a CUDA graph, on a stream that is not CUDA's default one. On
+            another device the steps are ordinary ones.
+        division: of a batch, in parts and among the processes of a job.
         clip_grad_norm: the largest norm of the gradient, or None.
         average: of the weights. It follows the optimizer, so that the step changes it, too.
     """
-    context, device = precision.autocast(), precision.device
+    device, ranks = precision.device, division.ranks
     update = Update(optimizer, scaler, clip_grad_norm)
+    run_forward = build_forward(model, objective, precision, compiled)
+    if ranks > 1:
+        run_forward = load_function("training.parallel:share_gradients")(model, run_forward)
+    keep_apart = run_forward.no_sync if ranks > 1 else nullcontext
+
+    def add_gradient(images: Tensor, targets: Tensor, share: float) -> Results:
+        # A function of its own: what a part holds for its gradient is freed before the next part.
+        total, loss, logits = run_forward(images, targets, share)
+        # The processes' gradients are averaged, those of a batch's parts are summed.
+        scaler.scale(total * ranks if ranks > 1 else total).backward()
+        return total.detach(), loss.detach(), logits.detach()
+
+    def take_step(images: Tensor, targets: Tensor, size: int | None = None) -> Results:
+        # Also while a graph is recorded, in whose own memory the gradients then lie.
+        optimizer.zero_grad(set_to_none=True)
+        *before, last = division.split(images, targets, len(images) if size is None else size)
+        with keep_apart():
+            results = [add_gradient(*part) for part in before]
+        results.append(add_gradient(*last))
+        update()
+        return join_results(results)
+
+    if not graphs:
+        return Step(take_step, device, compiled)
+    if device.type not in GRAPHS or ranks > 1:
+        reason = "it needs an NVIDIA GPU" if ranks == 1 else "it is for one process"
+        return Step(take_step, device, compiled, explain_ordinary(reason))
+    leave_default_stream(device)
+    state = StepState(model, optimizer, scaler, device, average)
+    return Step(RecordedStep(take_step, state, precision), device, compiled)
+
+
+def build_forward(
+    model: nn.Module, objective: Objective, precision: Precision, compiled: bool
+) -> Any:
+    """Build the function from images, targets and share to objective, loss and logits."""
+    context = precision.autocast()
 
     def forward(images: Tensor, targets: Tensor, share: float) -> Results:
         with context:
@@ -159,28 +207,7 @@ def build_step(
         total, loss = objective(model.fc, logits, features, targets, share)
         return total, loss, logits
 
-    run_forward = compile_function(forward, device) if compiled else forward
-
-    def add_gradient(images: Tensor, targets: Tensor, share: float) -> Results:
-        # A function of its own: what a part holds for its gradient is freed before the next part.
-        total, loss, logits = run_forward(images, targets, share)
-        scaler.scale(total).backward()
-        return total.detach(), loss.detach(), logits.detach()
-
-    def take_step(images: Tensor, targets: Tensor) -> Results:
-        # Also while a graph is recorded: the gradients then lie in the graph's own memory.
-        optimizer.zero_grad(set_to_none=True)
-        results = [add_gradient(*part) for part in parts.split(images, targets)]
-        update()
-        return join_results(results)
-
-    if not graphs:
-        return Step(take_step, device, compiled)
-    if device.type not in GRAPHS:
-        return Step(take_step, device, compiled, explain_ordinary("it needs an NVIDIA GPU"))
-    leave_default_stream(device)
-    state = StepState(model, optimizer, scaler, device, average)
-    return Step(RecordedStep(take_step, state, precision), device, compiled)
+    return compile_function(forward, precision.device) if compiled else forward
 
 
 def join_results(results: Sequence[Results]) -> Results:

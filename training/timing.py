@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,10 @@ from input_pipeline.load import count_samples, find_image_side
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet, TensorSplit
 from metrics.extraction import build_split_batches, choose_test_batch
-from rundir.building import build_batches, build_network, build_precision
+from rundir.building import build_batches, build_network, build_precision, crops_files
 from training.setup import build_objective, build_optimizer
 from training.step import build_step
+from utils.cli import SMALLEST_BATCH
 from utils.device import is_out_of_memory, pick_device, synchronise
 from utils.errors import UserError
 from utils.precision import Precision, set_determinism
@@ -53,8 +55,9 @@ class Images(NamedTuple):
 def main() -> None:
     """Answer the request of reproduce.py: a JSON object on stdin, lines of JSON on stdout.
 
-    The request holds `cases` (settings), `gpu_id`, `begun` (the time at which this process was
-    started) and `timed` (whether steps are measured). See `answer` for the lines.
+    The request holds `cases` (settings), `gpu_id`, `processes` (of a run), `begun` (the time at
+    which this process was started) and `timed` (whether steps are measured). See `answer` for the
+    lines.
     """
     stop_with_parent()
     request = json.load(sys.stdin)
@@ -100,13 +103,21 @@ def answer(request: dict[str, Any], clock: Clock = time.perf_counter) -> Iterato
     device, name = pick_device(request["gpu_id"], given=request["gpu_id"] is not None)
     starting = time.time() - request["begun"]
     yield {"device": name, "cuda": device.type == "cuda", "starting": starting}
-    yield from time_cases(cases, known, device, clock)
+    gpus = request["processes"] if device.type == "cuda" else 1
+    yield from time_cases(cases, known, device, clock, gpus)
 
 
 def time_cases(
-    cases: Sequence[Settings], known: dict[int, Images], device: torch.device, clock: Clock
+    cases: Sequence[Settings],
+    known: dict[int, Images],
+    device: torch.device,
+    clock: Clock,
+    gpus: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the line of each case; those that cost the same are measured once."""
+    """Yield the line of each case; those that cost the same are measured once.
+
+    `gpus` is the number that a run has, see `measure_share`.
+    """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, images in known.items():
         groups.setdefault(list_shape(cases[number], images.side), []).append(number)
@@ -115,7 +126,7 @@ def time_cases(
         settings, images = cases[numbers[0]], known[numbers[0]]
         seconds = min(NETWORK_SECONDS, (end - clock()) / (len(groups) - done))
         try:
-            figures = measure(settings, images, device, seconds, clock)
+            figures = measure_share(settings, images, device, seconds, clock, gpus)
         except UserError as error:
             figures = {"unmeasured": str(error)}
         except RuntimeError as error:
@@ -173,6 +184,29 @@ def make_data(settings: Settings, images: Images, count: int) -> DataSet:
     return DataSet(settings.dataset, names, shape, even, even, split, split)
 
 
+def measure_share(
+    settings: Settings,
+    images: Images,
+    device: torch.device,
+    seconds: float,
+    clock: Clock,
+    gpus: int,
+) -> dict[str, Any]:
+    """Measure the share that each GPU of a run has of a batch; return what `measure` does.
+
+    Training and its test pass then take as long as that share, without the exchange of gradients.
+    An evaluation has one GPU.
+    """
+    share = math.ceil(settings.batch_size / gpus)
+    settings = settings.replace(batch_size=max(SMALLEST_BATCH, share))
+    figures = measure(settings, images, device, seconds, clock)
+    if gpus == 1:
+        return figures
+    network = f"{figures['network']} on each of {gpus} GPUs"
+    paces = {name: figures[name] / gpus for name in ("step", "test")}
+    return {**figures, **paces, "network": network}
+
+
 def measure(
     settings: Settings, images: Images, device: torch.device, seconds: float, clock: Clock
 ) -> dict[str, Any]:
@@ -203,7 +237,12 @@ def measure(
 def build_step_taker(
     settings: Settings, images: Images, model: nn.Module, precision: Precision
 ) -> Take:
-    """Return a function that trains on a batch of random images, augmented as the run's."""
+    """Return a function that trains on a batch of random images, augmented as the run's.
+
+    Crops of image files are left out: they belong to the decoding, which is not measured.
+    """
+    if crops_files(settings):
+        settings = settings.replace(augment="none")
     optimizer = build_optimizer(settings, model)
     step = build_step(
         model, optimizer, precision.build_scaler(), build_objective(settings), precision

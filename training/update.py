@@ -1,42 +1,8 @@
-"""The update of a network's weights from their gradients, and the parts of a batch before it."""
+"""The update of a network's weights from their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
-
-from utils.cli import SMALLEST_BATCH
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts in which batches are computed, one after another.
-
-    Attributes:
-        number: of the parts of a whole batch.
-        batch_size: the images of a whole batch.
-    """
-
-    number: int = 1
-    batch_size: int = 1
-
-    def split(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Yield the parts of a batch, as equal as can be, and the share of each, in (0, 1].
-
-        A smaller batch has fewer parts. No part has less than two images or, but for that reason,
-        more than a part of a whole batch.
-        """
-        size = len(images)
-        proportional = -(-size * self.number // self.batch_size)  # rounded up
-        number = max(1, min(self.number, proportional, size // SMALLEST_BATCH))
-        if number == 1:
-            yield images, targets, 1.0
-            return
-        for part in zip(images.tensor_split(number), targets.tensor_split(number), strict=True):
-            yield *part, len(part[0]) / size
 
 
 class Update:

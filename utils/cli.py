@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.registry import find_name, suggest
 from utils.sharing import read_sharers
 from utils.signals import Stopped, StopSignal
-from utils.world import get_world, leave, read_rank, refuse_several
+from utils.world import get_world, leave, let_first_print, read_rank, refuse_several
 
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
@@ -202,6 +202,8 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Exit with a message; of several processes one prints it."""
+        if status:
+            let_first_print()
         super().exit(status, message if read_rank() == 0 else None)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -241,7 +243,8 @@ def add_evaluation_flags(group: Any) -> None:
         type=check_value(Count),
         default=None,
         metavar="N",
-        help="images per pass; changes memory and speed (default: 256, or 1,024 small ones)",
+        help="images per pass of a process; changes memory and speed (default: 256, or 1,024 small "
+        "ones)",
     )
     group.add_argument(
         "--data_dir",
@@ -284,23 +287,34 @@ def run_command(
             status = _run_body(body, stop)
             leave()
             return status
-    except UserError as error:
-        message = str(error)
-    except (MemoryError, RuntimeError) as error:
-        explanation = (
-            explain(error)
-            or get_world().explain_loss(error)
-            or _explain_device_error(error, batch_size)
-        )
-        if explanation is None:
+    except (UserError, MemoryError, RuntimeError, OSError) as error:
+        message = _explain_error(error, explain, batch_size)
+        if message is None:
             raise
-        message = explanation
-    except OSError as error:  # a log or an event file on a full disk
-        message = f"{_name_file(error)}: {error.strerror or error}"
-    if get_world().claim_line() and (get_world().size > 1 or read_rank() == 0):
-        print_error(program, message)
+        _print_once(program, message, error)
     get_world().abandon(MISTAKE)
     return MISTAKE
+
+
+def _explain_error(
+    error: BaseException, explain: Callable[[BaseException], str | None], batch_size: int | None
+) -> str | None:
+    """Explain an error in one line; None for one that is a defect of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):  # a log or an event file on a full disk
+        return f"{_name_file(error)}: {error.strerror or error}"
+    lost = get_world().explain_loss(error)
+    return explain(error) or lost or _explain_device_error(error, batch_size)
+
+
+def _print_once(program: str, message: str, error: BaseException) -> None:
+    """Print why a command fails; of the processes of a job one does."""
+    world = get_world()
+    if world.size == 1:  # perhaps before the processes of a job are connected
+        let_first_print()
+    if world.claim_line(error) and (world.size > 1 or read_rank() == 0):
+        print_error(program, message)
 
 
 def _run_body(body: Callable[[StopSignal], int], stop: StopSignal) -> int:

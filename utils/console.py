@@ -135,13 +135,16 @@ class Console:
         log: an open text file.
         width: columns at which longer lines are wrapped, at spaces, where they are shown, but not
             in the log; None leaves lines as they are.
+        quiet: print nothing, as the processes of a job do but for the first.
     """
 
-    def __init__(self, log: TextIO | None = None, width: int | None = None):
-        self._log, self._width = log, width
+    def __init__(self, log: TextIO | None = None, width: int | None = None, quiet: bool = False):
+        self._log, self._width, self.quiet = log, width, quiet
 
     def say(self, line: str) -> None:
         """Print a line, or a text of lines, and log it; other control characters are escaped."""
+        if self.quiet:
+            return
         from tqdm import tqdm
 
         line = escape(line, keep="\n")
@@ -198,8 +201,8 @@ class Progress:
         self._console, self._title, self._total = console, title, total
         self._start, self._unit, self._left = start, unit, left
         self._done, self._text = start, ""
-        self._live = in_notebook() or sys.stderr.isatty()
-        self._interval = 0.5 if self._live else 60.0
+        self._live = not console.quiet and (in_notebook() or sys.stderr.isatty())
+        self._interval = math.inf if console.quiet else 0.5 if self._live else 60.0
         self._last = self._begun = time.monotonic()
         self._bar: Any = None
         if self._live and not quick:

@@ -137,6 +137,15 @@ def measure_free_memory(device: torch.device) -> int:
     return free + unused if limit == total else min(free, max(0, limit - reserved)) + unused
 
 
+def measure_spare_host_memory() -> int:
+    """Return the bytes of pinned memory that torch keeps for its next use of them."""
+    if not torch.cuda.is_initialized():
+        return 0
+    statistics = torch.cuda.host_memory_stats()
+    owned, used = (statistics.get(f"{kind}_bytes.current", 0) for kind in ("allocated", "active"))
+    return owned - used
+
+
 def leave_default_stream(device: torch.device) -> None:
     """Make a stream of its own this thread's current one on a CUDA device, for good.
 

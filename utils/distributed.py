@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -48,6 +49,7 @@ class Processes(World):
         # A group of its own: what the host agrees on must not mix with gradients under way.
         self._control: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._vote: tuple[Any, Tensor] | None = None
+        self._agreed: Exception | None = None  # an error that all processes raise
 
     def total(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
@@ -75,15 +77,25 @@ class Processes(World):
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
+    def copy_weights(self, model: nn.Module) -> None:
+        tensors = list(model.state_dict().values())
+        for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+            some = [tensor for tensor in tensors if tensor.dtype == kind]
+            values = torch.cat([tensor.flatten() for tensor in some])  # one exchange, not hundreds
+            dist.broadcast(values, src=0)
+            parts = values.split([tensor.numel() for tensor in some])
+            for tensor, part in zip(some, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
     def check(self, function: Callable[[], Result]) -> Result:
         result, error = _attempt(function)
-        _raise_first(self.gather(error))
+        self._raise_first(self.gather(error))
         return result  # type: ignore[return-value]
 
     def call_first(self, function: Callable[[], Result]) -> Result:
         result, error = _attempt(function) if self.is_first else (None, None)
         result, error = self.broadcast((result, error))
-        _raise_first([error])
+        self._raise_first([error])
         return result  # type: ignore[return-value]
 
     def take_turns(self, function: Callable[[], Result]) -> Result:
@@ -104,7 +116,14 @@ class Processes(World):
     def wait(self) -> None:
         dist.barrier(group=self._control)
 
-    def claim_line(self) -> bool:
+    def _raise_first(self, errors: list[Exception | None]) -> None:
+        self._agreed = next((error for error in errors if error is not None), None)
+        if self._agreed is not None:
+            raise self._agreed
+
+    def claim_line(self, error: BaseException | None = None) -> bool:
+        if error is not None and error is self._agreed:
+            return self.is_first
         store = dist.distributed_c10d._get_default_store()
         try:
             return bool(store.add("lines of failure", 1) == 1)
@@ -121,6 +140,9 @@ class Processes(World):
         dist.destroy_process_group()
 
     def abandon(self, status: int) -> NoReturn:
+        if self._agreed is not None:
+            with contextlib.suppress(RuntimeError):  # a launcher ends all when one has ended
+                self.wait()
         for process in multiprocessing.active_children():
             process.kill()
         sys.stdout.flush()
@@ -134,12 +156,6 @@ def _attempt(function: Callable[[], Result]) -> tuple[Result | None, Exception |
         return function(), None
     except AGREED as error:
         return None, error
-
-
-def _raise_first(errors: list[Exception | None]) -> None:
-    for error in errors:
-        if error is not None:
-            raise error
 
 
 def _pass() -> None:

@@ -104,9 +104,14 @@ class Table(BaseModel):
         options = _describe_flag(cls, name, default_text)
         group.add_argument(f"--{name}", **options)
         if cls.model_fields[name].annotation == bool | None:
-            off = {"action": "store_const", "const": False, "dest": name, "default": None}
+            help = f"the opposite of --{name} (default: off)"
             group.add_argument(
-                f"--no_{name}", help=f"the opposite of --{name} (default: off)", **off
+                f"--no_{name}",
+                action="store_const",
+                const=False,
+                default=None,
+                dest=name,
+                help=help,
             )
 
     @classmethod

@@ -19,6 +19,7 @@ SIGKILL: int | None = getattr(signal, "SIGKILL", None)
 SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, *([SIGHUP] if SIGHUP else []))
 ALARM = 1000  # more than the number of any signal
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
+_stopping = False  # whether a stop was asked for, so that the program is about to end
 
 
 class StopSignal:
@@ -88,8 +89,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: Any) -> None:
+        global _stopping
         self.number = number
         if self._remember:
+            _stopping = True
             if read_size() == 1:
                 signal.signal(number, signal.SIG_DFL)
             return
@@ -135,4 +138,5 @@ def stop_with_parent() -> None:
 def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not _stopping:  # a second signal would end a stop that is under way
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -6,6 +6,7 @@ Imports no torch, and `utils.distributed` only in a job of several processes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # What torchrun tells each process of a job; every other launcher of torch.distributed does, too.
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+HEAD_START = 10  # seconds that the first process has to print a mistake that all have found
 
 Result = TypeVar("Result")
 
@@ -60,6 +63,9 @@ class World:
     def copy_buffers(self, model: nn.Module) -> None:
         """Give a network the buffers of the first process's: its running statistics."""
 
+    def copy_weights(self, model: nn.Module) -> None:
+        """Give a network all values of the first process's state_dict."""
+
     def check(self, function: Callable[[], Result]) -> Result:
         """Call a function without methods of this class on every process; return its result.
 
@@ -93,8 +99,12 @@ class World:
     def wait(self) -> None:
         """Wait until all processes are here."""
 
-    def claim_line(self) -> bool:
-        """Return whether this process is the one that prints why the job fails. Never waits."""
+    def claim_line(self, error: BaseException | None = None) -> bool:
+        """Return whether this process is the one that prints why the job fails.
+
+        It never waits. `error` may be one that `check` or `call_first` has raised on all processes:
+        then it is the first.
+        """
         return True
 
     def explain_loss(self, error: BaseException) -> str | None:
@@ -156,11 +166,27 @@ def get_world() -> World:
     return _joined
 
 
+def hush_torch() -> None:
+    """Let torch's own lines about lost connections go, in a job of several; before its import."""
+    if read_size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def leave() -> None:
     """End what `join` began."""
     global _joined
     _joined.leave()
     _joined = ALONE
+
+
+def let_first_print() -> None:
+    """Wait before an exit with an error that all processes have, so that the first one prints it.
+
+    torchrun stops all processes once one has ended, and so ends this wait. Where `join` has
+    connected them, `World.claim_line` decides who prints.
+    """
+    if read_rank() > 0:
+        time.sleep(HEAD_START)
 
 
 def refuse_several(program: str) -> None:

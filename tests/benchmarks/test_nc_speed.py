@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import nc_speed
+from benchmarks import imagenet_size, nc_speed
+from benchmarks.large_evaluation import fit_line
 from benchmarks.nc_methods import METHODS, make_inputs
 from tests.helpers import assert_mistake, run
 
@@ -42,6 +43,21 @@ def test_nc_speed(capsys):
     assert nc_speed.main([*flags, "--repeats", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:34].strip() for line in lines[2:-1]] == list(METHODS)
+
+
+@needs_proc
+@pytest.mark.slow
+def test_imagenet_size(capsys):
+    flags = ["--samples", "60", "--dim", "8", "--classes", "4", "--threads", "1"]
+    assert imagenet_size.main([*flags, "--measures", "variability", "class_means"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["N", "class_means", "variability", "sum"]
+    assert lines[2].split()[0] == "60"
+
+
+def test_the_line_through_seconds():
+    assert fit_line([10, 20, 40], [2.0, 3.0, 5.0]) == pytest.approx((1, 0.1, 0))
+    assert fit_line([10, 20, 40], [1.0, 4.0, 16.0])[2] > 0.2
 
 
 def test_a_class_without_samples_is_a_mistake(capsys):

@@ -161,7 +161,7 @@ def test_few_file_descriptors_are_reported(files):
     assert "30 open files are too few for --num_workers 8" in line and "ulimit -n" in line
 
 
-def die_of_memory(self, indices):
+def die_of_memory(self, indices, epoch):
     raise MemoryError
 
 

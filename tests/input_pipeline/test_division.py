@@ -45,15 +45,15 @@ def join(loaders, augment: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return joined
 
 
-@pytest.mark.parametrize("augment", ["none", "DA1", "DA1+DA2"])
+@pytest.mark.parametrize("augment", ["none", "DA1", "DA1+DA2", "RRC"])
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 1), (3, 2), (4, 1)])
 def test_processes_together_get_the_batches_of_one(splits, augment, ranks, parts):
     files, tensors = splits
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "batch_size": 10}
-    alone = list(make(tensors, **options).batches(2))
-    for split in (tensors, files):
-        if augment == "DA1+DA2" and split is files:
-            continue  # partners are then in the same share
+    # Files are cropped alone; and partners of files would be in the same share.
+    chosen = {"RRC": [files], "DA1+DA2": [tensors]}.get(augment, [tensors, files])
+    alone = list(make(chosen[0], **options).batches(2))
+    for split in chosen:
         loaders = [
             make(split, **options, rank=rank, ranks=ranks, parts=parts) for rank in range(ranks)
         ]

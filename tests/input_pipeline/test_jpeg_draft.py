@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from input_pipeline import image_files
-from input_pipeline.image_files import fit_square, open_rgb
+from input_pipeline.cropping import Region
+from input_pipeline.image_files import fit_square, open_region, open_rgb
 from input_pipeline.load import load_dataset
 from input_pipeline.splits import FileSplit
 from rundir.rebuild import Rebuilder
@@ -100,6 +101,35 @@ def test_exif_orientation_turns_the_smaller_image(tmp_path, decoded):
         assert decoded[-2] == (125, 94) and decoded[-1] == (499, 373)
         assert np.abs(ours - whole).max() <= 6, orientation
         assert np.abs(ours - whole).mean() < 1, orientation
+
+
+def test_a_crop_is_decoded_for_its_own_size(tmp_path, decoded):
+    """Two pixels for one in the region, wherever the turned image has its last row and column."""
+    side, path = 16, str(tmp_path / "0.jpg")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        draw(499, 373).save(path, exif=exif, quality=95)
+        width, height = (373, 499) if orientation > 4 else (499, 373)
+        for size, part in ((373, 8), (255, 4), (127, 2), (63, 1)):
+            region = Region(height - size, width - size, size - 1, size, mirrored=size == 127)
+            ours, whole = (
+                np.asarray(open_region(path, side, choose(region, height, width), draft), float)
+                for draft in (True, False)
+            )
+            assert decoded[-2:] == [(-(-499 // part), -(-373 // part)), (499, 373)]
+            difference = np.abs(ours - whole)
+            assert (difference.max() > 0) == (part > 1)
+            assert difference.mean() < 1, (orientation, part)
+            assert difference[1:-1, 1:-1].max() <= 3, (orientation, part)
+
+
+def choose(region, height, width):
+    def find(*size):
+        assert size == (height, width)
+        return region
+
+    return find
 
 
 def test_other_files_stay_as_they_are(tmp_path):

@@ -9,14 +9,21 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from input_pipeline import AUGMENTATIONS, loader
+from input_pipeline.augmentation import draw_plan, normalise
+from input_pipeline.cropping import ResizedCrop
 from input_pipeline.decoding import init_worker
+from input_pipeline.image_files import crop_and_resize
 from input_pipeline.splits import FileSplit, TensorSplit
 from tests.helpers import ROOT
 from tests.input_pipeline.helpers import COUNT, MEAN, SIZE, STD, make
 from utils.errors import UserError
+
+IN_MEMORY = [name for name, entry in AUGMENTATIONS.items() if not entry.crops_files]
+KINDS = [(1, name) for name in IN_MEMORY] + [(0, name) for name in AUGMENTATIONS]
 
 
 def assert_same(batches, others):
@@ -50,14 +57,14 @@ def test_shuffled_epoch_visits_every_sample_once_and_epochs_differ(splits):
         torch.testing.assert_close(sums.values, expected.values)
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("augment", IN_MEMORY)
 def test_files_and_tensors_give_identical_batches(splits, augment):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
     files, tensors = (make(split, **options) for split in splits)
     assert_same(files.batches(2), tensors.batches(2))
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("augment", IN_MEMORY)
 @pytest.mark.parametrize("batches_at_once", [1, 2, 3])
 def test_how_many_batches_are_prepared_at_once_changes_nothing(
     splits, monkeypatch, augment, batches_at_once
@@ -69,8 +76,7 @@ def test_how_many_batches_are_prepared_at_once_changes_nothing(
     assert_same(make(splits[1], **options).batches(2, start_step=1), expected[1:])
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
+@pytest.mark.parametrize(("kind", "augment"), KINDS)
 def test_resume_at_any_step_gives_the_rest_of_the_epoch(splits, kind, augment):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "seed": 3}
     whole = list(make(splits[kind], **options).batches(1))
@@ -79,18 +85,19 @@ def test_resume_at_any_step_gives_the_rest_of_the_epoch(splits, kind, augment):
         assert_same(resumed.batches(1, step), whole[step:])
 
 
-def test_workers_change_nothing(splits):
-    options = {"shuffle": True, "augment": "DA1+DA2", "seed": 1}
+@pytest.mark.parametrize("augment", ["DA1+DA2", "RRC+DA2"])
+def test_workers_change_nothing(splits, augment):
+    options = {"shuffle": True, "augment": augment, "seed": 1}
     alone, helped = (make(splits[0], num_workers=n, **options) for n in (0, 2))
     next(helped.batches(0))  # an epoch left after one step must not leak into the next
     for epoch, step in ((0, 0), (1, 2)):
         assert_same(alone.batches(epoch, step), helped.batches(epoch, step))
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
-def test_loading_leaves_the_default_generator_alone(splits, kind):
+@pytest.mark.parametrize(("kind", "augment"), [(0, "RRC+DA2"), (1, "DA1+DA2")])
+def test_loading_leaves_the_default_generator_alone(splits, kind, augment):
     state = torch.random.get_rng_state()
-    list(make(splits[kind], shuffle=True, augment="DA1+DA2").batches(0))
+    list(make(splits[kind], shuffle=True, augment=augment).batches(0))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -104,9 +111,29 @@ def test_augmentation_changes_with_seed_and_epoch(splits, augment):
     assert not torch.equal(images(0, 1), images(1, 0))
 
 
+def test_crops_belong_to_the_sample_and_leave_the_split_alone(splits):
+    """Neither the batch nor the order in which a sample comes changes its crop."""
+    files = splits[0]
+    whole, shuffled = (
+        make(files, augment="RRC", seed=2, batch_size=n, shuffle=n == 4) for n in (COUNT, 4)
+    )
+    ((images, _),) = whole.batches(1)
+    others = torch.cat([batch for batch, _ in shuffled.batches(1)])
+    assert torch.equal(others, images[draw_plan(COUNT, seed=2, epoch=1, shuffle=True).order])
+    mean, std = (torch.tensor(values) for values in (MEAN, STD))
+    crop = ResizedCrop(2)
+    for number, path in enumerate(files.paths):
+        pixels = crop_and_resize(Image.open(path), crop.draw(1, number, SIZE, SIZE), SIZE)
+        expected = normalise(torch.tensor(pixels.transpose(2, 0, 1).copy())[None], mean, std)
+        assert torch.equal(images[number], expected[0])
+    assert_same(make(whole.split).batches(1), make(files).batches(1))
+
+
 def test_soft_targets_only_with_da2(splits):
-    for augment, shape in (("DA1", (5,)), ("DA1+DA2", (5, 4))):
-        _, targets = next(make(splits[1], augment=augment).batches(0))
+    shapes = {"DA1": (5,), "DA1+DA2": (5, 4), "RRC": (5,), "RRC+DA2": (5, 4)}
+    for augment, shape in shapes.items():
+        kind = 0 if "RRC" in augment else 1
+        _, targets = next(make(splits[kind], augment=augment).batches(0))
         assert targets.shape == shape
 
 
@@ -192,7 +219,8 @@ def test_a_loader_that_is_kept_does_not_keep_python_from_ending(splits):
 
 
 @pytest.mark.parametrize(
-    ("options", "word"), [({"augment": "DA3"}, "DA3"), ({"batch_size": 0}, "0")]
+    ("options", "word"),
+    [({"augment": "DA3"}, "DA3"), ({"batch_size": 0}, "0"), ({"augment": "rrc"}, "RRC crops")],
 )
 def test_wrong_settings_are_reported(splits, options, word):
     with pytest.raises(UserError, match=word):
@@ -209,8 +237,7 @@ def test_images_that_do_not_fit_on_the_device_are_one_line(splits, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-@pytest.mark.parametrize("kind", [0, 1], ids=["files", "tensors"])
+@pytest.mark.parametrize(("kind", "augment"), KINDS)
 def test_no_step_waits_for_the_gpu(splits, kind, augment):
     options = {"shuffle": True, "augment": augment, "rotation": 15.0, "batch_size": 3}
     loader = make(splits[kind], device="cuda", **options)
@@ -222,7 +249,7 @@ def test_no_step_waits_for_the_gpu(splits, kind, augment):
             rest = list(batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        on_cpu = make(splits[1], **options).batches(0, 1)
+        on_cpu = make(splits[kind], **options).batches(0, 1)
         for (images, targets), (cpu_images, cpu_targets) in zip(rest, on_cpu, strict=True):
             torch.testing.assert_close(images.cpu(), cpu_images)
             torch.testing.assert_close(targets.cpu(), cpu_targets)

@@ -95,13 +95,14 @@ def reference_properties(features, labels, num_classes):
     }
 
 
-def build_batches(batch_size, device=CPU, count=40):
+def build_batches(batch_size, device=CPU, count=40, **options):
     """A loader of 8×8 images of ten classes."""
     images = torch.arange(count * 192).mul(7).remainder(256).to(torch.uint8).view(count, 3, 8, 8)
     split = TensorSplit(images, torch.arange(count) % 10)
     return BatchLoader(
-        split, batch_size=batch_size, device=device, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=10
-    )
+        split, batch_size=batch_size, device=device, mean=(0.5,) * 3, std=(0.5,) * 3,
+        num_classes=10, **options,
+    )  # fmt: skip
 
 
 def assert_close(ours, expected, relative=1e-8):

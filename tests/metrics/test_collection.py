@@ -148,10 +148,9 @@ def test_features_that_do_not_fit_the_device_lie_on_the_host(monkeypatch):
     seen = []
     whole = collection.compute_measures
     monkeypatch.setattr(collection, "compute_measures", lambda e: seen.append(e) or whole(e))
+    monkeypatch.setattr(collection, "HOST", torch.device("cpu", 0))  # another than the network's
     for rows, kind in ((40, torch.Tensor), (39, HostFeatures), (10, HostFeatures)):
         monkeypatch.setattr(collection, "find_budget", lambda _, rows=rows: 4 * DIM * rows)
-        if kind is HostFeatures:  # on the CPU the two places are one
-            monkeypatch.setattr(collection, "HOST", torch.device("cpu", 0))
         assert measure(model, make_batches(), model.head) == expected
         assert isinstance(seen[-1].extracted.features, kind)
 

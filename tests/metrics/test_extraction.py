@@ -12,7 +12,7 @@ from metrics.accuracy import compare_bias_signs
 from metrics.class_means import ClassMeans
 from metrics.distributions import compute_score_distributions
 from metrics.extraction import extract
-from metrics.features import HostFeatures, allocate_features, find_budget
+from metrics.features import HostFeatures, allocate_features, check_room, find_budget
 from metrics.measures import (
     Evaluation,
     measure_feature_properties,
@@ -30,6 +30,7 @@ from tests.metrics.cases import (
     reference,
     reference_properties,
 )
+from utils.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 CLASSES, DIM = 5, 12
@@ -77,6 +78,11 @@ def test_measures_of_features_on_the_host_are_those_of_the_formulas(case):
     assert_close(properties, reference_properties(values, labels, CLASSES))
     assert ours == compute_neural_collapse(*case)
     assert properties == compute_feature_properties(values, labels)
+    host = HostFeatures(values.split(70), CPU)  # a chunk lies in one piece or in two
+    assert (host.shape, host.dtype, len(host)) == (values.shape, values.dtype, 300)
+    assert torch.equal(host[3:300:50], values[3:300:50])
+    assert host[5:5].shape == (0, DIM)
+    assert ours == compute_neural_collapse(host, labels, weight, bias)
     scores = values @ weight.T
     own = torch.nn.functional.one_hot(labels, CLASSES).bool()
     for name, part in (("positive", scores[own]), ("negative", scores[~own])):
@@ -118,7 +124,8 @@ def model():
     return build_model("MLP", 10, (3, 8, 8), width=24, depth=2)
 
 
-def test_features_above_the_budget_lie_on_the_host(model):
+def test_features_above_the_budget_lie_on_the_host(model, monkeypatch):
+    monkeypatch.setattr(features, "PIECE", 7 * 24 * 4)  # 7 rows; a batch has 16
     batches, plain = build_batches(16), contextlib.nullcontext()
     whole = extract(model, batches, plain)
     assert isinstance(whole.features, torch.Tensor)
@@ -131,6 +138,39 @@ def test_features_above_the_budget_lie_on_the_host(model):
     for measure in (measure_neural_collapse, measure_feature_properties, measure_score_statistics):
         found, expected = (measure(Evaluation(e, weight, bias, [4] * 10)) for e in (host, whole))
         assert found == expected
+
+
+def test_pinned_memory_is_not_rounded_up_by_much():
+    """ImageNet's features, of which torch rounds each piece up to a power of two."""
+    for dim in (2048, 2208):
+        with FakeTensorMode():
+            host = allocate_features(1_281_167, dim, CPU, budget=0)
+        pieces = [4 * piece.numel() for piece in host._pieces]
+        assert host.shape == (1_281_167, dim)
+        assert sum(1 << (size - 1).bit_length() for size in pieces) < 1.03 * sum(pieces)
+    assert allocate_features(0, 8, CPU, budget=-1).shape == (0, 8)
+
+
+def test_features_that_fit_nowhere_are_refused(monkeypatch):
+    monkeypatch.setattr(features, "read_available_memory", lambda: 7_900_000_000)
+    assert allocate_features(10, 2, CPU).shape == (10, 2)
+    with pytest.raises(UserError) as refused:
+        allocate_features(1_281_167, 2048, CPU)
+    assert "1,281,167 × 2,048 numbers, take 10.5 GB of memory, and 7.9 GB are free" in str(
+        refused.value
+    )
+    check_room(1_281_167, 2048, GPU, budget=11e9)
+    with pytest.raises(UserError, match=r"10\.5 GB"):
+        check_room(1_281_167, 2048, GPU, budget=10e9)
+    # Pinned memory that torch keeps from the checkpoint before is there for the next.
+    monkeypatch.setattr(features, "measure_spare_host_memory", lambda: 3_000_000_000)
+    check_room(1_281_167, 2048, GPU, budget=10e9)
+    monkeypatch.setattr(features, "measure_spare_host_memory", lambda: 0)
+    monkeypatch.setattr(features, "read_local_size", lambda: 4)  # of which each has a quarter
+    with pytest.raises(UserError, match="1,281,168 × 2,048 numbers"):
+        check_room(320_292, 2048, CPU)
+    monkeypatch.setattr(features, "read_available_memory", lambda: 0)  # not known
+    check_room(320_292, 2048, CPU)
 
 
 def test_the_budget_is_a_third_of_what_is_free(monkeypatch):

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from figures.style import SCORE_LOOKS
-from metrics import MEASURES, Measure
+from metrics import MEASURES, Measure, scores
 from metrics.accuracy import split_margins
 from metrics.calibration import score_probabilities
 from metrics.extraction import Extracted
 from metrics.measures import Evaluation, compute_measures
+from metrics.neural_collapse import compute_neural_collapse
+from metrics.scores import compute_score_statistics
 from rundir.names import METRICS_COLUMNS
 from theory.minimum import predict
 
@@ -47,6 +49,19 @@ def test_all_columns_are_computed_in_their_order():
         assert type(value) is float or (value is None and MEASURES[name].optional), name
     assert all(math.isfinite(value) for value in values.values() if value is not None)
     assert values["top1"] >= values["uniform_accuracy"] > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])  # at 0 all class means are equal, and there is no NC4
+def test_the_scores_are_computed_once(monkeypatch, scale):
+    evaluation = make_evaluation()
+    features, labels = evaluation.extracted.features.mul_(scale), evaluation.extracted.labels
+    weight, bias = evaluation.weight, evaluation.bias
+    expected = compute_neural_collapse(features, labels, weight, bias)
+    statistics = compute_score_statistics(features, labels, weight)
+    monkeypatch.setattr(scores, "check_score_inputs", None)  # that function is not called again
+    values = compute_measures(evaluation)
+    for name, value in (expected | statistics).items():
+        assert values[name] == value or math.isnan(value), name
 
 
 def test_optional_measures_are_empty_where_they_are_not_defined():

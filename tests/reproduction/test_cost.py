@@ -93,6 +93,27 @@ def test_runs_at_a_time_divide_the_hours(tmp_path):
     assert count(work, jobs=2).training == pytest.approx(run)  # only one is left
 
 
+def test_what_is_assumed_of_several_processes_is_said(tmp_path):
+    work, figures = plan(tmp_path), read(plan(tmp_path))
+    on_cpu = add_up(work, figures, divide_machine(1, [-1], 2), 10**9, timed=True)
+    assert on_cpu.training == count(work).training  # the cores are the same
+    assert "the 2 processes of a run are taken to be as fast as one" in on_cpu.describe_time()
+    figures = dataclasses.replace(figures, cuda=True)
+    on_gpus = add_up(work, figures, divide_machine(1, [None], 2), 10**9, timed=True)
+    assert on_gpus.describe_time().endswith("whose exchange of gradients is not counted")
+
+
+def test_the_process_that_measures_has_the_threads_of_a_whole_run(tmp_path, monkeypatch):
+    echo = (
+        "import json, os, sys; r = json.load(sys.stdin); "
+        'sys.exit(f\'{r["processes"]} {r["gpu_id"]} {os.environ["OMP_NUM_THREADS"]}\')'
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    place = Place(0, 3, 4, processes=2, gpu_ids=(4, 6))
+    figures = ask(plan(tmp_path).runs, [sys.executable, "-c", echo], place, "data", timed=True)
+    assert figures.problem == "2 0 6"
+
+
 def test_bytes_are_those_of_what_is_left(tmp_path):
     work = plan(tmp_path)  # SGD keeps 1 number for a parameter, AdamW 2
     sgd, adamw = (1000 + buffers * 900 for buffers in (1, 2))

@@ -1,11 +1,14 @@
 """The grids of the experiments: their runs and names, and the paper's numbers for them."""
 
+from functools import partial
+
 import pytest
 
 from args import Settings, parse_settings
 from input_pipeline import SOURCES
 from metrics import MEASURES
 from objective import LOSSES, OPTIMIZERS
+from objective.schedules import compute_learning_rate
 from reproduction import EXPERIMENTS, OVER_EPOCHS, SCALES, Experiment, choose_epochs
 from reproduction.grid import build_grid
 from tests.helpers import OWN_NETWORKS
@@ -34,7 +37,9 @@ def test_entries_name_what_there_is(name):
     assert set(experiment.axes.get("optimizer", ())) <= set(OPTIMIZERS)
     assert {measure.removesuffix(OVER_EPOCHS) for measure in experiment.measures} <= set(MEASURES)
     assert set(experiment.smaller) <= set(SCALES)
-    for settings in (experiment.axes, experiment.fixed, *experiment.smaller.values()):
+    assert set(experiment.recipes) <= set(SCALES)
+    chosen = (*experiment.smaller.values(), *experiment.recipes.values())
+    for settings in (experiment.axes, experiment.fixed, *chosen):
         assert set(settings) <= set(Settings.model_fields)
     for reference in (experiment.draw, experiment.find_results, experiment.published):
         assert reference is None or callable(load_function(reference))
@@ -55,6 +60,35 @@ def test_the_papers_grids():
     # t-SNE is drawn of runs that the curves have trained.
     curves = {run.name for run in build_grid("nc-curves", "full")}
     assert {run.name for run in build_grid("tsne", "full")} < curves
+
+
+def test_imagenet_is_trained_as_torchvisions_references_do():
+    for run in build_grid("imagenet", "full"):
+        s = run.settings
+        assert (s.augment, s.img_size, s.batch_size, s.weight_decay) == ("RRC", 224, 256, 1e-4)
+        rate = partial(
+            compute_learning_rate,
+            base=s.scaled_lr,
+            epochs=s.epochs,
+            schedule=s.schedule,
+            warmup=s.epochs_warmup,
+            milestones=s.step_milestones,
+            gamma=s.step_gamma,
+        )
+        rates = [rate(epoch) for epoch in range(1, s.epochs + 1)]
+        assert rates[5:] == pytest.approx([0.1] * 25 + [0.01] * 30 + [0.001] * 30)
+        assert rates[:5] == pytest.approx([0.1 * epoch / 6 for epoch in range(1, 6)])
+        assert run.is_papers
+    for epochs, warmup, milestones in ((45, 2, [15, 30]), (3, 0, [1, 2]), (1, 0, [1])):
+        short = build_grid("imagenet", "full", overrides={"epochs": epochs})[0]
+        found = (short.settings.epochs_warmup, short.settings.step_milestones)
+        assert found == (warmup, milestones)
+        assert not short.is_papers
+    longer = build_grid("imagenet", "full", overrides={"epochs": 90, "lr_SGD": 0.2})[0]
+    assert longer.is_papers and longer.settings.scaled_lr == 0.4
+    for scale, options in (("cpu", {}), ("full", {"datasets": ["cifar10"]})):
+        other = build_grid("imagenet", scale, **options)[0].settings
+        assert (other.augment, other.schedule, other.batch_size) == ("DA1", "cosine", 128)
 
 
 def test_names_of_runs_stay():
@@ -89,7 +123,7 @@ def test_published_numbers_belong_to_the_papers_settings():
         "bias_mean": 7.4,
     }
     assert scores["Swin_cifar100_BCE_SGD_sep_mean4_decay0_every100_s0"] == {}
-    imagenet = look_up("imagenet")["ResNet50_folder_BCE_SGD_DA1_every100_s0"]
+    imagenet = look_up("imagenet")["ResNet50_folder_BCE_SGD_RRC_every90_s0"]
     assert imagenet == {"top1": 77.12, "uniform_accuracy": 66.92}
     # Another network stands for the experiment's first.
     others = build_grid("imagenet", "smoke")

@@ -33,6 +33,25 @@ def test_runs_share_cores_and_gpus_evenly(monkeypatch):
     assert divided[3].get_environment()["OMP_NUM_THREADS"] == "6"
 
 
+def test_the_processes_of_a_run_share_its_place(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (alone,) = divide_machine(1, [-1], 3)
+    assert (alone.threads, alone.processes, alone.gpu_id) == (2, 3, -1)
+    assert [place.threads for place in divide_machine(3, [None], 4)] == [1, 1, 1]
+    pairs = divide_machine(3, [4, 5, 0, 2], 2)
+    assert [place.gpu_ids for place in pairs] == [(4, 5), (0, 2), (4, 5)]
+    assert [place.sharers for place in pairs] == [2, 1, 2]
+    environment = {"GPU_SHARERS": "1", "CUDA_VISIBLE_DEVICES": "0,2", "OMP_NUM_THREADS": "1"}
+    assert pairs[1].get_environment() == environment
+    assert pairs[1].list_flags() == ["--gpu_id", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    assert pairs[1].list_visible() == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-c"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides all: the runs take the CPU
+    assert pairs[1].list_visible() == {}
+    (counted,) = divide_machine(1, [2], 2)  # a run takes GPUs 2 and 3 by itself
+    assert counted.list_visible() == {} and counted.list_flags() == ["--gpu_id", "2"]
+
+
 def test_nobody_shares_a_gpu_on_the_cpu():
     assert [place.sharers for place in divide_machine(3, [-1])] == [1, 1, 1]
     assert [place.sharers for place in divide_machine(3, [None])] == [3, 3, 3]

@@ -2,11 +2,13 @@
 
 import dataclasses
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import eval_nc
+import train
 from input_pipeline.load import load_dataset
 from input_pipeline.splits import FileSplit
 from models import build_model
@@ -18,7 +20,8 @@ from rundir.resuming import read_settings
 from rundir.weights import load
 from tests.helpers import read_table, train_here, train_run
 from tests.input_pipeline.helpers import picture
-from training.collapse import CollapseRecorder
+from tests.processes import run_job
+from training.collapse import CollapseRecorder, _explain
 from utils.console import Console
 from utils.files import read_csv
 from utils.signals import Stopped, StopSignal
@@ -85,6 +88,21 @@ def test_eval_nc_keeps_the_rows_and_computes_the_same(measured, capsys):
         for name, value in rows.get(key, {}).items():
             if name != "split" and value:
                 assert float(row[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-7)
+
+
+def test_two_processes_write_the_rows_of_their_weights(tmp_path, capsys):
+    flags = [*FLAGS, "--epochs", 1, "--nc_every", 1, "--gpu_id", -1, "--dataset", "digits"]
+    flags += ["--save_dir", tmp_path, "--run_name", "run"]
+    (status, _, err), other = run_job(2, train.main, [str(flag) for flag in flags])
+    assert (status, err) == (0, "") and other == (0, "", "")
+    rows = read_table(tmp_path / "run")
+    assert "0 evaluated, 2 unchanged rows kept" in evaluate(capsys, tmp_path / "run")
+    evaluate(capsys, tmp_path / "run", "--force")
+    assert list(rows) == [(1, "train"), (1, "test")]
+    for key, row in read_table(tmp_path / "run").items():
+        for name, value in row.items():
+            if name != "split" and value:
+                assert float(rows[key][name]) == pytest.approx(float(value), rel=1e-5, abs=1e-7)
 
 
 def test_metrics_csv_and_events_hold_the_measures_of_the_training_set(plain, measured):
@@ -245,6 +263,8 @@ def test_too_little_memory_is_a_line_and_another_error_is_not(recorder, capsys, 
     message = "DefaultCPUAllocator: can't allocate memory"
     assert not recorder.measure(model, 1, StopSignal()).rows
     assert "no measures of the training set: out of memory" in capsys.readouterr().out
+    with pytest.raises(RuntimeError):  # of several processes the others do not know of it
+        _explain(RuntimeError(message), "training set", SimpleNamespace(size=2))
     message = "a defect"
     with pytest.raises(RuntimeError, match="a defect"):
         recorder.measure(model, 1, StopSignal())

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from args import AUTO_GRAPHS, Settings, complete
+from input_pipeline.division import Division
 from models import build_model
 from objective import LOSSES, OPTIMIZERS
 from objective.objective import Decays, Objective
@@ -31,7 +32,6 @@ from training.averaging import Average
 from training.meter import Meter
 from training.setup import choose_graphs
 from training.state import TrainState
-from training.update import Parts
 from utils.device import leave_default_stream
 from utils.errors import UserError
 from utils.precision import Precision
@@ -109,7 +109,7 @@ class Trained:
         self.scaler = precision.build_scaler()
         objective = Objective(loss, 0.1, Decays(0.03, 0.02, 0.05))
         average = Average(self.model, 0.9, self.optimizer) if options.get("extras") else None
-        extras = {"parts": Parts(3, SIZES[0]), "clip_grad_norm": 0.5, "average": average}
+        extras = {"division": Division(SIZES[0], 3), "clip_grad_norm": 0.5, "average": average}
         self.step = step.build_step(
             self.model,
             self.optimizer,
@@ -470,7 +470,7 @@ def test_a_run_says_how_it_goes_on(tapes, tmp_path, capsys, monkeypatch):
     state = load(run_dir / "last.pth")
     assert state["position"]["epoch"] == 3 and state["settings"]["graphs"] == "on"
     train_here(tmp_path, *flags, "--force", "--graphs", "on", status=2)
-    assert capsys.readouterr().err.count("--graphs on is for NVIDIA GPUs") == 1
+    assert capsys.readouterr().err.count("--graphs on is for one NVIDIA GPU") == 1
     train_here(tmp_path, "--resume", "--epochs", 4, "--graphs", "on")
 
 

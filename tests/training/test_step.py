@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from input_pipeline.augmentation import BatchMixer
+from input_pipeline.division import Division
 from input_pipeline.load import load_dataset
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import TensorSplit
@@ -21,7 +22,6 @@ from tests.helpers import SMALL, train_here
 from training import step
 from training.averaging import Average
 from training.meter import Meter
-from training.update import Parts
 from utils.precision import AUTOCAST, Precision
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def choose_extras(given, model, optimizer):
     if not given:
         return {}
     average = Average(model, 0.9, optimizer)
-    return {"parts": Parts(2, 16), "clip_grad_norm": 0.5, "average": average}
+    return {"division": Division(16, 2), "clip_grad_norm": 0.5, "average": average}
 
 
 def small_step(compiled=False, kind="fp32", device=CPU, name="MLP", loss="BCE"):
@@ -79,9 +79,9 @@ def test_the_network_and_its_batches_have_one_memory_format(tmp_path, monkeypatc
             torch.channels_last,
         )
 
-        def record(images, targets):
+        def record(images, *rest):
             seen.append([x.is_contiguous(memory_format=form) for x in (images, weight)])
-            return one(images, targets)
+            return one(images, *rest)
 
         record.take_compile_time, record.take_note = one.take_compile_time, one.take_note
         return record

@@ -118,6 +118,19 @@ def test_a_network_that_does_not_fit_leaves_the_others(monkeypatch):
     assert lines[1] == {"case": 1, "step": 1.0}
 
 
+def test_the_share_of_a_gpu_is_measured(monkeypatch):
+    def measure(settings, *_):
+        network = f"batch {settings.batch_size}"
+        return {"step": 6.0, "test": 3.0, "evaluation": 3.0, "network": network}
+
+    monkeypatch.setattr(timing, "measure", measure)
+    known = {0: timing.Images(10, 5, 5, 8)}
+    cases = [Settings(**TINY)]
+    (line,) = timing.time_cases(cases, known, torch.device("cpu"), lambda: 0.0, gpus=3)
+    assert line["network"] == "batch 11 on each of 3 GPUs"  # of 32
+    assert (line["step"], line["test"], line["evaluation"]) == (2.0, 1.0, 3.0)
+
+
 def test_a_step_trains_on_whole_batches():
     settings = Settings(**TINY)
     images = timing.Images(10, 5, 5, 8)

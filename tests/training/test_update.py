@@ -8,13 +8,14 @@ import torch
 import torch._dynamo.testing
 from torch import nn
 
+from input_pipeline.division import Division
 from models import build_model
 from models.linear import Classifier
 from objective import LOSSES
 from objective.objective import Decays, Objective
 from objective.optimizers import build_optimizer
 from training import step
-from training.update import Parts, Update
+from training.update import Update
 from utils.precision import Precision
 
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def take_gradient(size, parts, loss, decays, mixed, **options):
     precision = Precision("fp32", CPU)
     take = step.build_step(
         model, optimizer, precision.build_scaler(), Objective(loss, 0.1, decays), precision,
-        parts=parts, **options,
+        division=parts, **options,
     )  # fmt: skip
     results = take(*draw_batch(size, mixed))
     return results, (before - nn.utils.parameters_to_vector(model.parameters())).detach()
@@ -67,8 +68,8 @@ def take_gradient(size, parts, loss, decays, mixed, **options):
 @pytest.mark.parametrize(("loss", "mixed"), [*itertools.product(LOSSES, [False, True])])
 def test_the_gradient_in_parts_is_that_of_the_batch(loss, mixed, decays):
     """Of whole batches in even and uneven parts, and of a smaller last one."""
-    for size, parts in ((12, Parts(3, 12)), (11, Parts(4, 11)), (7, Parts(4, 12))):
-        expected, gradient = take_gradient(size, Parts(), loss, decays, mixed)
+    for size, parts in ((12, Division(12, 3)), (11, Division(11, 4)), (7, Division(12, 4))):
+        expected, gradient = take_gradient(size, Division(1), loss, decays, mixed)
         found, summed = take_gradient(size, parts, loss, decays, mixed)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -92,7 +93,7 @@ def test_the_gradient_in_parts_is_that_of_the_batch(loss, mixed, decays):
 )
 def test_parts_are_even_and_never_of_one_image(size, number, batch_size, expected):
     images, targets = torch.arange(size), torch.arange(size) * 2
-    found = list(Parts(number, batch_size).split(images, targets))
+    found = list(Division(batch_size, number).split(images, targets, size))
     assert [len(part) for part, _, _ in found] == expected
     assert torch.equal(torch.cat([part for part, _, _ in found]), images)
     assert torch.equal(torch.cat([part for _, part, _ in found]), targets)
@@ -112,15 +113,15 @@ def test_what_a_part_holds_is_freed_before_the_next():
     optimizer = build_optimizer("SGD", model, 0.1, 0.0, 0.0)
     precision = Precision("fp32", CPU)
     objective, scaler = Watched("CE"), precision.build_scaler()
-    take = step.build_step(model, optimizer, scaler, objective, precision, parts=Parts(4, 16))
+    take = step.build_step(model, optimizer, scaler, objective, precision, division=Division(16, 4))
     take(torch.randn(16, 6), torch.arange(16) % 4)
     assert most == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("parts", [Parts(), Parts(3, 12)], ids=["whole", "parts"])
+@pytest.mark.parametrize("parts", [Division(1), Division(12, 3)], ids=["whole", "parts"])
 def test_a_long_gradient_is_scaled_to_the_norm_and_a_short_one_is_left(parts):
     """The norm is over all parameters, and the terms of --sep_decay belong to the gradient."""
-    _, gradient = take_gradient(12, Parts(), "CE", DECAYS, mixed=False)
+    _, gradient = take_gradient(12, Division(1), "CE", DECAYS, mixed=False)
     norm = gradient.norm()
     _, clipped = take_gradient(12, parts, "CE", DECAYS, mixed=False, clip_grad_norm=norm.item() / 3)
     torch.testing.assert_close(clipped, gradient / 3, rtol=1e-5, atol=1e-8)
@@ -155,7 +156,7 @@ def test_the_parts_of_a_batch_compile_once_for_each_shape(monkeypatch):
     precision = Precision("fp32", CPU)
     take = step.build_step(
         model, optimizer, precision.build_scaler(), Objective("CE", 0.0, DECAYS), precision,
-        compiled=True, parts=Parts(3, 11),
+        compiled=True, division=Division(11, 3),
     )  # fmt: skip
     for size, expected in ((11, 2), (11, 2), (7, 4), (11, 4), (7, 4)):
         images = torch.randn(size, 3, 8, 8)
