@@ -67,6 +67,8 @@ def decode_some(split: Decodable, numbers: Tensor, num_workers: int) -> Iterator
 
     Args and errors are those of `decode_whole`.
     """
+    if len(numbers) == 0:
+        return iter(())
     chunks = [(chunk.tolist(), 0) for chunk in numbers.split(_DECODE_CHUNK)]
     return iterate_decoded(build_decoding_loader(split, chunks, num_workers=num_workers))
 
