@@ -35,7 +35,7 @@ def run_job(size: int, function, *arguments, expected: tuple[int, ...] = (0,)) -
         for process in processes:
             process.start()
         for process in processes:
-            process.join(120)
+            process.join(300)
             if process.is_alive():
                 process.kill()
         statuses = [process.exitcode for process in processes]

@@ -437,7 +437,7 @@ def drawn_settings(count=40):
         settings.append((("CE", "BCE", "BCE")[index // 3 % 3], setting, dim))
     # The ends of the ranges, and κ just on either side of 1.
     settings[-4:] = [
-        ("BCE", (50, 20, 1e-3, 1e-3, 0.1), 50),
+        ("BCE", (20, 20, 1e-3, 1e-3, 0.1), 20),
         ("CE", (50, 1, 1e-4, 1e-4, 0.0), 50),
         ("BCE", (20, 1, 4.7e-2, 5e-2, 1e-3), 25),
         ("CE", (20, 1, 4.7e-2, 5e-2, 1.0), 20),
