@@ -264,7 +264,7 @@ class Settings(Table):
         before=False,
         short="resized",
     )
-    cache_dir: PathText | None = data(
+    cache_dir: AbsolutePath | None = data(
         None,
         "keep the images of a folder there, resized: each file is decoded once; see docs/data.md",
         default_text="nowhere",

@@ -33,6 +33,7 @@ from reproduction.flags import (
     GRID_FLAGS,
     JOB_MINUTES,
     OVERRIDES,
+    PASSED,
     parse_flags,
 )
 from reproduction.grid import GridRun, build_grid, format_flags
@@ -148,7 +149,7 @@ def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
     reasons = {}
     if not work.runs:
         counts = [name for name in REPEATS if getattr(args, name) > 1]
-        idle = (*GRID_FLAGS, "gpu_ids", *CLUSTER_FLAGS, *counts)
+        idle = (*GRID_FLAGS, *PASSED, "gpu_ids", *CLUSTER_FLAGS, *counts)
         reasons = dict.fromkeys(idle, f"{work.name} trains nothing")
     if not args.launcher:
         reasons["job_minutes"] = "it belongs to --launcher"
@@ -168,6 +169,7 @@ def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[st
     return {
         **run.given,
         **({} if bundled else {"data_dir": args.data_dir}),
+        **{name: value for name in PASSED if (value := getattr(args, name)) is not None},
         "save_dir": str(work.save_dir),
         "run_name": run.name,
         "resume": True,
@@ -360,7 +362,7 @@ def format_command(args: argparse.Namespace) -> str:
     for name in GRID_FLAGS:
         value = getattr(args, name)
         if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            words += format_flags({name: value})
     # With several processes BatchNorm may take its statistics in smaller batches.
     for name in ("seeds", "gpus_per_run"):
         if getattr(args, name) > 1:

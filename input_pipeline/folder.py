@@ -167,7 +167,7 @@ def _describe_sizes(split: str, names: list[str], sizes: list[int]) -> str:
         return f"{split}/: images per class: {', '.join(each)}"
     fewest, most = min(sizes), max(sizes)
     if fewest == most:
-        return f"{split}/: {most:,} images in each of {len(names):,} classes"
+        return f"{split}/: images in each of {len(names):,} classes: {most:,}"
     few, many = names[sizes.index(fewest)], names[sizes.index(most)]
     return (
         f"{split}/: {fewest:,} ({escape(few)}) to {most:,} ({escape(many)}) images in each of "

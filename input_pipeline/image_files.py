@@ -205,7 +205,8 @@ def _open(path: str) -> Iterator[Image.Image]:
         reason = reason or type(error).__name__
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
             raise UserError(f"{path} can't be read: {reason}") from error
-        line = f"{path} can't be decoded as an image ({reason}): replace it"
+        line = f"{path} can't be decoded as an image ({reason}): replace it, or train without such "
+        line += "files (train.py --skip_corrupt)"
         raise UndecodableError(line) from error
 
 

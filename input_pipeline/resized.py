@@ -29,7 +29,8 @@ from utils.errors import UserError
 from utils.files import format_bytes
 from utils.locks import Lock, Occupied
 
-COMMIT_SECONDS = 60.0  # between two commits, of which each writes the whole index
+# Seconds between two commits, of which each writes the whole index: the first ones, and at most.
+FIRST_COMMIT, COMMIT_SECONDS = 2.0, 60.0
 _CHUNK = 32  # files that a worker decodes at a time
 _MEASURED = 256  # files whose sizes show how much the others will take
 _NAME = 40  # characters of a data set's name in the name of its store
@@ -187,15 +188,15 @@ class _Filler:
         chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
         requests = [(chunk.tolist(), 0) for chunk in chunks]
         loader = build_decoding_loader(self.resizer, requests, num_workers=self.num_workers)
-        committed = time.monotonic()
+        committed, interval = time.monotonic(), min(FIRST_COMMIT, COMMIT_SECONDS)
         with store.append() as writer, self._watch(len(missing)) as progress:
             for chunk, packed in zip(chunks, iterate_decoded(loader), strict=True):
                 writer.write(self.keys[chunk], packed.numpy().view(np.uint64))
                 if progress is not None:
                     progress.advance(len(chunk))
-                if time.monotonic() - committed >= COMMIT_SECONDS:
+                if time.monotonic() - committed >= interval:
                     writer.commit()
-                    committed = time.monotonic()
+                    committed, interval = time.monotonic(), min(2 * interval, COMMIT_SECONDS)
 
     def _watch(self, total: int) -> contextlib.AbstractContextManager[Progress | None]:
         if self.console is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from args import ModelName
+from args import ModelName, Settings
 from input_pipeline import SOURCES
 from objective import OPTIMIZERS
 from reproduction import EXPERIMENTS, SCALES
@@ -27,7 +27,16 @@ JOB_MINUTES = 240
 DATA_DIR = "./data"
 
 # Flags that change the grid, in the order of a report's command, and those of a cluster.
-OVERRIDES = ("epochs", "sample_size", "test_sample_size", *(f"lr_{name}" for name in OPTIMIZERS))
+FILE_FLAGS = ("jpeg_draft", "resize_first", "skip_corrupt")  # of image files
+OVERRIDES = (
+    "epochs",
+    "sample_size",
+    "test_sample_size",
+    *(f"lr_{name}" for name in OPTIMIZERS),
+    *FILE_FLAGS,
+)
+# Flags of train.py that change no result.
+PASSED = ("cache_dir", "num_workers", "force_listing")
 GRID_FLAGS = ("dataset", "models", *OVERRIDES)
 CLUSTER_FLAGS = ("launcher", "job_minutes", "slurm")
 
@@ -115,6 +124,8 @@ def add_grid_flags(group: Any) -> None:
         full = f"full: {SCALES['full'].rates.get(name, 0.01):g}"
         rates = f"(default: the experiment's or the scale's; {full})"
         add(f"--lr_{name}", Positive, f"learning rate with {name} {rates}", metavar="X")
+    for name in FILE_FLAGS:
+        Settings.add_flag(group, name)
 
 
 def add_place_flags(group: Any) -> None:
@@ -134,6 +145,8 @@ def add_place_flags(group: Any) -> None:
         metavar="DIR",
         help=f"as in train.py (default: {DATA_DIR})",
     )
+    for name in PASSED:
+        Settings.add_flag(group, name)
     group.add_argument(
         "--jobs",
         type=check_value(Thousand),

@@ -142,7 +142,8 @@ def _build_run(
     settings["keep_checkpoints"] = None if kept == "all" else kept  # the default is not given
     given = {name: value for name, value in settings.items() if value is not None}
     spelled = _list_spelled(experiment, scale_name) - set(given_here)
-    own_words = [f"{name}{value}" for name, value in given_here.items()]
+    # A switch is named by its short form already.
+    own_words = [f"{name}{value}" for name, value in given_here.items() if value is not True]
     if rate_flag in overrides:
         own_words.append(f"lr{given['lr']:g}")
     complete_settings = complete(Settings.from_flags(given))
