@@ -167,6 +167,16 @@ def test_mistakes(tmp_path, capsys):
     assert_mistake(run("reproduce.py", "tsne", "--slurm", "gpu"), "gpu", "KEY=VALUE")
 
 
+def test_flags_of_image_files_reach_the_runs_and_shape_their_names(capsys, tmp_path):
+    flags = ["imagenet", "--scale", "full", "--data_dir", tmp_path, "--models", "ResNet50"]
+    own = ["--skip_corrupt", "--resize_first", "--cache_dir", "/c", "--num_workers", "3"]
+    assert reproduce.main([*map(str, flags), *own, "--dry_run"]) == 0
+    first = capsys.readouterr().out.splitlines()[0].split()
+    assert set(own) <= set(first)
+    name = first[first.index("--run_name") + 1]
+    assert name == "ResNet50_folder_CE_SGD_RRC_every90_resized_skipcorrupt_s0"
+
+
 def test_dry_run(capsys):
     assert reproduce.main(["table-cifar", "--scale", "full", "--dry_run", "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
