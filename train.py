@@ -45,6 +45,7 @@ from training.setup import (
     choose_graphs,
     count_bytes,
     decide_sync_bn,
+    describe_norm,
     find_smallest_share,
     pick_run_device,
     place_network,
@@ -177,7 +178,8 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
         if not run.resumed and world.is_first:
             run.write_config(settings, data.facts(), device_name, start.facts)
         log = RunLog(run, settings, world)
-        log.introduce(data, model, device_name, [*start.notes, *data.notes], space)
+        notes = [*start.notes, *describe_norm(settings, world), *data.notes]
+        log.introduce(data, model, device_name, notes, space)
         collapse = CollapseRecorder(run, data, batches, log.console, world)
         stop.wait_for_step()
         try:

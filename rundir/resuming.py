@@ -12,7 +12,7 @@ from rundir.config import read_config
 from rundir.names import CONFIG
 from utils.cli import MISTAKE, print_error
 from utils.errors import UserError
-from utils.world import let_first_print, read_rank
+from utils.world import claim_line
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -27,8 +27,7 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         message = str(error)
     except OSError as error:  # a directory that may not be read
         message = f"{error.filename}: {error.strerror}"
-    let_first_print()
-    if read_rank() == 0:
+    if claim_line():
         print_error("train.py", message)
     sys.exit(MISTAKE)
 

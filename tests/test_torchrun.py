@@ -123,8 +123,7 @@ def wait_in_c() -> None:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
 
 
-def test_mistakes_are_printed_once(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr("utils.world.HEAD_START", 0.5)
+def test_mistakes_are_printed_once(tmp_path, whole):
     for flags, words in (
         (["--batch_size", 6], "--batch_size of at least 8, not 6"),
         (["--graphs", "on"], "--graphs on is for one NVIDIA GPU"),

@@ -157,7 +157,8 @@ class RunLog:
         """Print the command that resumes a stopped run."""
         start = ["python"]
         if self._world.size > 1:
-            start = ["torchrun", f"--nproc_per_node={self._world.local_size}"]
+            one_node = ["--standalone"] * (self._world.size == self._world.local_size)
+            start = ["torchrun", *one_node, f"--nproc_per_node={self._world.local_size}"]
         words = [*start, "train.py", "--resume", "--run_name", self._run.name]
         if Path(self._settings.save_dir) != Path(Settings.model_fields["save_dir"].default):
             words += ["--save_dir", self._settings.save_dir]

@@ -88,6 +88,15 @@ def shares_statistics(settings: Settings, world: World) -> bool:
     return settings.batch_size // (world.size * settings.accumulate) < OWN_STATISTICS
 
 
+def describe_norm(settings: Settings, world: World) -> list[str]:
+    """Describe in a line for the log over what batch normalisation takes its statistics, if any."""
+    if world.size == 1 or not find_network(settings.model).batch_norm:
+        return []
+    shared = shares_statistics(settings, world)
+    over = "the whole batch (--sync_bn)" if shared else "a process's share (--no_sync_bn)"
+    return [f"batch normalisation takes its statistics over {over}"]
+
+
 def find_smallest_share(settings: Settings, world: World) -> int:
     """Find how many images a process needs: with its own statistics, batch normalisation two."""
     return 1 if world.size == 1 or shares_statistics(settings, world) else SMALLEST_BATCH

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.registry import find_name, suggest
 from utils.sharing import read_sharers
 from utils.signals import Stopped, StopSignal
-from utils.world import get_world, leave, let_first_print, read_rank, refuse_several
+from utils.world import claim_line, get_world, leave, read_rank, refuse_several
 
 MISTAKE, NOT_FINITE = 2, 3  # exit statuses: a user's mistake, a loss that is not finite
 LARGEST_INTEGER = 2**31 - 1
@@ -202,9 +202,7 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Exit with a message; of several processes one prints it."""
-        if status:
-            let_first_print()
-        super().exit(status, message if read_rank() == 0 else None)
+        super().exit(status, message if message and claim_line() else None)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # argparse drops "--" among the values; in "--flag=--" it is the value.
@@ -310,10 +308,7 @@ def _explain_error(
 
 def _print_once(program: str, message: str, error: BaseException) -> None:
     """Print why a command fails; of the processes of a job one does."""
-    world = get_world()
-    if world.size == 1:  # perhaps before the processes of a job are connected
-        let_first_print()
-    if world.claim_line(error) and (world.size > 1 or read_rank() == 0):
+    if claim_line(error):
         print_error(program, message)
 
 

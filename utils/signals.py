@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from utils.world import ALONE, read_rank, read_size
+from utils.world import ALONE, claim_line, get_world, read_size
 
 # Signals that Windows does not have: None there.
 SIGHUP: int | None = getattr(signal, "SIGHUP", None)
@@ -24,7 +24,11 @@ LOST = (
 )
 ALARM = 1000  # more than the number of any signal
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
+_heard = threading.Event()  # set once the main thread has taken a signal
 _stopping = False  # whether a stop was asked for, so that the program is about to end
+
+
+_installed: "StopSignal | None" = None  # in a job of several processes
 
 
 class StopSignal:
@@ -72,8 +76,6 @@ class StopSignal:
     def wait_for_step(self) -> None:
         """Remember requests from now on: the loop stops after its step."""
         self._remember = True
-        if self.world.size > 1:
-            _end_if_deaf(self)
 
     def install(self) -> "StopSignal":
         """Handle the signals from now on."""
@@ -81,6 +83,8 @@ class StopSignal:
             if number == SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
+        if read_size() > 1:
+            _end_if_deaf(self)
         return self
 
     def __enter__(self) -> "StopSignal":
@@ -98,22 +102,39 @@ class StopSignal:
     def _handle(self, number: int, _frame: Any) -> None:
         global _stopping
         self.number = number
+        _heard.set()
         if self._remember:
             _stopping = True
             if read_size() == 1:
                 signal.signal(number, signal.SIG_DFL)
             return
-        if self.world.claim_line() and read_rank() == 0:
-            print(self._message, file=sys.stderr)
+        if claim_line():
+            print(self.explain_early_end(), file=sys.stderr)
         sys.exit(self.exit_status)
+
+    def explain_early_end(self) -> str:
+        """Explain an end by a signal. A launcher stops all processes also when one has died."""
+        if self._remember:
+            return LOST
+        return self._message + (", or another process of this job ended" * (read_size() > 1))
+
+    @property
+    def patience(self) -> float:
+        """Seconds in which the main thread takes a signal; less while nothing can be lost."""
+        return DEAF_SECONDS if self._remember else DEAF_SECONDS / 10
 
 
 def _end_if_deaf(stop: StopSignal) -> None:
     """End this process, with a line, if a signal comes and the main thread does not take it.
 
-    Python handles signals in the main thread. If that waits for a GPU, which waits for a process
-    that has died, it takes none, and the launcher kills it 30 seconds after its SIGTERM.
+    Python handles signals in the main thread. If that waits in C, for another process or for a GPU
+    that waits for one, and the other has died, it takes none. The launcher kills it 30 seconds
+    after its SIGTERM. The `StopSignal` that was installed last counts.
     """
+    global _installed
+    watched, _installed = _installed is not None, stop
+    if watched:
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # gets each signal's number at once
@@ -121,11 +142,13 @@ def _end_if_deaf(stop: StopSignal) -> None:
     def watch() -> None:
         while os.read(reader, 1)[0] not in SIGNALS:
             pass
-        time.sleep(DEAF_SECONDS)
-        if stop.number is None:
-            if stop.world.claim_line():
-                print(f"train.py: error: {LOST}", file=sys.stderr, flush=True)
-            stop.world.abandon(128 + signal.SIGTERM)
+        assert _installed is not None
+        if _heard.wait(_installed.patience):
+            return
+        if claim_line():
+            print(f"error: {_installed.explain_early_end()}", file=sys.stderr, flush=True)
+        get_world().abandon(128 + signal.SIGTERM)
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 

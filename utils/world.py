@@ -6,8 +6,8 @@ Imports no torch, and `utils.distributed` only in a job of several processes.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from utils.errors import UserError
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # What torchrun tells each process of a job; every other launcher of torch.distributed does, too.
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-HEAD_START = 10  # seconds that the first process has to print a mistake that all have found
+# torchrun gives each process a file for its error, in a directory for each of them.
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 Result = TypeVar("Result")
 
@@ -179,14 +180,24 @@ def leave() -> None:
     _joined = ALONE
 
 
-def let_first_print() -> None:
-    """Wait before an exit with an error that all processes have, so that the first one prints it.
+def claim_line(error: BaseException | None = None) -> bool:
+    """Return whether this process prints why the job fails, see `World.claim_line`.
 
-    torchrun stops all processes once one has ended, and so ends this wait. Where `join` has
-    connected them, `World.claim_line` decides who prints.
+    Before `join` the processes have no connection. Those that torchrun has started on a machine
+    then decide by a file in the directory that it made for them: the first one prints.
     """
-    if read_rank() > 0:
-        time.sleep(HEAD_START)
+    if _joined.size > 1:
+        return _joined.claim_line(error)
+    place = os.environ.get(ERROR_FILE)
+    if read_size() == 1 or not place:
+        return read_rank() == 0
+    try:
+        os.close(os.open(Path(place).parent.parent / "line", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    except OSError:
+        return read_rank() == 0
+    return True
 
 
 def refuse_several(program: str) -> None:
