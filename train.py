@@ -42,6 +42,7 @@ from training.setup import (
     build_average,
     build_optimizer,
     build_run_step,
+    check_processes,
     choose_graphs,
     count_bytes,
     decide_sync_bn,
@@ -155,6 +156,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     """Choose the run directory, build data and network, train; return the exit status."""
     world = stop.world = join(gpus=settings.gpu_id >= 0)
     set_determinism(settings.deterministic)
+    world.check(lambda: check_processes(settings, world))
     device, device_name = world.check(lambda: pick_run_device(settings, world))
     if settings.compile:
         world.check(lambda: check_compiler(device))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from input_pipeline import PIXELS
+from input_pipeline.cache import compute_hash
 from input_pipeline.decoding import build_decoding_loader, iterate_decoded
 from input_pipeline.image_files import open_rgb, shrink
 from input_pipeline.paths import iterate_names
@@ -91,7 +92,7 @@ def _make_keys(paths: Sequence[str], root: Path, side: int) -> np.ndarray:
         b"%d %d %d %d %s" % (PIXELS, side, *both, name)
         for name, both in zip(names, facts, strict=True)
     )
-    digests = b"".join(hashlib.blake2b(text, digest_size=16).digest() for text in texts)
+    digests = b"".join(compute_hash(text).digest() for text in texts)
     return np.frombuffer(digests, "S16")
 
 

@@ -49,11 +49,8 @@ def choose_graphs(
     return settings.graphs
 
 
-def pick_run_device(settings: Settings, world: World) -> tuple[torch.device, str]:
-    """Return the device of a process and its name, which also tells how many processes there are.
-
-    Raises UserError if the device cannot be used, or the batch is too small for the processes.
-    """
+def check_processes(settings: Settings, world: World) -> None:
+    """Refuse a batch too small for the processes, and --sync_bn for one. Raises UserError."""
     shares = world.size * settings.accumulate
     if settings.batch_size < SMALLEST_BATCH * shares:
         parts = f" with --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
@@ -64,6 +61,13 @@ def pick_run_device(settings: Settings, world: World) -> tuple[torch.device, str
     if world.size == 1 and settings.sync_bn is not None and not settings.resume:
         flag = "--sync_bn" if settings.sync_bn else "--no_sync_bn"
         raise UserError(f"{flag} has no effect here: it is for several processes (torchrun)")
+
+
+def pick_run_device(settings: Settings, world: World) -> tuple[torch.device, str]:
+    """Return the device of a process, and its name with how many processes there are.
+
+    Raises UserError if the device cannot be used.
+    """
     given = "gpu_id" in settings.model_fields_set
     device, name = pick_device(settings.gpu_id, given=given, local_rank=world.local_rank)
     return device, f"{world.size} processes, the first on {name}" if world.size > 1 else name

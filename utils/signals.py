@@ -25,7 +25,6 @@ LOST = (
 ALARM = 1000  # more than the number of any signal
 PARENT = "STOP_WITH_PARENT"  # environment variable: the process with which a child stops
 _heard = threading.Event()  # set once the main thread has taken a signal
-_stopping = False  # whether a stop was asked for, so that the program is about to end
 
 
 _installed: "StopSignal | None" = None  # in a job of several processes
@@ -100,11 +99,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: Any) -> None:
-        global _stopping
         self.number = number
         _heard.set()
         if self._remember:
-            _stopping = True
             if read_size() == 1:
                 signal.signal(number, signal.SIG_DFL)
             return
@@ -190,5 +187,5 @@ def stop_with_parent() -> None:
 def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    if not _stopping:  # a second signal would end a stop that is under way
+    if not _heard.is_set():  # a second signal would end a stop that is under way
         os.kill(os.getpid(), signal.SIGTERM)

@@ -26,7 +26,7 @@ from utils.registry import load_function
 
 CPU = torch.device("cpu")
 SMALL = ["--model", "mlp", "--img_size", "8", "--num_images", "64", "--batch_size", "16"]
-SMALL += ["--num_classes", "4", "--steps", "1", "--rounds", "1", "--gpu_id", "-1"]
+SMALL += ["--num_classes", "4", "--steps", "1", "--rounds", "2", "--gpu_id", "-1"]
 
 
 @pytest.fixture
