@@ -19,7 +19,7 @@ from reproduction.launch import Outcome
 from reproduction.pictures import Call
 from reproduction.work import Work
 from tests.helpers import assert_mistake, read_refusal, run, start
-from theory.minimum import predict
+from theory.balanced import find_balanced_minimum
 from utils.errors import UserError
 from utils.files import read_csv, write_json
 
@@ -96,7 +96,7 @@ def test_score_figures_and_a_run_that_fails(tmp_path, monkeypatch):
     assert f"{bad.name}: it is broken" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "scores_MLP_digits.png").exists()
     rows = [row for row in read_csv(tmp_path / "out" / "results.csv") if row["mean"]]
-    exact = predict("CE", 10, 3.2, 5e-4, 5e-4, good.settings.weight_decay_bias)
+    exact = find_balanced_minimum("CE", 10, 3.2, 5e-4, 5e-4, good.settings.weight_decay_bias)
     assert rows[0]["measure"] == "positive_mean"
     assert float(rows[0]["predicted"]) == pytest.approx(exact.positive_score)
 
