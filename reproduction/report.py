@@ -175,7 +175,8 @@ def _explain(report: Report) -> str:
             f"**The paper's numbers under `{column}` are context**: they are of another network, "
             "other data or longer training than ours, so no difference is shown."
         )
-    if contexts and work.runs:
+    losses = {result.labels["loss"] for result in report.results}
+    if contexts and work.runs and len(losses) > 1:
         lines.append(
             f"Only the direction from {' to '.join(work.experiment.losses)} can be compared."
         )

@@ -8,7 +8,13 @@ import pytest
 from metrics import MEASURES
 from reproduction import EXPERIMENTS, OVER_EPOCHS, published
 from reproduction.grid import build_grid
-from reproduction.pictures import draw_accuracies, draw_scores, draw_tsne, list_evaluations
+from reproduction.pictures import (
+    draw_accuracies,
+    draw_curves,
+    draw_scores,
+    draw_tsne,
+    list_evaluations,
+)
 from reproduction.report import Report, build_report, format_tables_plainly
 from reproduction.results import (
     Result,
@@ -210,6 +216,24 @@ def test_pictures_of_an_earlier_tsne_are_outdated(tmp_path):
     assert call.flags[:2] == [str(work.locate(run)) for run in work.runs if run.settings.seed == 0]
     assert call.flags[2:4] == ["--checkpoints", "2-3"]
     assert [path.name for path in drawing.pictures] == ["tsne_epoch_003.png", "tsne.gif"]
+
+
+def test_pictures_of_a_part(tmp_path):
+    work = plan(tmp_path, "tsne", seeds=2, overrides={"epochs": 3})
+    second = replace(work, runs=[run for run in work.runs if run.settings.seed == 1])
+    (call,) = draw_tsne(second).calls
+    assert call.flags[:2] == [str(work.locate(run)) for run in second.runs]
+    work = plan(tmp_path, "nc-curves")
+    assert "--out" in list_evaluations(work)[0].flags
+    single = replace(work, runs=work.runs[:1])
+    assert "--out" not in list_evaluations(single)[0].flags  # eval_nc.py refuses it for one run
+    single.out.mkdir()
+    (single.out / "nc_curves_overlay.png").touch()
+    single.locate(single.runs[0]).mkdir()
+    (single.locate(single.runs[0]) / "nc_curves.png").write_bytes(b"curves")
+    drawing = draw_curves(single)
+    assert drawing.pictures[0].read_bytes() == b"curves"
+    assert drawing.outdated == [single.out / "nc_curves_overlay.png"]
 
 
 def test_a_report_names_runs_without_a_result(tmp_path):
