@@ -19,17 +19,17 @@ from typing import Any
 
 from args import Settings, complete
 from input_pipeline import SOURCES
-from objective import OPTIMIZERS
 from reproduction.checks import (
     check_data,
     explain_confirmation,
     needs_confirmation,
     refuse_cost,
+    refuse_idle_flags,
     refuse_lost_checkpoints,
+    refuse_other_classes,
 )
 from reproduction.cost import Cost, estimate_cost
 from reproduction.flags import (
-    CLUSTER_FLAGS,
     DATA_DIR,
     GRID_FLAGS,
     JOB_MINUTES,
@@ -73,7 +73,6 @@ TIMING = [
 ]
 STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from there"
 STOPPED_STATUSES = tuple(128 + number for number in SIGNALS)  # of a script that was stopped
-REPEATS = ("seeds", "jobs", "gpus_per_run")  # numbers that are 1 by default
 LOCK = ".reproduce.lock"
 STAMP = "report.json"  # names the result in a directory: another result must not replace it
 
@@ -91,7 +90,7 @@ def reproduce(args: argparse.Namespace) -> int:
     """
     refuse_several("reproduce.py")
     work = plan_work(args)
-    refuse_idle_flags(args, work)
+    refuse_idle_flags(vars(args), work)
     if args.dry_run:
         print_commands(work, args)
         print_cost(work, args)
@@ -99,6 +98,8 @@ def reproduce(args: argparse.Namespace) -> int:
     for run in work.runs:  # refuse an existing run with other settings before any run starts
         complete(take_over_settings(Settings.from_flags(list_settings(work, run, args))))
     refuse_lost_checkpoints(work)
+    if args.copy_of:
+        refuse_other_classes(work, args.copy_of)
     stamp = build_stamp(work, args)
     lock = prepare_results(work.out, stamp)  # held until the work is done
     begun, console = time.monotonic(), Console()
@@ -134,6 +135,7 @@ def plan_work(args: argparse.Namespace) -> Work:
         datasets=[args.dataset] if args.dataset else None,
         models=args.models,
         overrides={name: value for name, value in overrides.items() if value is not None},
+        copy_of=args.copy_of,
     )
     runs = select_runs(grid, [split_assignment(text) for text in args.only or ()])
     save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
@@ -147,29 +149,6 @@ def plan_work(args: argparse.Namespace) -> Work:
             f"the runs have {smallest}"
         )
     return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id, args.data_dir)
-
-
-def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
-    """Refuse a flag that has no effect in this combination. Raises UserError."""
-    reasons = {}
-    if not work.runs:
-        counts = [name for name in REPEATS if getattr(args, name) > 1]
-        idle = (*GRID_FLAGS, *PASSED, "gpu_ids", *CLUSTER_FLAGS, *counts)
-        reasons = dict.fromkeys(idle, f"{work.name} trains nothing")
-    if not args.launcher:
-        reasons["job_minutes"] = "it belongs to --launcher"
-    if args.launcher != "slurm":
-        reasons["slurm"] = "it belongs to --launcher slurm"
-    used = {run.settings.optimizer for run in work.runs}
-    for name in OPTIMIZERS if work.runs else ():
-        if name not in used:
-            reasons[f"lr_{name}"] = f"no run uses {name}"
-    for name, reason in reasons.items():
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} has no effect here: {reason}")
-    streams = any(SOURCES[run.settings.dataset].streams for run in work.runs)
-    if streams and args.data_dir == DATA_DIR and not args.dry_run:
-        raise UserError("an image folder needs --data_dir, which holds train/ and test/ or val/")
 
 
 def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[str, Any]:

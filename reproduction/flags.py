@@ -37,7 +37,7 @@ OVERRIDES = (
 )
 # Flags of train.py that change no result.
 PASSED = ("cache_dir", "num_workers", "force_listing")
-GRID_FLAGS = ("dataset", "models", "only", *OVERRIDES)
+GRID_FLAGS = ("dataset", "copy_of", "models", "only", *OVERRIDES)
 CLUSTER_FLAGS = ("launcher", "job_minutes", "slurm")
 
 # Options of sbatch on which the number of processes and their GPUs depend.
@@ -115,6 +115,14 @@ def add_grid_flags(group: Any) -> None:
     datasets = ", ".join(f"{n} {', '.join(s.datasets)}" for n, s in SCALES.items() if s.datasets)
     networks = ", ".join(f"{n} {', '.join(s.models)}" for n, s in SCALES.items() if s.models)
     add("--dataset", name_of(SOURCES, "data set"), in_place.format("data sets", datasets))
+    copied = (
+        "the paper's data set that a folder holds a copy of, such as cifar10 as JPEG: its numbers"
+    )
+    add(
+        "--copy_of",
+        name_of(SOURCES, "data set"),
+        f"{copied} stand beside ours, without a difference (default: none)",
+    )
     add("--models", ModelName, in_place.format("networks", networks), nargs="+")
     group.add_argument(
         "--only",

@@ -11,6 +11,7 @@ from typing import Any
 
 from args import Settings
 from input_pipeline import SOURCES
+from reproduction.differences import list_differences
 from reproduction.grid import GridRun
 from reproduction.results import (
     Result,
@@ -118,6 +119,16 @@ def _list_tables(report: Report, tabulate: Any) -> list[str]:
     return tables
 
 
+def _list_differences(report: Report) -> list[str]:
+    """Say in one line what differs from the paper, if its numbers are context."""
+    if not any(result.context for result in report.results):
+        return []
+    runs = (each.run for each in report.trained)
+    found = (line for run in runs for line in list_differences(report.work, run))
+    lines = list(dict.fromkeys(found))
+    return [f"Differs from the paper's runs: {escape('; '.join(lines))}."] if lines else []
+
+
 def _list_facts(report: Report) -> list[str]:
     """Return scale, data, training, machine and date."""
     scale = f"Scale: {report.work.scale_name}."
@@ -134,6 +145,7 @@ def _list_facts(report: Report) -> list[str]:
         *(f"Data: {line}." for line in sorted({_describe_data(each.config) for each in trained})),
         f"Training: {settings.epochs} epochs, batch {settings.batch_size}, learning rate "
         f"{', '.join(rates)}, {settings.schedule} schedule; seed {', '.join(map(str, seeds))}.",
+        *_list_differences(report),
         f"Machine: {environment.get('processor') or name_processor()}, device "
         f"{environment.get('device')}. Python {environment.get('python')}, "
         f"{_format_packages(environment)}.",
@@ -173,7 +185,7 @@ def _explain(report: Report) -> str:
         column = f"paper ({min(contexts)})" if len(contexts) == 1 else "paper (…)"
         lines.append(
             f"**The paper's numbers under `{column}` are context**: they are of another network, "
-            "other data or longer training than ours, so no difference is shown."
+            "other data or other settings than ours, so no difference is shown."
         )
     losses = {result.labels["loss"] for result in report.results}
     if contexts and work.runs and len(losses) > 1:

@@ -130,6 +130,21 @@ def test_published_numbers_belong_to_the_papers_settings():
     assert others[1].look_up_published(EXPERIMENTS["imagenet"]) == imagenet
 
 
+def test_differences_from_the_papers_runs():
+    def find(name, scale, **options):
+        return build_grid(name, scale, **options)[0].differences
+
+    assert find("table-cifar", "full") == find("table-cifar", "full", datasets=["folder"]) == {}
+    given = {"epochs": 100, "sample_size": 3, "lr_SGD": 0.5, "lr_AdamW": 0.4}
+    found = find("nc-curves", "full", overrides=given)
+    assert found == {"sample_size": (3, None), "lr": (0.5, 0.01)}
+    # The sizes of another network are not compared, but that of the batch is.
+    smoke = find("nc-curves", "smoke")
+    assert set(smoke) == {"lr", "batch_size", "epochs", "sample_size", "test_sample_size"}
+    assert set(find("long-tail", "smoke")) == {*smoke}
+    assert find("imagenet", "full", overrides={"lr_SGD": 0.3}) == {}  # a recipe is not the paper's
+
+
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(UserError, match="min_lr"):
         build_grid("nc-curves", "full", overrides={"lr_SGD": 1e-9})
