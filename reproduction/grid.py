@@ -112,14 +112,20 @@ def build_grid(
         models or size.models or experiment.models,
         experiment.losses,
         *axes.values(),
-        range(seeds),
     )
     names = ("dataset", "model", "loss", *axes)
-    own = overrides or {}
+    labels = [dict(zip(names, values, strict=True)) for values in combinations]
     return [
-        _build_run(experiment, scale, dict(zip(names, values, strict=True)), seed, own, copy_of)
-        for *values, seed in combinations
+        _build_run(experiment, scale, each, seed, overrides or {}, copy_of)
+        for each, seed in itertools.product(labels, range(seeds))
+        if _has_values(experiment, each)
     ]
+
+
+def _has_values(experiment: Experiment, labels: Mapping[str, Any]) -> bool:
+    """Return whether the loss of a setting has the other values of it."""
+    allowed = experiment.of_losses.get(labels["loss"], {})
+    return all(labels[name] in values for name, values in allowed.items())
 
 
 def _build_run(
@@ -259,7 +265,8 @@ def _list_name_words(given: Mapping[str, Any], spelled: Collection[str]) -> Iter
         if value is None or value is False:
             continue
         if short is not None:
-            yield short.format(value)
+            # A word may stand in place of a number.
+            yield (short.replace(":g", "") if isinstance(value, str) else short).format(value)
         elif name in spelled:
             yield name if value is True else f"{name}{_format_value(value)}"
 

@@ -88,14 +88,19 @@ def draw_scores(work: Work) -> Drawing:
 
 def draw_tsne(work: Work) -> Drawing:
     """Draw the features of the runs with the first seed over the epochs, side by side."""
-    seed = min(run.settings.seed for run in work.finished)
-    first = [run for run in work.finished if run.settings.seed == seed]
+    first = list_first_seed(work)
     epochs = _count_epochs(work)
     begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)
     flags = [*_list_directories(work, first), "--checkpoints", f"{begin}-{end}"]
     call = Call("eval_tsne", [*flags, "--out", str(work.out), *list_device_flags(work.gpu_id)])
     pictures = [work.out / f"tsne_epoch_{end:03d}.png", work.out / "tsne.gif"]
     return Drawing(pictures, [call], sorted(work.out.glob("tsne_epoch_*.png")))
+
+
+def list_first_seed(work: Work) -> list[GridRun]:
+    """Return the finished runs with the smallest of their seeds."""
+    seed = min(run.settings.seed for run in work.finished)
+    return [run for run in work.finished if run.settings.seed == seed]
 
 
 def draw_accuracies(work: Work) -> Drawing:

@@ -6,11 +6,11 @@ import pytest
 
 from args import Settings, parse_settings
 from input_pipeline import SOURCES
-from metrics import MEASURES
 from objective import LOSSES, OPTIMIZERS
 from objective.schedules import compute_learning_rate
-from reproduction import EXPERIMENTS, OVER_EPOCHS, SCALES, Experiment, choose_epochs
+from reproduction import EXPERIMENTS, SCALES, Experiment, choose_epochs
 from reproduction.grid import build_grid
+from reproduction.readings import find_reading
 from tests.helpers import OWN_NETWORKS
 from utils.errors import UserError
 from utils.registry import load_function
@@ -35,7 +35,8 @@ def test_entries_name_what_there_is(name):
     assert set(experiment.models) <= set(OWN_NETWORKS)
     assert set(experiment.losses) <= set(LOSSES)
     assert set(experiment.axes.get("optimizer", ())) <= set(OPTIMIZERS)
-    assert {measure.removesuffix(OVER_EPOCHS) for measure in experiment.measures} <= set(MEASURES)
+    for measure in experiment.measures:
+        assert find_reading(measure).measure.heading in find_reading(measure).title
     assert set(experiment.smaller) <= set(SCALES)
     assert set(experiment.recipes) <= set(SCALES)
     chosen = (*experiment.smaller.values(), *experiment.recipes.values())

@@ -16,6 +16,7 @@ from reproduction.pictures import (
     draw_tsne,
     list_evaluations,
 )
+from reproduction.readings import read_values
 from reproduction.report import Report, build_report, format_report, format_tables_plainly
 from reproduction.results import (
     Result,
@@ -24,7 +25,6 @@ from reproduction.results import (
     format_results,
     format_tables,
     list_rows,
-    read_values,
 )
 from reproduction.work import Work
 from utils.console import format_markdown
