@@ -221,7 +221,8 @@ def _find_differences(
         left_out |= set(Settings.names(builds="model"))
     if "lr" in experiment.recipes.get(PAPERS, {}):
         left_out.add("lr")
-    pairs = {name: (ours, papers.values()[name]) for name, ours in settings.get_shaping().items()}
+    theirs = papers.get_shaping()
+    pairs = {name: (ours, theirs[name]) for name, ours in settings.get_shaping().items()}
     return {k: pair for k, pair in pairs.items() if k not in left_out and pair[0] != pair[1]}
 
 

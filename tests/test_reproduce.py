@@ -175,7 +175,6 @@ def test_mistakes(tmp_path, capsys):
     assert "give another --out" in refuse("imagenet", "--out", tmp_path)
     assert "give another --out" in refuse("tsne", "--scale", "cpu", *part, "--out", tmp_path)
     assert_mistake(run("reproduce.py", "table-mnist"), "table-mnist", "nc-curves")
-    assert_mistake(run("reproduce.py", "tsne", "--slurm", "gpu"), "gpu", "KEY=VALUE")
 
 
 def test_flags_of_image_files_reach_the_runs_and_shape_their_names(capsys, tmp_path):
@@ -277,6 +276,7 @@ def test_dry_run_of_several_processes(monkeypatch, capsys):
     ("flags", "words"),
     [
         (["--only", "loss"], "'loss' is not of the form KEY=VALUE"),
+        (["--slurm", "gpu"], "'gpu' is not of the form KEY=VALUE"),
         (["--gpu_id", "0", "--gpu_ids", "1"], "not allowed with argument --gpu_id"),
         (["--gpu_ids", "1", "0", "1"], "1 is named twice"),
         (["--gpu_ids", "0", "-1"], "'-1' must be at least 0"),

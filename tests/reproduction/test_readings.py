@@ -96,15 +96,17 @@ def test_a_loss_can_have_fewer_settings(starts):
 
 
 def test_pictures_of_the_starts(starts, tmp_path):
-    runs = build_grid("bias-start", "smoke", seeds=2)
+    grid = build_grid("bias-start", "smoke", seeds=2)
+    runs = [run for run in grid if run.settings.optimizer == "SGD"]
     work = Work("bias-start", "smoke", runs, tmp_path, tmp_path, failed={runs[-1].name: "stopped"})
     for run in work.finished:
         exact = None if run.settings.loss == "CE" else 5.8
         write_run(work.locate(run), [0.9, 0.1], [0.0, 5.0], exact)
     drawing = draw_starts(work)
-    names = ["starts_MLP_digits_SGD.png", "starts_MLP_digits_AdamW.png", "scores_MLP_digits.png"]
-    assert [path.name for path in drawing.pictures] == names
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawing.pictures[:2])
+    picture, scores = drawing.pictures
+    assert picture.name == "starts_MLP_digits_SGD.png"
+    assert scores.name == "scores_MLP_digits.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
     (call,) = drawing.calls
     assert isinstance(call, Call) and call.script == "eval_scores"
     assert sum(word.endswith("_s0") for word in call.flags) == len(runs) / 2
