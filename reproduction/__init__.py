@@ -55,7 +55,8 @@ class Experiment:
         what: its content in one or two sentences.
         datasets, models: those of the paper. An experiment without any trains nothing.
         losses: the losses to compare; the report subtracts the first from the others.
-        axes: settings of train.py that the grid spans besides data set, model, loss and seed.
+        axes: settings of train.py that the grid spans besides data set, model, loss and seed. A
+            value of None is the default, which is not given.
         smaller: axes in place of those of `axes`, by scale.
         of_losses: the values of axes that a loss has, where it does not have all, by loss.
         fixed: settings of all its runs.
@@ -286,8 +287,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="Where the bias starts",
         what="Training from biases that begin at different values. With CE and classes of equal "
         "size, the level of the bias is free and begins at 0. This experiment is not the paper's.",
-        axes={"optimizer": ("SGD", "AdamW"), "bias_init_mean": (0,)},
-        of_losses={"CE": {"bias_init_mean": (0,)}},
+        # None: 0, the default. nc-curves has these runs, too.
+        axes={"optimizer": ("SGD", "AdamW"), "bias_init_mean": (None,)},
+        of_losses={"CE": {"bias_init_mean": (None,)}},
         fixed={"sep_decay": True},
         save_every=1,
         checkpoints="all",

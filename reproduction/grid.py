@@ -158,7 +158,7 @@ def _build_run(
         name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
         given=given,
         settings=settings,
-        group=tuple((name, given.get(name)) for name in labels),
+        group=tuple((name, given.get(name, getattr(settings, name))) for name in labels),
         stands_for=stands_for,
         is_copy=is_copy,
         differences=differences,

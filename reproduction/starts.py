@@ -58,7 +58,8 @@ def _build_curves(work: Work, runs: Sequence[GridRun]) -> list[Any]:
     curves = []
     for group, seeds in members.items():
         labels = dict(group)
-        start = STARTS.get(labels["bias_init_mean"], f"{labels['bias_init_mean']}")
+        value = labels["bias_init_mean"]
+        start = STARTS.get(value, value) if isinstance(value, str) else f"{value:g}"
         rows = [_read_rows(work.locate(run)) for run in seeds]
         loss = labels["loss"]
         curves.append(Curve(f"{loss}, bias from {start}", loss, labels["optimizer"], rows))

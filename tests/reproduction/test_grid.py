@@ -61,6 +61,8 @@ def test_the_papers_grids():
     # t-SNE is drawn of runs that the curves have trained.
     curves = {run.name for run in build_grid("nc-curves", "full")}
     assert {run.name for run in build_grid("tsne", "full")} < curves
+    # As are those that begin with a bias of 0.
+    assert curves <= {run.name for run in build_grid("bias-start", "full")}
 
 
 def test_imagenet_is_trained_as_torchvisions_references_do():

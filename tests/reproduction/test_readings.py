@@ -84,7 +84,7 @@ def test_losses_are_compared_where_they_have_the_same_scale():
 def starts(monkeypatch):
     """The experiment with starts that are numbers."""
     entry = EXPERIMENTS["bias-start"]
-    axes = {**entry.axes, "bias_init_mean": (0, 2, 6)}
+    axes = {**entry.axes, "bias_init_mean": (None, 2, 6)}
     monkeypatch.setitem(EXPERIMENTS, "bias-start", replace(entry, axes=axes))
 
 
