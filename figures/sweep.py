@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -19,18 +20,20 @@ class SweepPoint:
 
     Attributes:
         value: the value of the swept setting.
-        predicted: positive_score, negative_score and bias of the exact minimum; None without a
-            prediction.
-        found: the same for the minimum found, and NAME_min and NAME_max of each.
+        predicted: positive_score, negative_score and bias of the exact minimum, and the extremes
+            NAME_min and NAME_max of each; None without a prediction.
+        found: the same for the minimum found.
     """
 
     value: float
-    predicted: Mapping[str, float | None]
-    found: Mapping[str, float]
+    predicted: Mapping[str, Any]
+    found: Mapping[str, Any]
 
 
 def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt.Figure:
     """Draw scores and bias over a sweep: predictions as lines, found values as marks.
+
+    Where the classes differ these are means; bands and bars show the extremes.
 
     Args:
         title: above the axes.
@@ -41,9 +44,11 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
         figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
         places = range(len(points))
         for name, look in SCORE_LOOKS.items():
-            expected = [point.predicted[name] for point in points]
-            line = [math.nan if value is None else value for value in expected]
+            line, lowest, highest = (
+                _list_expected(points, name + end) for end in ("", "_min", "_max")
+            )
             axis.plot(places, line, color=look.colour, linestyle="--", linewidth=1.4)
+            axis.fill_between(places, lowest, highest, color=look.colour, alpha=0.15, linewidth=0)
             axis.errorbar(
                 places,
                 [point.found[name] for point in points],
@@ -56,12 +61,28 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
                 label=f"{look.title}, found",
             )
         axis.plot([], [], color="black", linestyle="--", linewidth=1.4, label="exact prediction")
+        if any(_is_spread(point) for point in points):
+            axis.fill_between(
+                [], [], [], color="black", alpha=0.15, linewidth=0, label="exact range"
+            )
         axis.set_xticks(places, [f"{point.value:g}" for point in points])
         axis.set_xlabel(axis_label)
         axis.set_title(wrap_name(title, 0.9 * WIDTH), fontsize=9)
         handles, names = axis.get_legend_handles_labels()
         add_legend(figure, handles, names, 2)
     return figure
+
+
+def _is_spread(point: SweepPoint) -> bool:
+    """Return whether the exact positive scores differ."""
+    low, high = (point.predicted[f"positive_score_{end}"] for end in ("min", "max"))
+    return low is not None and high - low > 1e-6
+
+
+def _list_expected(points: Sequence[SweepPoint], name: str) -> list[float]:
+    """Return a predicted value of each point; nan without a prediction."""
+    values = [point.predicted[name] for point in points]
+    return [math.nan if value is None else value for value in values]
 
 
 def _list_distances(points: Sequence[SweepPoint], name: str, end: str) -> list[float]:

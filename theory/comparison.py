@@ -1,15 +1,18 @@
-"""Predicted and found minimum side by side: their quantities, differences and table."""
+"""Predicted and found minimum side by side: their quantities, differences and tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from theory.balanced import BalancedMinimum
 from theory.minimiser import FoundMinimum
+from theory.minimum import Prediction
+from theory.problem import Problem
 
 FLAT = 1e-6  # L-BFGS cannot lower a loss that exceeds the minimum by less than this share
 
@@ -21,10 +24,12 @@ class Quantity:
     Attributes:
         title: its title in the table.
         is_relative: whether differences are relative if the predicted value is above 1.
+        of_classes: the name of its values of the classes, [K]; "" for a single number.
     """
 
     title: str
     is_relative: bool = False
+    of_classes: str = ""
 
 
 COLLAPSE_QUANTITIES = {
@@ -32,11 +37,16 @@ COLLAPSE_QUANTITIES = {
     "nc2": Quantity("NC2 (classifier)"),
     "nc2_h": Quantity("NC2 (class means)"),
     "nc3": Quantity("NC3"),
+    "compactness": Quantity("compactness"),
+    "distinctiveness": Quantity("distinctiveness"),
+}
+CLASS_QUANTITIES = {
+    "positive_score": Quantity("positive score", of_classes="positive_scores"),
+    "negative_score": Quantity("negative score", of_classes="negative_scores"),
+    "bias": Quantity("bias", of_classes="biases"),
 }
 QUANTITIES = {
-    "positive_score": Quantity("positive score"),
-    "negative_score": Quantity("negative score"),
-    "bias": Quantity("bias"),
+    **CLASS_QUANTITIES,
     "loss_value": Quantity("loss", is_relative=True),
     "weight_norm_squared": Quantity("|W|^2", is_relative=True),
     **COLLAPSE_QUANTITIES,
@@ -45,36 +55,62 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The predicted and the found minimum of one setting.
+    """The predicted and the found minimum of one problem.
 
     Attributes:
-        predicted: the exact minimum.
+        problem: the problem.
+        predicted: the exact minimum; None without one that is certified.
         found: the minimum that L-BFGS arrived at.
-        objection: the reason why the theory does not apply; None if it applies.
-        expected: predicted values by the names of `QUANTITIES`; None without a prediction.
-        measured: found values by the same names and others (see `collect_measured`).
+        objection: the reason why there is no prediction; None if there is one.
+        expected: predicted values by the names of `QUANTITIES`; None without a prediction. Scores
+            and bias are means, over the samples and over the classes; NAME_min and NAME_max are the
+            least and the largest single one, and `Quantity.of_classes` the means of the classes,
+            [K]. So are weight_norms and feature_norms. gap is the prediction's.
+        measured: found values by the same names without gap, and gradient.
     """
 
-    predicted: BalancedMinimum
+    problem: Problem
+    predicted: Prediction | None
     found: FoundMinimum
     objection: str | None
-    expected: dict[str, float | None]
-    measured: dict[str, float]
+    expected: dict[str, Any]
+    measured: dict[str, Any]
+
+    @cached_property
+    def class_differences(self) -> dict[str, np.ndarray]:
+        """The largest difference within each class of scores and biases, [K]; empty without any.
+
+        Each score of each sample counts. A free level of the bias does not.
+        """
+        if self.objection is not None or self.predicted is None:
+            return {}
+        labels = self.found.labels
+        exact = self.predicted.scores.expand(self.predicted.group_of)
+        apart = np.abs(self.found.features @ self.found.weight.T - exact.T[labels])
+        rows = np.arange(len(labels))
+        own = apart[rows, labels].copy()
+        apart[rows, labels] = 0
+        differences = {
+            "positive_score": _find_largest(own, labels),
+            "negative_score": _find_largest(apart.max(axis=1), labels),
+            "bias": np.abs(np.subtract(self.measured["biases"], self.expected["biases"])),
+        }
+        return {name: differences[name] for name in self.list_quantities() if name in differences}
 
     def find_largest_difference(self) -> tuple[float, str]:
         """Return the largest difference and the name of its quantity.
 
-        Scores and biases count with their whole spread. A bias without a prediction needs only be
-        the same for all classes. A NaN counts as infinite.
+        It names the class, too, if the classes differ. A NaN counts as infinite.
         """
         differences = {}
-        for name, value in self.expected.items():
+        for name, values in self.class_differences.items():
+            worst = int(np.argmax(values))  # the first NaN, if there is one
+            differences[self._name_class(name, worst)] = float(values[worst])
+        for name in QUANTITIES.keys() - CLASS_QUANTITIES.keys():
+            value = self.expected[name]
             if value is not None:
-                differences[name] = self._measure_difference(name, value)
-        if self.expected["bias"] is None:
-            spread = self.measured["bias_max"] - self.measured["bias_min"]
-            differences["spread of the bias"] = spread
-        # A NaN counts as the largest difference.
+                scale = max(1.0, abs(value)) if QUANTITIES[name].is_relative else 1.0
+                differences[name] = abs(self.measured[name] - value) / scale
         largest = max(
             differences, key=lambda name: (math.isnan(differences[name]), differences[name])
         )
@@ -83,123 +119,210 @@ class Comparison:
 
     def is_flat(self) -> bool:
         """Return whether the losses agree so well that L-BFGS had no reason to go on."""
-        return abs(self.excess) <= FLAT * abs(self.predicted.loss_value)
+        return self.predicted is not None and abs(self.excess) <= FLAT * abs(
+            self.predicted.loss_value
+        )
 
     @property
     def excess(self) -> float:
-        """The found loss minus the minimum."""
-        return self.found.loss_value - self.predicted.loss_value
+        """The found loss minus the minimum; NaN without a prediction."""
+        exact = math.nan if self.predicted is None else self.predicted.loss_value
+        return self.found.loss_value - exact
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all classes have one size, and therefore the same scores and bias."""
+        return self.problem.is_balanced
+
+    def list_quantities(self) -> dict[str, Quantity]:
+        """Return the quantities of this problem; without a bias there is none of it."""
+        leave_out = {"bias"} if self.problem.bias_mode == "none" else set()
+        return {name: each for name, each in QUANTITIES.items() if name not in leave_out}
 
     def list_rows(self) -> list[list[str]]:
-        """Return the cells of a table: quantity, predicted, found, difference."""
+        """Return the cells of a table: quantity, predicted, found, difference.
+
+        Scores and bias have three rows: their means, and the least and the largest value that was
+        found or, where the classes differ, the two values of the class with the largest difference.
+        """
         rows = []
-        for name, quantity in QUANTITIES.items():
-            value = self.expected[name]
-            for suffix in ("_min", "_max") if f"{name}_min" in self.measured else ("",):
-                found = self.measured[name + suffix]
-                difference = "" if value is None else f"{found - value:.1e}"
-                title = quantity.title + suffix.replace("_", ", ")
-                rows.append([title, format_number(value), format_number(found), difference])
+        for name, quantity in self.list_quantities().items():
+            mean = ", mean" if quantity.of_classes and not self.is_uniform else ""
+            rows.append(self._format_row(quantity.title + mean, name, name))
+            if not quantity.of_classes:
+                continue
+            if self.is_uniform:
+                rows += [
+                    self._format_row(f"{quantity.title}, {end}", name, f"{name}_{end}")
+                    for end in ("min", "max")
+                ]
+            elif name in self.class_differences:
+                rows.append(self._format_worst(name, quantity))
         return rows
 
-    def _measure_difference(self, name: str, value: float) -> float:
-        scale = max(1.0, abs(value)) if QUANTITIES[name].is_relative else 1.0
-        keys = (name, f"{name}_min", f"{name}_max")
-        ends = [self.measured[key] for key in keys if key in self.measured]
-        return max(abs(end - value) for end in ends) / scale
+    def list_class_rows(self) -> list[list[str]]:
+        """Return the cells of a table of the classes: class, samples, quantities, difference.
+
+        Classes of one size share a row, because their exact values are equal. A quantity's cell has
+        the predicted value, or "-", and the mean of the found ones.
+        """
+        rows = []
+        sizes = np.asarray(self.problem.class_sizes)
+        for size in dict.fromkeys(self.problem.class_sizes):
+            members = np.flatnonzero(sizes == size)
+            cells = [_name_range(members), f"{size:.6g}"]
+            for quantity in self.list_quantities().values():
+                if quantity.of_classes:
+                    exact = self.expected[quantity.of_classes]
+                    found = np.take(self.measured[quantity.of_classes], members).mean()
+                    shown = format_number(None if exact is None else exact[members[0]])
+                    cells.append(f"{shown} | {format_number(found)}")
+            differences = [values[members].max() for values in self.class_differences.values()]
+            rows.append([*cells, f"{max(differences):.1e}" if differences else "-"])
+        return rows
+
+    def _name_class(self, name: str, index: int) -> str:
+        return name if self.is_uniform else f"{name} of class {index}"
+
+    def _format_row(self, title: str, expected: str, measured: str) -> list[str]:
+        value, found = self.expected[expected], self.measured[measured]
+        difference = "" if value is None else f"{found - value:.1e}"
+        return [title, format_number(value), format_number(found), difference]
+
+    def _format_worst(self, name: str, quantity: Quantity) -> list[str]:
+        """Return the row of the class with the largest difference."""
+        differences = self.class_differences[name]
+        worst = int(np.argmax(differences))
+        exact = self.expected[quantity.of_classes][worst]
+        found = self.measured[quantity.of_classes][worst]
+        title = f"{quantity.title}, class {worst}"
+        numbers = [format_number(exact), format_number(found)]
+        return [title, *numbers, f"{differences[worst]:.1e} at most"]
 
 
 def compare(
-    predicted: BalancedMinimum,
+    problem: Problem,
+    predicted: Prediction | None,
     found: FoundMinimum,
     collapse: Mapping[str, float],
-    class_sizes: Sequence[int],
-    feature_dim: int,
+    uncertain: str | None = None,
 ) -> Comparison:
     """Compare a found minimum with the prediction.
 
     Args:
-        predicted: the exact minimum for balanced classes.
+        problem: the problem.
+        predicted: its exact minimum; None if it is not certified.
         found: the minimum that L-BFGS arrived at.
         collapse: the found point's values of the quantities `COLLAPSE_QUANTITIES`, by name.
-        class_sizes: the sizes in the found minimum; the theory does not apply if they differ.
-        feature_dim: d of the found minimum.
+        uncertain: why the minimum is not certified.
     """
-    objection = find_objection(predicted, class_sizes, feature_dim)
-    expected = collect_expected(predicted)
-    if objection is not None:
-        expected = dict.fromkeys(expected)  # there is no prediction
-    measured = collect_measured(found, collapse)
-    return Comparison(predicted, found, objection, expected, measured)
-
-
-def find_objection(
-    predicted: BalancedMinimum, class_sizes: Sequence[int], feature_dim: int
-) -> str | None:
-    """Return the reason why the theory does not apply, or None if it applies."""
-    if len(set(class_sizes)) > 1:
-        return "the classes are imbalanced"
-    if feature_dim < predicted.min_feature_dim:
-        return (
-            f"the regime is {predicted.regime}, which needs d >= {predicted.min_feature_dim}, "
-            f"and d = {feature_dim}"
+    objection = uncertain
+    feature_dim = found.weight.shape[1]
+    if predicted is not None and feature_dim < predicted.min_feature_dim:
+        objection = (
+            f"the minimum needs d >= {predicted.min_feature_dim}, and d = {feature_dim}, where the "
+            "problem is not convex"
         )
-    return None
+    expected = collect_expected(problem, None if objection else predicted)
+    measured = collect_measured(problem, found, collapse)
+    return Comparison(problem, predicted, found, objection, expected, measured)
 
 
-def collect_expected(predicted: BalancedMinimum) -> dict[str, float | None]:
-    """Return the predicted value of each of `QUANTITIES`; None where it is not defined."""
-    has_means = predicted.positive_score != predicted.negative_score
-    collapsed = 0.0 if has_means else None  # without class means nothing can collapse onto them
-    return {
-        "positive_score": predicted.positive_score + 0.0,  # no -0
-        "negative_score": predicted.negative_score + 0.0,
-        "bias": predicted.bias,
+def collect_expected(problem: Problem, predicted: Prediction | None) -> dict[str, Any]:
+    """Return the `expected` of a `Comparison`; every value is None without a prediction."""
+    if predicted is None:
+        return dict.fromkeys(_list_names([*QUANTITIES, "gap"]))
+    values = {
+        "positive_scores": predicted.positive_scores,
+        "negative_scores": predicted.negative_scores,
+        "biases": predicted.biases,
+    }
+    found = _summarise(problem, values)
+    scores = predicted.scores.expand(predicted.group_of)
+    others = scores[~np.eye(len(scores), dtype=bool)]
+    found |= {"negative_score_min": float(others.min()), "negative_score_max": float(others.max())}
+    if predicted.bias is None:  # its level is free, or there is no bias
+        found |= {"bias": None, "bias_min": None, "bias_max": None}
+    return found | {
+        "weight_norms": predicted.weight_norms.tolist(),
+        "feature_norms": predicted.feature_norms.tolist(),
         "loss_value": predicted.loss_value,
         "weight_norm_squared": predicted.weight_norm_squared,
-        "nc1": collapsed,
-        "nc2": compute_nc2(predicted),
-        "nc2_h": collapsed,
-        "nc3": collapsed,
+        **{name: predicted.collapse[name] for name in COLLAPSE_QUANTITIES},
+        "gap": predicted.gap,
     }
 
 
-def compute_nc2(predicted: BalancedMinimum) -> float | None:
-    """Return NC2 of the predicted W, or None where W is 0.
+def collect_measured(
+    problem: Problem, found: FoundMinimum, collapse: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the `measured` of a `Comparison`.
 
-    W Wᵀ is p (I − 11ᵀ/K) + q 11ᵀ/K and shares the singular vectors of the scores. Hence p : q is
-    the amplitude's singular value a K/(K−1) over the shift's, K|s|.
+    Where the level of the bias is free, `biases` have the mean 0, as the prediction's, and `bias`
+    is the level that was found.
     """
-    num_classes = predicted.num_classes
-    etf = predicted.positive_score - predicted.negative_score  # a K/(K−1), K−1 times
-    common = num_classes * abs(predicted.common_shift)
-    norm = math.sqrt((num_classes - 1) * etf**2 + common**2)
-    if norm == 0:
-        return None
-    along = etf / norm - 1 / math.sqrt(num_classes - 1)
-    return math.sqrt((num_classes - 1) * along**2 + (common / norm) ** 2)
-
-
-def collect_measured(found: FoundMinimum, collapse: Mapping[str, float]) -> dict[str, float]:
-    """Return the found value of each of `QUANTITIES`, and the gradient.
-
-    Scores and bias are means; NAME_min and NAME_max hold their spread.
-    """
-    groups = {
-        "positive_score": found.positive_scores,
-        "negative_score": found.negative_scores,
-        "bias": found.bias,
+    own, others = found.positive_scores, found.negative_scores
+    level = found.bias.mean() if problem.bias_level_is_free else 0.0
+    counts = np.bincount(found.labels)
+    means = {
+        "positive_scores": np.bincount(found.labels, own) / counts,
+        "negative_scores": np.bincount(found.labels, others.mean(axis=1)) / counts,
+        "biases": found.bias,
     }
-    values: dict[str, float] = {}
-    for name, group in groups.items():
-        values |= {name: group.mean(), f"{name}_min": group.min(), f"{name}_max": group.max()}
-    values["loss_value"] = found.loss_value
-    values["weight_norm_squared"] = np.square(found.weight).sum()
-    values["gradient"] = found.gradient_norm
-    values |= {name: collapse[name] for name in COLLAPSE_QUANTITIES}
-    return {name: float(value) for name, value in values.items()}
+    values = _summarise(problem, means) | {"biases": (found.bias - level).tolist()}
+    for name, group in (("positive_score", own), ("negative_score", others)):
+        values |= {f"{name}_min": float(group.min()), f"{name}_max": float(group.max())}
+    lengths = np.linalg.norm(found.features, axis=1)
+    return values | {
+        "weight_norms": np.linalg.norm(found.weight, axis=1).tolist(),
+        "feature_norms": (np.bincount(found.labels, lengths) / counts).tolist(),
+        "loss_value": found.loss_value,
+        "weight_norm_squared": float(np.square(found.weight).sum()),
+        "gradient": found.gradient_norm,
+        **{name: float(collapse[name]) for name in COLLAPSE_QUANTITIES},
+    }
 
 
 def format_number(value: float | None) -> str:
     """Return six significant digits; "-" where there is no value."""
-    return "-" if value is None else f"{value:.6g}"
+    return "-" if value is None else f"{value + 0.0:.6g}"  # no -0
+
+
+def _summarise(problem: Problem, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the values of the classes, their means, and the least and the largest."""
+    summary: dict[str, Any] = {}
+    sizes = np.asarray(problem.class_sizes)
+    for name, quantity in CLASS_QUANTITIES.items():
+        each = values[quantity.of_classes]
+        weights = np.ones_like(sizes) if name == "bias" else sizes
+        # The mean of equal values is exact.
+        mean = each[0] + weights @ (each - each[0]) / weights.sum()
+        summary |= {quantity.of_classes: each.tolist(), name: float(mean)}
+        summary |= {f"{name}_min": float(each.min()), f"{name}_max": float(each.max())}
+    return summary
+
+
+def _list_names(quantities: list[str]) -> list[str]:
+    """List the names of the values of these quantities."""
+    names = []
+    for name in quantities:
+        names.append(name)
+        if name in CLASS_QUANTITIES:
+            names += [CLASS_QUANTITIES[name].of_classes, f"{name}_min", f"{name}_max"]
+    return [*names, "weight_norms", "feature_norms"]
+
+
+def _find_largest(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the largest of the values [N] of each class, [K]; a NaN counts as the largest."""
+    largest = np.zeros(labels.max() + 1)
+    np.maximum.at(largest, labels, values)
+    return largest
+
+
+def _name_range(members: np.ndarray) -> str:
+    """Return "3", "0-49", or "0-9, 30 more" for classes that do not follow one another."""
+    steps = np.flatnonzero(np.diff(members) > 1)
+    last = members[steps[0]] if len(steps) else members[-1]
+    first = f"{members[0]}" if last == members[0] else f"{members[0]}-{last}"
+    rest = len(members) - (last - members[0] + 1)
+    return f"{first}, {rest} more" if rest else first

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from theory.losses import EXACT_LOSSES
 from theory.problem import Problem
 
+FEATURE_NUMBERS = 50_000  # of all features; L-BFGS keeps 100 vectors as long as the point
 SEARCH = {"maxiter": 100_000, "maxfun": 200_000, "maxcor": 50, "ftol": 0.0, "gtol": 1e-10}
 
 
@@ -52,8 +53,9 @@ class FoundMinimum:
 class FeatureModel:
     """The problem over W, H and b themselves, as a function of one flat vector.
 
-    Class k has ⌈n_k⌉ samples, each with the weight n_k/⌈n_k⌉ in the loss and in the decay of the
-    features. The minimum does not depend on how many samples share n_k, because they coincide.
+    Class k has m = ⌈n_k⌉ samples, each with the weight n_k/m in the loss and in the decay of the
+    features. The minimum does not depend on m, because they coincide: where the features of all
+    would be too many, m is at most max(2, FEATURE_NUMBERS/(K d)).
 
     Args:
         problem: the problem.
@@ -64,7 +66,8 @@ class FeatureModel:
         self.problem, self.feature_dim = problem, feature_dim
         self.loss = EXACT_LOSSES[problem.loss]
         sizes = np.asarray(problem.class_sizes)
-        counts = np.ceil(sizes).astype(int)
+        most = max(2, FEATURE_NUMBERS // (len(sizes) * feature_dim))
+        counts = np.minimum(np.ceil(sizes), most).astype(int)
         self.labels = np.repeat(np.arange(len(sizes)), counts)
         self.sample_weights = (sizes / counts)[self.labels]
         one_hot = np.eye(len(sizes))[self.labels]

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from theory.balanced import SOLVERS, find_balanced_minimum
+from theory.balanced import SOLVERS, BalancedMinimum, find_balanced_minimum
 from theory.convex import Solution, certify, solve
 from theory.factors import compute_gram_matrices
 from theory.geometry import count_rank, measure_collapse
@@ -104,12 +104,12 @@ def predict(problem: Problem) -> Prediction:
     return describe(problem, _solve_exactly(problem) or solve(problem))
 
 
-def _solve_exactly(problem: Problem) -> Solution | None:
-    """Return the solution in closed form, with its gap; None where there is none."""
+def find_closed_form(problem: Problem) -> BalancedMinimum | None:
+    """Return the minimum in closed form; None where there is none."""
     is_known = problem.loss in SOLVERS and problem.smoothing == 0
     if not (is_known and problem.is_balanced and problem.bias_mode != "none"):
         return None
-    closed = find_balanced_minimum(
+    return find_balanced_minimum(
         problem.loss,
         problem.num_classes,
         problem.class_sizes[0],
@@ -117,6 +117,13 @@ def _solve_exactly(problem: Problem) -> Solution | None:
         problem.feature_decay_rate,
         problem.weight_decay_bias,
     )
+
+
+def _solve_exactly(problem: Problem) -> Solution | None:
+    """Return the solution in closed form, with its gap; None where there is none."""
+    closed = find_closed_form(problem)
+    if closed is None:
+        return None
     groups = group_classes(problem.class_sizes)
     within = np.array([closed.positive_score - closed.negative_score])
     scores = Blocks(groups.copies, within, np.full((1, 1), -closed.common_shift))

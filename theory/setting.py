@@ -5,8 +5,11 @@ The names of the attributes are the flags of verify_theory.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from theory.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -16,13 +19,16 @@ class Setting:
     Attributes:
         loss: a name of `theory.losses.EXACT_LOSSES`.
         num_classes: K.
-        samples_per_class: n, of the largest class.
+        samples_per_class: n, of the largest class; None if the sizes were given one by one.
+        imbalance_factor: the size of the largest class over that of the smallest; None likewise.
+        class_sizes: n_k of each class, whatever it follows from.
         feature_dim: d.
         weight_decay: λ_W.
         feature_decay_rate: λ_H.
         weight_decay_bias: λ_b.
+        smoothing: s.
+        bias_mode: "diverse", "unified" or "none".
         bias_init_mean: the mean of the biases where the search starts.
-        imbalance_factor: the size of the largest class over that of the smallest.
         seed: the seed of the first random start.
         starts: the number of random starts.
         tolerance: the largest difference that counts as agreement.
@@ -30,16 +36,31 @@ class Setting:
 
     loss: str
     num_classes: int
-    samples_per_class: float
+    samples_per_class: float | None
+    imbalance_factor: float | None
+    class_sizes: Sequence[float]
     feature_dim: int
     weight_decay: float
     feature_decay_rate: float
     weight_decay_bias: float
+    smoothing: float
+    bias_mode: str
     bias_init_mean: float
-    imbalance_factor: float
     seed: int
     starts: int
     tolerance: float
+
+    def build_problem(self) -> Problem:
+        """Return the problem. Raises ValueError if decays are beyond float64's range."""
+        return Problem(
+            self.loss,
+            self.class_sizes,
+            self.weight_decay,
+            self.feature_decay_rate,
+            self.weight_decay_bias,
+            self.smoothing,
+            self.bias_mode,
+        )
 
 
 @dataclass(frozen=True)
