@@ -38,8 +38,9 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Measure neural collapse, feature properties and scores of runs' checkpoints.\n"
-        "Writes nc_metrics.csv and nc_curves.png into each run directory, with --ema\n"
-        "nc_metrics_ema.csv and nc_curves_ema.png. More: docs/measures.md",
+        "Writes nc_metrics.csv and nc_curves.png into each run directory and, where classes\n"
+        "differ in size, nc_classes.csv and nc_classes.png; with --ema nc_metrics_ema.csv, …\n"
+        "More: docs/measures.md",
     )
     add = parser.add_argument_group("what to evaluate").add_argument
     add(
@@ -107,6 +108,9 @@ if __name__ == "__main__":
 
 import sys
 
+from matplotlib.figure import Figure
+
+from figures.classes import draw_classes
 from figures.curves import Curve
 from figures.nc_curves import draw_nc_curves
 from figures.style import save_figure
@@ -125,6 +129,7 @@ from utils.world import join
 
 # Of the weights, and of their averages (--ema).
 PICTURES = {False: "nc_curves.png", True: "nc_curves_ema.png"}
+CLASS_PICTURES = {False: "nc_classes.png", True: "nc_classes_ema.png"}
 OVERLAYS = {False: "nc_curves_overlay.png", True: "nc_curves_overlay_ema.png"}
 
 
@@ -171,14 +176,16 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         failures += failed
         tables.append(rows)
         if rows.current:
-            curves = build_curves([run], [rows])
-            failures += draw(curves, run.directory / PICTURES[args.ema], console)
+            figure = draw_nc_curves(build_curves([run], [rows]))
+            failures += write_picture(figure, run.directory / PICTURES[args.ema], console)
+            failures += draw_last_classes(run, rows, console)
     evaluator.finish()
     evaluated = [i for i, rows in enumerate(tables) if rows.current]
     pictures = Path(args.out) if args.out else runs[0].directory
     runs, tables = [runs[i] for i in evaluated], [tables[i] for i in evaluated]
     if len(runs) > 1:
-        failures += draw(build_curves(runs, tables), pictures / OVERLAYS[args.ema], console)
+        figure = draw_nc_curves(build_curves(runs, tables))
+        failures += write_picture(figure, pictures / OVERLAYS[args.ema], console)
     if runs:
         shown = list_evaluated(runs, tables, args.checkpoints)
         console.say("\n" + format_rows(shown, splits, all_rows=args.all_rows))
@@ -207,10 +214,25 @@ def refuse_without_effect(args: argparse.Namespace, runs: list[ChosenRun]) -> No
         refuse_idle_flag(flag, getattr(args, flag), runs)
 
 
-def draw(curves: Sequence[Curve], path: Path, console: Console) -> int:
+def draw_last_classes(run: ChosenRun, rows: MetricsTable, console: Console) -> int:
+    """Draw the classes at the last epoch that has rows of them, if any.
+
+    Returns 1 if the picture cannot be written, else 0.
+    """
+    found = {key: rows.list_classes(key) for key in rows.current}
+    epochs = [epoch for (epoch, _), classes in found.items() if classes]
+    if not epochs:
+        return 0
+    splits = {split: found[epochs[-1], split] for split in SPLITS if found.get((epochs[-1], split))}
+    heading = f"{run.name}, epoch {epochs[-1]}"
+    path = run.directory / CLASS_PICTURES[run.average]
+    return write_picture(draw_classes(splits, heading), path, console)
+
+
+def write_picture(figure: Figure, path: Path, console: Console) -> int:
     """Write a picture; return 1 if it cannot be written, else 0."""
     try:
-        save_figure(draw_nc_curves(curves), path)
+        save_figure(figure, path)
     except UserError as error:
         print_error(PROGRAM, error)
         return 1

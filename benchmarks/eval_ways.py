@@ -16,9 +16,10 @@ from benchmarks.loops import Images, build_conventional_transform
 from benchmarks.ratios import format_ratio
 from input_pipeline import SPLITS
 from metrics.extraction import extract
-from metrics.measures import Evaluation, compute_measures
+from metrics.measures import Evaluation
 from rundir.building import build_network
 from rundir.checkpoints import select_checkpoints
+from rundir.crew import measure_evaluation
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun, open_run
 from rundir.weights import load
@@ -99,7 +100,7 @@ def prepare_eval_nc(task: Task) -> Work:
                 long_tailed=run.settings.imbalance_factor != 1,
                 prediction=rebuilder.prediction(run),
             )
-            compute_measures(evaluation)
+            measure_evaluation(evaluation)
 
     return work
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
 from figures.curves import (
@@ -31,11 +32,12 @@ from figures.style import (
     measure_width,
     wrap_name,
 )
-from metrics import MEASURES, PANELS, SPLIT_NAMES, Panel
+from metrics import MEASURES, PANELS, SPLIT_NAMES, TRIVIAL, Panel
 
 LONG = 12  # from this many epochs on, a "late" panel leaves out the first quarter
 ENTRY_WIDTH = 2.4  # inches of a legend's name; the longer name of a single run is the title
 EDGE = 0.03  # share of a y axis that stays free at either end: no mark is cut there
+DASHED, DOTTED = "--", (0, (1, 1))  # predictions; dotted beside curves of which some are dashed
 # Opacity, and whether marks are filled, of the measures that share a panel.
 STRENGTHS = ((1.0, True), (0.45, False), (0.7, False), (0.25, True))
 
@@ -44,8 +46,8 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
     """Draw the measures over the epochs, of one curve or of several overlaid.
 
     The colour shows the loss, the line the optimizer, and the mark the curve. A band of one sample
-    standard deviation on either side surrounds the mean of several runs. The scores and the bias of
-    one run are drawn beside their exact prediction.
+    standard deviation on either side surrounds the mean of several runs. Where an exact prediction
+    shows more than that collapse is complete, a line over all epochs shows it.
     """
     panels = list_panels(curves)
     layout = arrange_panels(panels)
@@ -61,11 +63,12 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
             _set_title(axes[name], panel, columns, curves)
             scale_axis(axes[name], panel.scale)
         _label_epochs(layout, axes)
-        entries = _name_single(figure, curves, entries)
+        entries = _name_single(figure, curves, entries) + _name_predictions(curves, panels)
         if any(len(curve.runs) > 1 for curve in curves):
             entries.append((build_band_handle(), "± standard deviation"))
         handles, names = zip(*entries, strict=True)
-        add_legend(figure, handles, names, LEGEND_COLUMNS, fontsize=8)
+        spread = {tuple: HandlerTuple(ndivide=None)}  # lines of one entry side by side
+        add_legend(figure, handles, names, LEGEND_COLUMNS, fontsize=8, handler_map=spread)
         for name, (panel, columns) in panels.items():
             if len(columns) > 1 and not panel.alone:
                 _name_measures(axes[name], columns)
@@ -128,6 +131,9 @@ def _draw_curves(
             fill_band(axis, points, style["color"], strength["alpha"])
             if column == columns[0]:
                 lines.append((line, curve.name))
+            level = _find_prediction(curve, column)
+            if level is not None:
+                _draw_prediction(axis, level, style["color"], mark, DOTTED, strength["alpha"])
     return lines
 
 
@@ -136,11 +142,10 @@ def _draw_measures(
 ) -> list[tuple[Any, str]]:
     """Draw measures of one run, each with looks of its own, and the exact prediction dashed.
 
-    An open mark at the end of a prediction shows the measure to which it belongs. Returns the lines
-    and their names.
+    Returns the lines and their names.
     """
     (curve,) = curves
-    lines, predicted = [], False
+    lines = []
     for i, column in enumerate(columns):
         measure = MEASURES[column]
         look = SCORE_LOOKS.get(measure.quantity or "")
@@ -151,23 +156,56 @@ def _draw_measures(
         split = curve.choose_split(measure)
         points = curve.list_points(column, split)
         lines.append((plot_points(axis, points, **style), measure.name))
-        if measure.predicted:
-            level = curve.list_points(measure.predicted, split).means[-1]
-            if not math.isnan(level):
-                _draw_prediction(axis, level, colour, mark)
-                predicted = True
-    if predicted:
-        style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-        lines.append((plt.Line2D([], [], **style), "exact prediction"))
+        level = _find_prediction(curve, column)
+        if level is not None:
+            _draw_prediction(axis, level, colour, mark, DASHED)
     return lines
 
 
-def _draw_prediction(axis: plt.Axes, level: float, colour: str, mark: str) -> None:
+def _name_predictions(
+    curves: Sequence[Curve], panels: Mapping[str, tuple[Panel, list[str]]]
+) -> list[tuple[Any, str]]:
+    """Return the legend's entry of the exact predictions, with the lines that the panels have."""
+    lines = {
+        DASHED if panel.alone else DOTTED
+        for panel, columns in panels.values()
+        for column in columns
+        if any(_find_prediction(curve, column) is not None for curve in curves)
+    }
+    style = {"color": "black", "linewidth": 1.2}
+    shown = [each for each in (DASHED, DOTTED) if each in lines]
+    handles = tuple(plt.Line2D([], [], linestyle=each, **style) for each in shown)
+    return [(handles, "exact prediction")] if handles else []
+
+
+def _find_prediction(curve: Curve, column: str) -> float | None:
+    """Return the exact prediction of a measure at the last epoch, if it shows anything.
+
+    That NC1 to NC3 are 0 at collapse is their definition: no line shows it.
+    """
+    measure = MEASURES[column]
+    if measure.predicted is None:
+        return None
+    levels = curve.list_points(measure.predicted, curve.choose_split(measure)).means
+    level = levels[-1] if levels else math.nan
+    is_trivial = measure.quantity is None and level <= TRIVIAL
+    return None if math.isnan(level) or is_trivial else level
+
+
+def _draw_prediction(
+    axis: plt.Axes,
+    level: float,
+    colour: str,
+    mark: str,
+    line: Any,
+    alpha: float = 1.0,
+) -> None:
     """Draw a level over all epochs, with an open mark at its right end."""
     axis.axhline(
         level,
         color=colour,
-        linestyle="--",
+        alpha=alpha,
+        linestyle=line,
         linewidth=1.2,
         marker=mark,
         markersize=5,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EVALUATED = "nc_metrics.csv"  # a run's table of measures
 EVALUATED_EMA = "nc_metrics_ema.csv"  # the same of the averages of its weights
+TRIVIAL = 1e-6  # a collapse that is predicted to be at most this is 0, as the definitions say
 SPLIT_NAMES = {"train": "training set", "test": "test set"}
 
 
@@ -63,7 +64,8 @@ class Measure:
         panel: where its curve is drawn: a name of `PANELS`, or a new name for a panel of its own.
             None: no curve.
         history: the column of metrics.csv that holds the same number after every epoch.
-        predicted: the measure that is its exact prediction.
+        predicted: the measure that is its exact prediction, which figures and reports show if it
+            says more than that the value is 0.
         quantity: the score or bias that it summarises. Its curve takes that colour and mark.
     """
 
@@ -124,6 +126,7 @@ VARIABILITY = "metrics.measures:measure_variability"
 STATISTICS = "metrics.measures:measure_score_statistics"
 BIAS = "metrics.measures:measure_bias_statistics"
 PREDICTION = "metrics.measures:measure_prediction"
+CLASSES = "metrics.classes:measure_classes"
 GROUPS = "metrics.measures:measure_group_accuracies"
 
 # The columns have this order.
@@ -152,13 +155,21 @@ MEASURES: dict[str, Measure] = {
         history="test_uniform",
     ),
     "uniform_threshold": Measure(UNIFORM, "threshold", digits=3, shown=False, split="test"),
-    "nc1": Measure(COLLAPSE, "NC1", digits=3, significant=True, panel="nc1"),
-    "nc2": Measure(COLLAPSE, "NC2", label="NC2, classifier W", panel="nc2"),
-    "nc2_h": Measure(COLLAPSE, "NC2_h", label="NC2, class means", panel="nc2"),
-    "nc3": Measure(COLLAPSE, "NC3", panel="nc3"),
+    "nc1": Measure(
+        COLLAPSE, "NC1", digits=3, significant=True, panel="nc1", predicted="predicted_nc1"
+    ),
+    "nc2": Measure(
+        COLLAPSE, "NC2", label="NC2, classifier W", panel="nc2", predicted="predicted_nc2"
+    ),
+    "nc2_h": Measure(
+        COLLAPSE, "NC2_h", label="NC2, class means", panel="nc2", predicted="predicted_nc2_h"
+    ),
+    "nc3": Measure(COLLAPSE, "NC3", panel="nc3", predicted="predicted_nc3"),
     "nc4": Measure(COLLAPSE, "NC4"),
-    "compactness": Measure(PROPERTIES, "compactness"),
-    "distinctiveness": Measure(PROPERTIES, "distinctiveness"),
+    "compactness": Measure(PROPERTIES, "compactness", predicted="predicted_compactness"),
+    "distinctiveness": Measure(
+        PROPERTIES, "distinctiveness", predicted="predicted_distinctiveness"
+    ),
     "cdnv": Measure(
         VARIABILITY,
         "CDNV",
@@ -253,6 +264,14 @@ MEASURES: dict[str, Measure] = {
     "predicted_positive": Measure(PREDICTION, "pred. pos.", digits=3, optional=True),
     "predicted_negative": Measure(PREDICTION, "pred. neg.", digits=3, optional=True),
     "predicted_bias": Measure(PREDICTION, "pred. bias", digits=3, optional=True),
+    "predicted_nc1": Measure(
+        PREDICTION, "pred. NC1", digits=3, significant=True, shown=False, optional=True
+    ),
+    "predicted_nc2": Measure(PREDICTION, "pred. NC2", shown=False, optional=True),
+    "predicted_nc2_h": Measure(PREDICTION, "pred. NC2_h", shown=False, optional=True),
+    "predicted_nc3": Measure(PREDICTION, "pred. NC3", shown=False, optional=True),
+    "predicted_compactness": Measure(PREDICTION, "pred. compact.", shown=False, optional=True),
+    "predicted_distinctiveness": Measure(PREDICTION, "pred. distinct.", shown=False, optional=True),
     "top1_many": Measure(
         GROUPS,
         "many",
@@ -281,6 +300,32 @@ MEASURES: dict[str, Measure] = {
         split="test",
     ),
 }
+
+# The columns of nc_classes.csv after epoch, split and class: of each class of a run whose classes
+# differ in size.
+CLASS_MEASURES: dict[str, Measure] = {
+    "class_size": Measure(CLASSES, "training images", digits=0),
+    "top1": Measure(CLASSES, "top-1", label="top-1 accuracy", unit="%", digits=2),
+    "positive_mean": Measure(
+        CLASSES, "positive score", predicted="predicted_positive", quantity="positive_score"
+    ),
+    "negative_mean": Measure(
+        CLASSES, "negative score", predicted="predicted_negative", quantity="negative_score"
+    ),
+    "bias": Measure(CLASSES, "bias", predicted="predicted_bias", quantity="bias"),
+    "weight_norm": Measure(CLASSES, "norm of w", predicted="predicted_weight_norm"),
+    "mean_norm": Measure(CLASSES, "norm of class mean", predicted="predicted_mean_norm"),
+    "predicted_positive": Measure(CLASSES, "pred. positive", optional=True),
+    "predicted_negative": Measure(CLASSES, "pred. negative", optional=True),
+    "predicted_bias": Measure(CLASSES, "pred. bias", optional=True),
+    "predicted_weight_norm": Measure(CLASSES, "pred. norm of w", optional=True),
+    "predicted_mean_norm": Measure(CLASSES, "pred. norm of class mean", optional=True),
+}
+
+
+def name_class_table(name: str) -> str:
+    """Return the name of the table of the classes beside a table of measures."""
+    return name.replace("nc_metrics", "nc_classes")
 
 
 def measure(

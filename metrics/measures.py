@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metrics import MEASURES
+from metrics import MEASURES, PREDICTION
 from metrics.accuracy import compute_group_accuracies, find_best_threshold
 from metrics.calibration import summarise_calibration
 from metrics.class_means import ClassMeans, prepare_features
@@ -150,13 +150,25 @@ def measure_bias_statistics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def measure_prediction(evaluation: Evaluation) -> dict[str, float | None]:
-    """Return scores and bias at the exact minimum; None for each without a prediction."""
-    prediction = evaluation.prediction
-    return {
-        "predicted_positive": prediction.positive_score if prediction else None,
-        "predicted_negative": prediction.negative_score if prediction else None,
-        "predicted_bias": prediction.bias if prediction else None,
+    """Return scores, bias and collapse at the exact minimum; None for each without a prediction."""
+    return describe_prediction(evaluation.prediction)
+
+
+def describe_prediction(prediction: Prediction | None) -> dict[str, float | None]:
+    """Return the columns of an exact minimum; None for each without a prediction.
+
+    Scores are means over the training samples, and the bias is the mean over the classes.
+    """
+    columns = [name for name, measure in MEASURES.items() if measure.function == PREDICTION]
+    if prediction is None:
+        return dict.fromkeys(columns)
+    values = {
+        "positive": prediction.positive_score,
+        "negative": prediction.negative_score,
+        "bias": prediction.bias,
+        **prediction.collapse,
     }
+    return {name: values[name.removeprefix("predicted_")] for name in columns}
 
 
 def measure_group_accuracies(evaluation: Evaluation) -> dict[str, float | None]:

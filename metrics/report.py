@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metrics import EVALUATED, MEASURES, Measure
+from metrics import EVALUATED, MEASURES, SPLIT_NAMES, TRIVIAL, Measure
 from utils.console import format_table
 
 BEST_BY = "top1"  # the measure of the best checkpoint
@@ -81,8 +81,29 @@ def format_rows(runs: Sequence[Evaluated], splits: Sequence[str], *, all_rows: b
     if left_out:
         rows = "1 more row is" if left_out == 1 else f"{left_out} more rows are"
         parts.append(f"{rows} in {EVALUATED}; --all_rows prints all")
+    exact = [line for run in runs for line in describe_exact_collapse(run)]
+    if exact:
+        parts.append("\n".join(["at the exact minimum:", *exact]))
     names = [f"{run.name}: {run.full_name}" for run in runs if run.full_name]
     return "\n\n".join([*parts, "\n".join(names)] if names else parts)
+
+
+def describe_exact_collapse(run: Evaluated) -> list[str]:
+    """Return a line with the measures of collapse at the exact minimum of a run.
+
+    None without a prediction, and none where the minimum has no more to it than a simplex ETF.
+    """
+    keys = [(epoch, split) for epoch in run.epochs for split in SPLIT_NAMES]
+    rows = [run.rows[key] for key in keys if key in run.rows]
+    exact = {
+        name: rows[-1].get(measure.predicted)
+        for name, measure in MEASURES.items()
+        if rows and measure.predicted and not measure.quantity
+    }
+    if not any((exact.get(name) or 0) > TRIVIAL for name in ("nc2", "nc2_h", "nc3")):
+        return []
+    values = [f"{MEASURES[name].title} {MEASURES[name].format(v)}" for name, v in exact.items()]
+    return [f"{run.name}: {', '.join(values)}"]
 
 
 def list_shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metrics import EVALUATED, MEASURES, Measure
+from metrics import EVALUATED, MEASURES, TRIVIAL, Measure
 from reproduction import BELOW, OVER_EPOCHS, WITHIN
 from rundir.names import METRICS
 from utils.errors import UserError
@@ -87,7 +87,8 @@ def find_reading(name: str) -> Reading:
 def read_values(directory: Path, names: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Return a run's readings and their exact predictions, where there are any.
 
-    An arrival is infinite if it did not take place. Raises UserError for a damaged file.
+    An arrival is infinite if it did not take place. A prediction that collapse is complete is left
+    out. Raises UserError for a damaged file.
     """
     history = read_csv(directory / METRICS)
     evaluated = read_csv(directory / EVALUATED) if (directory / EVALUATED).exists() else []
@@ -100,7 +101,7 @@ def read_values(directory: Path, names: Sequence[str]) -> tuple[dict[str, float]
             values[name] = number
         if reading.predicted and rows:
             exact = read_number(rows[-1], reading.predicted, directory / EVALUATED)
-            if exact is not None:
+            if exact is not None and (reading.measure.quantity or exact > TRIVIAL):
                 predicted[name] = exact
     return values, predicted
 

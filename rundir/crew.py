@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from input_pipeline.loader import BatchLoader
+from metrics.classes import Values, measure_classes
 from metrics.extraction import extract
 from metrics.measures import Evaluation, compute_measures
 from rundir.foreign import explain_sign
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
 
-Values = dict[str, float | None]
+
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """The measures of a checkpoint on a split.
+
+    Attributes:
+        values: by column of nc_metrics.csv.
+        classes: those of each class by column of nc_classes.csv; none if all have one size.
+    """
+
+    values: Values
+    classes: list[Values]
 
 
 class Crew:
@@ -50,7 +63,7 @@ class Crew:
 
     def measure(
         self, split: str, check_sign: bool, report: Callable[[float], object]
-    ) -> tuple[Values | ValueError, str | None]:
+    ) -> tuple[MeasuredSplit | ValueError, str | None]:
         """Compute the measures of a split with the weights that were loaded.
 
         Args:
@@ -111,7 +124,7 @@ class Crew:
         split: str,
         check_sign: bool,
         report: Callable[[float], object] = lambda share: None,
-    ) -> tuple[Values | ValueError, str | None]:
+    ) -> tuple[MeasuredSplit | ValueError, str | None]:
         rebuilder, run, model = self._rebuilder, self._run, self._model
         assert run is not None
         batches = self._world.check(lambda: rebuilder.batches(run, split))
@@ -121,9 +134,14 @@ class Crew:
             extracted = evaluation.extracted
             warning = explain_sign(run.bare, split, extracted, model.fc, self._world)
         try:
-            return compute_measures(evaluation), warning
+            return measure_evaluation(evaluation), warning
         except ValueError as error:
             return error, warning
+
+
+def measure_evaluation(evaluation: Evaluation) -> MeasuredSplit:
+    """Compute all measures. Raises ValueError as `compute_measures`, on all processes."""
+    return MeasuredSplit(compute_measures(evaluation), measure_classes(evaluation))
 
 
 def evaluate_split(

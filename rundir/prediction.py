@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from args import Settings
 from input_pipeline import AUGMENTATIONS
 from objective import LOSSES
+from rundir.trained import TrainedRun
 from theory.convex import UncertainError
 from theory.minimum import Prediction, predict
 from theory.problem import Problem, divide_batch
 
-# A prediction depends on these besides the classes and the network.
-PREDICTION_SETTINGS = [
-    "loss",
-    "sep_decay",
-    "smoothing",
-    "augment",
-    "bias_mode",
-    "batch_size",
-    "weight_decay",
-    "feature_decay_rate",
-    "weight_decay_bias",
-]
-
 
 def predict_run(
-    settings: Settings, class_sizes: Sequence[float], feature_dim: int
+    settings: Settings, class_sizes: Sequence[float], feature_dim: float
 ) -> Prediction | None:
     """Predict the exact minimum that a run with these settings approaches; None without one.
 
@@ -37,21 +26,37 @@ def predict_run(
     Args:
         settings: the complete settings of the run.
         class_sizes: training images of each class.
-        feature_dim: d.
+        feature_dim: d; infinite for features of enough dimensions.
     """
     problem = build_problem(settings, class_sizes)
-    if problem is None:
+    prediction = None if problem is None else _solve(problem)
+    if prediction is None or feature_dim < prediction.min_feature_dim:
         return None
+    return prediction
+
+
+@lru_cache(maxsize=16)
+def _solve(problem: Problem) -> Prediction | None:
+    """Return the exact minimum; None if it is not certified, which is not tried again."""
     try:
-        prediction = predict(problem)
+        return predict(problem)
     except UncertainError:
         return None
-    return prediction if feature_dim >= prediction.min_feature_dim else None
+
+
+def predict_trained(
+    run: TrainedRun, class_sizes: Sequence[float], feature_dim: float
+) -> Prediction | None:
+    """Predict what `predict_run` does for a run, of which a directory records what is known."""
+    # The authors' MSE has another scale than the one whose minimum is known.
+    if not run.is_documented or (run.bare is not None and run.loss == "MSE"):
+        return None
+    return predict_run(run.settings, class_sizes, feature_dim)
 
 
 def build_problem(settings: Settings, class_sizes: Sequence[float]) -> Problem | None:
     """Return the problem that a run approaches the minimum of; None if it is none of that kind."""
-    if explain_no_problem(settings) is not None:
+    if explain_no_problem(settings) is not None or min(class_sizes) <= 0:
         return None
     batch_size = min(settings.batch_size, sum(class_sizes))
     return Problem(

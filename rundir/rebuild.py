@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from rundir.foreign import (
     translate_own,
 )
 from rundir.names import name_checkpoint
-from rundir.prediction import predict_run
+from rundir.prediction import predict_trained
 from rundir.trained import TrainedRun, open_run
 from rundir.weights import open_checkpoint
 from theory.minimum import Prediction
@@ -73,6 +73,26 @@ class LoadedData:
     data: DataSet
     facts: dict[str, Any]
     samples: dict[str, torch.Tensor]
+
+
+def translate_weights(
+    run: TrainedRun, checkpoint: Path, content: Any, num_classes: int
+) -> dict[str, torch.Tensor]:
+    """Give what was read from a checkpoint of a run the names of our networks. Raises UserError."""
+    name = run.settings.model
+    if run.bare is not None:
+        return translate_content(checkpoint, content, run.bare, name, num_classes)
+    return translate_own(checkpoint, content, name, run.versions.network)
+
+
+def find_feature_dim(run: TrainedRun, checkpoints: Iterable[Path], num_classes: int) -> int | None:
+    """Return d, from the first checkpoint of a run that can be read; None if none can."""
+    for path in checkpoints:
+        with contextlib.suppress(UserError, KeyError, AttributeError, IndexError):
+            with open_checkpoint(path) as opened:
+                state = translate_weights(run, path, read_content(opened), num_classes)
+            return int(state["fc.weight"].shape[1])
+    return None
 
 
 class Rebuilder:
@@ -265,12 +285,8 @@ class Rebuilder:
 
         Raises a UserError that names the file if they do not fit.
         """
-        model, name = self.model(run), run.settings.model
-        if run.bare is not None:
-            classes = self.data(run).num_classes
-            state = translate_content(checkpoint, content, run.bare, name, classes)
-        else:
-            state = translate_own(checkpoint, content, name, run.versions.network)
+        model = self.model(run)
+        state = translate_weights(run, checkpoint, content, self.data(run).num_classes)
         try:
             model.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:
@@ -303,11 +319,8 @@ class Rebuilder:
 
     def prediction(self, run: TrainedRun) -> Prediction | None:
         """Predict the exact minimum that the run approaches; None without a prediction."""
-        # The authors' MSE has another scale than the one whose minimum is known.
-        if not run.is_documented or (run.bare is not None and run.loss == "MSE"):
-            return None
         feature_dim: Any = self.model(run).feature_dim
-        return predict_run(run.settings, self.class_sizes(run), feature_dim)
+        return predict_trained(run, self.class_sizes(run), feature_dim)
 
     def _build_once(self, kind: str, identity: Any, build: Callable[[], Any]) -> Any:
         """Return what `build` built, until one of its kind with another identity is asked for."""

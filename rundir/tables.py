@@ -11,7 +11,7 @@ from pathlib import Path
 
 from input_pipeline import SPLITS
 from metrics import EVALUATED
-from metrics.table import parse_number, quote, split_lines
+from metrics.stored_rows import parse_number, quote, split_lines
 from rundir.names import METRICS
 from utils.errors import UserError
 from utils.files import open_regular

@@ -37,7 +37,7 @@ import torch
 import eval_nc
 import eval_scores
 import eval_tsne
-import metrics.table
+import metrics.stored_rows
 import reproduction.flags
 import rundir.directory
 import train
@@ -476,7 +476,7 @@ def race_of_evaluations(arena: Arena, draw: random.Random) -> str:
     """Several evaluations of one run: every row is there in the end."""
     run = arena.copy()
     (run / TABLE).unlink()
-    main = slow_down(eval_nc.main, metrics.table, "write_csv", draw)
+    main = slow_down(eval_nc.main, metrics.stored_rows, "write_csv", draw)
     chosen = draw.sample("1234", k=draw.randint(2, 4))
     commands = [
         Command(main, ["--gpu_id", -1, "--load_path", run, "--checkpoints", epoch], arena.folder)

@@ -15,10 +15,9 @@ from input_pipeline import SPLITS
 from input_pipeline.loader import BatchLoader
 from input_pipeline.splits import DataSet
 from metrics import MEASURES, SPLIT_NAMES
-from metrics.measures import compute_measures
 from metrics.table import MetricsTable, compute_fingerprint
 from rundir.archives import read_archive
-from rundir.crew import evaluate_split
+from rundir.crew import MeasuredSplit, evaluate_split, measure_evaluation
 from rundir.directory import Run
 from rundir.evaluator import list_dependencies
 from rundir.names import NC_COLUMNS, NC_PREFIX
@@ -31,8 +30,6 @@ from utils.signals import Stopped, StopSignal
 from utils.world import ALONE, World
 
 PRECISION = "fp32"  # the default of eval_nc.py, which then keeps the rows
-
-Values = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,14 @@ class Measured:
     """
 
     epoch: int
-    rows: dict[str, Values] = field(default_factory=dict)
+    rows: dict[str, MeasuredSplit] = field(default_factory=dict)
     table: MetricsTable | None = None
     dependencies: tuple[Any, ...] = ()
 
     @property
     def columns(self) -> dict[str, Any]:
         """The columns of metrics.csv: those of the training set."""
-        values = self.rows.get("train", {})
+        values = self.rows["train"].values if "train" in self.rows else {}
         names = {column: column.removeprefix(NC_PREFIX) for column in NC_COLUMNS}
         return {column: values[name] for column, name in names.items() if name in values}
 
@@ -69,8 +66,8 @@ class Measured:
         if checkpoint is not None:
             content = read_archive(checkpoint).content
             fingerprint = compute_fingerprint(content, *self.dependencies)
-        for split, values in self.rows.items():
-            self.table.put((self.epoch, split), fingerprint, values)
+        for split, row in self.rows.items():
+            self.table.put((self.epoch, split), fingerprint, row.values, row.classes)
 
 
 class CollapseRecorder:
@@ -138,7 +135,7 @@ class CollapseRecorder:
 
     def _measure_splits(
         self, model: nn.Module, epoch: int, stop: StopSignal
-    ) -> Iterator[tuple[str, Values]]:
+    ) -> Iterator[tuple[str, MeasuredSplit]]:
         run, rebuilder, _ = self._open()
         twin = rebuilder.model(run)
         twin.load_state_dict(model.state_dict())
@@ -149,12 +146,13 @@ class CollapseRecorder:
             try:
                 with Progress(self._console, title, batches.num_samples) as progress:
                     report = partial(_report, progress, batches.num_samples, stop)
-                    values = compute_measures(evaluate_split(rebuilder, run, twin, batches, report))
+                    evaluation = evaluate_split(rebuilder, run, twin, batches, report)
+                    measured = measure_evaluation(evaluation)
             except (ValueError, RuntimeError) as error:
                 reason = _explain(error, SPLIT_NAMES[split], self._world)
                 self._console.say(f"epoch {epoch}: {reason}")
                 continue
-            yield split, values
+            yield split, measured
         rebuilder.drop_batches()
 
 

@@ -14,7 +14,8 @@ from metrics.measures import Evaluation, compute_measures
 from metrics.neural_collapse import compute_neural_collapse
 from metrics.scores import compute_score_statistics
 from rundir.names import METRICS_COLUMNS
-from theory.balanced import find_balanced_minimum
+from theory.minimum import predict
+from theory.problem import Problem
 
 
 def make_evaluation(**changes):
@@ -65,10 +66,12 @@ def test_the_scores_are_computed_once(monkeypatch, scale):
 
 
 def test_optional_measures_are_empty_where_they_are_not_defined():
-    prediction = find_balanced_minimum("BCE", 3, 4, 5e-4, 5e-4, 5e-4)
+    prediction = predict(Problem("BCE", [4, 2, 1], 5e-4, 5e-4, 5e-4))
     evaluation = make_evaluation(long_tailed=True, prediction=prediction)
     values, bare = compute_measures(evaluation), compute_measures(make_evaluation())
     assert values["predicted_bias"] == prediction.bias
+    for name, value in prediction.collapse.items():
+        assert values[f"predicted_{name}"] == value
     correct = evaluation.extracted.class_correct.tolist()
     groups = [values[f"top1_{group}"] for group in ("many", "medium", "few")]
     assert groups == pytest.approx([100 * count / 4 for count in correct])

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from metrics import Measure
-from metrics import table as nc_table
+from metrics import stored_rows as nc_table
 from metrics.table import MetricsTable, RowWriter
 from utils.errors import UserError
 

@@ -259,7 +259,7 @@ def test_too_little_memory_is_a_line_and_another_error_is_not(recorder, capsys, 
     def fail(*_):
         raise RuntimeError(message)
 
-    monkeypatch.setattr("training.collapse.compute_measures", fail)
+    monkeypatch.setattr("training.collapse.measure_evaluation", fail)
     message = "DefaultCPUAllocator: can't allocate memory"
     assert not recorder.measure(model, 1, StopSignal()).rows
     assert "no measures of the training set: out of memory" in capsys.readouterr().out
