@@ -66,8 +66,8 @@ def build_parser() -> Parser:
         type=check_value(PathText),
         required=True,
         metavar="FILE",
-        help="the picture: .png, .pdf or .svg; beside it the numbers as .csv and, as "
-        "_outlines.csv, the violins (required)",
+        help="the picture: .png, .pdf or .svg; beside it the numbers as .csv, the violins as "
+        "_outlines.csv and, where they differ, the classes as _classes.csv (required)",
     )
     add_evaluation_flags(parser)
     add_bare_flags(parser)
@@ -93,14 +93,16 @@ if __name__ == "__main__":
 
 import sys
 
-from figures.scores import Violins, draw_violins, list_outlines, list_summaries
+from figures.scores import RANGE, Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
 from metrics import SPLIT_NAMES
+from metrics.classes import Values, measure_classes
 from metrics.distributions import (
     Distribution,
     compute_distribution,
     compute_score_distributions,
 )
+from metrics.measures import Evaluation
 from rundir.checkpoints import check_single
 from rundir.labels import (
     describe_runs,
@@ -112,6 +114,7 @@ from rundir.labels import (
 from rundir.opening import find_classes, open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun
+from theory.minimum import Prediction
 from utils.console import Console, Progress, escape, format_table
 from utils.device import pick_device
 from utils.files import check_picture, write_csv
@@ -119,6 +122,7 @@ from utils.files import check_picture, write_csv
 # Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
 LONGEST_PLACE = 20  # characters of a run's name on the x axis
+SPREAD = 1e-6  # exact values that differ by more have a range
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
 
 
@@ -148,16 +152,18 @@ def draw(args: argparse.Namespace) -> int:
     console.say(f"device {device_name}")
     rebuilder = Rebuilder(device, (args.split,), batch_size=args.batch_size, data_dir=args.data_dir)
     progress = Progress(console, "scores", len(runs), unit="run")
-    violins = []
+    violins, classes = [], []
     for i, (run, checkpoint) in enumerate(zip(runs, checkpoints, strict=True)):
-        values, predicted = evaluate(rebuilder, run, checkpoint, args.split)
-        violins.append(Violins(panels[i], places[i], values, predicted))
+        evaluation, values = evaluate(rebuilder, run, checkpoint, args.split)
+        means, ranges = list_predictions(evaluation.prediction, values)
+        violins.append(Violins(panels[i], places[i], values, means, ranges))
+        classes.append(measure_classes(evaluation))
         if progress.is_due():
             progress.show(i + 1, run.name)
     progress.close()
     heading = compose_heading(runs, args.split, args.checkpoint) + (", EMA" if args.ema else "")
     save_figure(draw_violins(violins, label_axis(by), heading), picture)
-    numbers = write_numbers(runs, violins, picture)
+    numbers = write_numbers(runs, violins, classes, picture)
     console.say("\n" + format_statistics(runs, violins))
     console.say("\n" + "\n".join(f"wrote {escape(str(path))}" for path in (picture, *numbers)))
     return 0
@@ -270,28 +276,61 @@ def shorten_places(runs: Sequence[TrainedRun]) -> list[str]:
 
 def evaluate(
     rebuilder: Rebuilder, run: TrainedRun, checkpoint: Path, split: str
-) -> tuple[dict[str, Distribution], dict[str, float | None]]:
-    """Return distributions and exact predictions of scores and bias, by kind. Raises UserError."""
+) -> tuple[Evaluation, dict[str, Distribution]]:
+    """Evaluate a checkpoint; return the distributions of scores and bias by kind, too.
+
+    Raises UserError.
+    """
     extracted = rebuilder.extract(run, checkpoint, split)
     classifier: Any = rebuilder.model(run).fc
+    evaluation = Evaluation(
+        extracted,
+        classifier.weight.detach(),
+        classifier.bias_vector().detach(),
+        rebuilder.class_sizes(run),
+        prediction=rebuilder.prediction(run),
+    )
     try:
         positive, negative = compute_score_distributions(
-            extracted.features, extracted.labels, classifier.weight.detach()
+            extracted.features, extracted.labels, evaluation.weight
         )
     except ValueError as error:
         raise UserError(f"{checkpoint}, {split} set: {error}") from error
     values = {"positive_score": positive}
     if run.settings.bias_mode != "none":
-        values["bias"] = compute_distribution(classifier.bias_vector().detach())
+        values["bias"] = compute_distribution(evaluation.bias)
     values["negative_score"] = negative
-    exact = rebuilder.prediction(run)
-    return values, {kind: getattr(exact, kind, None) for kind in values}
+    return evaluation, values
+
+
+def list_predictions(
+    exact: Prediction | None, values: dict[str, Distribution]
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float]]]:
+    """Return the exact means of scores and bias by kind, and the ranges of those that differ.
+
+    Where the level of the biases is free, their range is shown at the level that was found.
+    """
+    means = {kind: getattr(exact, kind, None) for kind in values}
+    if exact is None:
+        return means, {}
+    spreads = {"positive_score": exact.positive_scores, "negative_score": exact.others}
+    if "bias" in values:
+        level = values["bias"].mean if exact.problem.bias_level_is_free else 0.0
+        spreads["bias"] = exact.biases + level
+    ends = {kind: (float(each.min()), float(each.max())) for kind, each in spreads.items()}
+    return means, {kind: (low, high) for kind, (low, high) in ends.items() if high - low > SPREAD}
 
 
 def write_numbers(
-    runs: Sequence[TrainedRun], violins: Sequence[Violins], picture: Path
+    runs: Sequence[TrainedRun],
+    violins: Sequence[Violins],
+    classes: Sequence[Sequence[Values]],
+    picture: Path,
 ) -> list[Path]:
-    """Write the statistics and the drawn outlines as CSV files beside the picture."""
+    """Write the statistics and the drawn outlines as CSV files beside the picture.
+
+    So are the means of the classes of the runs whose classes differ in size, if there are any.
+    """
     written = []
     for list_rows, ending in ((list_summaries, ".csv"), (list_outlines, "_outlines.csv")):
         pairs = zip(runs, violins, strict=True)
@@ -299,17 +338,35 @@ def write_numbers(
         path = picture.with_name(picture.stem + ending)
         write_csv(path, list(rows[0]), rows)
         written.append(path)
+    rows = [
+        {"run": str(run.directory), "panel": drawn.panel, "x": drawn.place, "class": k, **row}
+        for run, drawn, own in zip(runs, violins, classes, strict=True)
+        for k, row in enumerate(own)
+    ]
+    if rows:
+        path = picture.with_name(f"{picture.stem}_classes.csv")
+        write_csv(path, list(rows[0]), rows)
+        written.append(path)
     return written
 
 
 def format_statistics(runs: Sequence[TrainedRun], violins: Sequence[Violins]) -> str:
     """Format the statistics of all runs as one aligned table; long names stand below it."""
-    header = ["run", "panel", "x", "score", "mean", "std", "min", "max", "predicted"]
+    shown = ["mean", "std", "min", "max", "predicted"]
+    if any(drawn.predicted_range for drawn in violins):
+        shown += RANGE
+    header = [
+        "run",
+        "panel",
+        "x",
+        "score",
+        *(name.replace("predicted_", "pred. ") for name in shown),
+    ]
     lines = []
     labels = shorten_names(runs)
     for label, drawn in zip(labels, violins, strict=True):
         for row in list_summaries(label, drawn):
-            numbers = [row[key] for key in ("mean", "std", "min", "max", "predicted")]
+            numbers = [row[key] for key in shown]
             cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
             lines.append([label, drawn.panel, drawn.place, str(row["kind"]), *cells])
     pairs = zip(labels, name_runs(runs), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,6 +23,7 @@ from metrics.distributions import Distribution
 WIDTH = 0.42  # half of a violin's greatest width, in steps of the x axis
 PLACE_CHARACTERS = 40  # of a name on the x axis
 PLACE_WIDTH = 1.1  # inches of a line of it
+RANGE = ("predicted_min", "predicted_max")  # columns of the numbers
 PANEL_SIZE = 2.3, 1.5  # width, and height of its axes, in inches
 
 
@@ -35,13 +36,16 @@ class Violins:
         place: its name on the x axis.
         values: a distribution by kind, which is positive_score, bias or negative_score; no bias for
             a classifier without one.
-        predicted: the exact prediction by kind; None without one.
+        predicted: the exact prediction by kind, a mean where classes differ; None without one.
+        predicted_range: the least and the largest value at the exact minimum by kind, where they
+            differ.
     """
 
     panel: str
     place: str
     values: dict[str, Distribution]
     predicted: dict[str, float | None]
+    predicted_range: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def draw_violins(
@@ -51,7 +55,7 @@ def draw_violins(
 
     Panels and places on the x axis are in the order of `runs`; all panels share one y axis. Marks
     stand at the means, and hatches keep positive and negative scores apart without colour. Dashed
-    lines are the exact prediction.
+    lines are the exact prediction, and bars its range.
     """
     titles = list(dict.fromkeys(run.panel for run in runs))
     columns = min(columns, len(titles))
@@ -89,6 +93,8 @@ def _draw_panel(axis: plt.Axes, title: str, runs: Sequence[Violins]) -> None:
             exact = run.predicted.get(kind)
             if exact is not None:
                 _draw_prediction(axis, place, kind, exact)
+            if kind in run.predicted_range:
+                _draw_range(axis, place, kind, run.predicted_range[kind])
     names = [shorten_name(run.place, PLACE_CHARACTERS) for run in runs]
     widest = max(measure_width(name, 8) for name in names)
     long = len(names) > 1 and (widest + 0.1) * len(names) > PANEL_SIZE[0] - 0.6
@@ -120,6 +126,13 @@ def _draw_prediction(axis: plt.Axes, place: int, kind: str, exact: float) -> Non
     )
 
 
+def _draw_range(axis: plt.Axes, place: int, kind: str, ends: tuple[float, float]) -> None:
+    """Draw a bar from the least to the largest value, right of the violin; kinds stand apart."""
+    kinds = list(SCORE_LOOKS)
+    across = place + 0.44 + 0.03 * (kinds.index(kind) - 1)
+    axis.plot([across] * 2, ends, color=SCORE_LOOKS[kind].colour, linewidth=1.0, marker="_")
+
+
 def _draw_violin(axis: plt.Axes, place: int, kind: str, values: Distribution) -> None:
     look = SCORE_LOOKS[kind]
     positions, densities = (part.numpy() for part in values.trace_outline())
@@ -149,6 +162,9 @@ def _add_legend(figure: plt.Figure, runs: Sequence[Violins]) -> None:
     if any(value is not None for run in runs for value in run.predicted.values()):
         handles.append(plt.Line2D([], [], color="black", linestyle="--", linewidth=0.9))
         names.append("exact prediction")
+    if any(run.predicted_range for run in runs):
+        handles.append(plt.Line2D([], [], color="black", linewidth=1.0, marker="|"))
+        names.append("its range")
     add_legend(figure, handles, names, 4, fontsize=8, columnspacing=1.0, handletextpad=0.4)
 
 
@@ -191,6 +207,7 @@ def list_summaries(name: str, run: Violins) -> list[dict[str, Any]]:
             "q95": values.find_quantile(0.95),
             "max": values.max,
             "predicted": run.predicted.get(kind),
+            **dict(zip(RANGE, run.predicted_range.get(kind, (None, None)), strict=True)),
         }
         for kind, values in run.values.items()
     ]

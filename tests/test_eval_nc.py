@@ -36,6 +36,8 @@ from tests.helpers import (
 )
 from tests.processes import run_job
 from theory.balanced import find_balanced_minimum
+from theory.minimum import predict
+from theory.problem import Problem, divide_batch
 from utils.files import read_csv, write_csv
 
 DOCUMENTED = re.findall(  # in docs/measures.md
@@ -45,7 +47,9 @@ DOCUMENTED = re.findall(  # in docs/measures.md
     "equiangularity_classifier,maximal_angle_means,maximal_angle_classifier,self_duality,"
     "effective_rank,ece,nll,positive_mean,positive_std,positive_min,positive_max,negative_mean,"
     "negative_std,negative_min,negative_max,bias_mean,bias_std,bias_min,bias_max,"
-    "predicted_positive,predicted_negative,predicted_bias,top1_many,top1_medium,top1_few",
+    "predicted_positive,predicted_negative,predicted_bias,predicted_nc1,predicted_nc2,"
+    "predicted_nc2_h,predicted_nc3,predicted_compactness,predicted_distinctiveness,top1_many,"
+    "top1_medium,top1_few",
 )
 
 
@@ -668,6 +672,69 @@ def test_accuracy_by_class_size_is_that_of_predictions_one_by_one(lt_dir, capsys
             assert float(row[f"top1_{name}"]) == pytest.approx(expected), (split, name)
         assert float(row["predicted_positive"]) > 0
     assert data.class_sizes == TAIL
+
+
+def test_the_classes_of_a_long_tail_have_rows_of_their_own(lt_dir, capsys):
+    """They add up to the row, and keep to the rules of the table."""
+    said = evaluate(capsys, lt_dir)
+    assert "nc_classes.png" in said.out and "\nlt: NC1 0, NC2 0." in said.out
+    Image.open(lt_dir / "nc_classes.png").verify()
+    rows = read_csv(lt_dir / "nc_classes.csv")
+    assert [(r["epoch"], r["split"], r["class"]) for r in rows] == [
+        (e, s, str(k)) for e in "123" for s in ("train", "test") for k in range(10)
+    ]
+    own = [{n: float(v) for n, v in r.items() if n != "split"} for r in rows[-20:-10]]
+    row, sizes = read_table(lt_dir)[3, "train"], [each["class_size"] for each in own]
+    assert sizes == TAIL
+    exact = predict(Problem("BCE", divide_batch(32, TAIL), 5e-4, 5e-4))
+    assert [each["predicted_bias"] for each in own] == exact.biases.tolist()
+    for column, name in (("top1", "top1"), ("positive_mean", "positive_mean")):
+        mean = sum(s * each[column] for s, each in zip(sizes, own, strict=True)) / sum(sizes)
+        assert mean == pytest.approx(float(row[name]), rel=1e-6)
+    for name, value in exact.collapse.items():
+        assert float(row[f"predicted_{name}"]) == value
+    first = (lt_dir / "nc_classes.csv").read_bytes()
+    text = first.decode().replace("\n3,test,4,", "\n3,test,x,")
+    (lt_dir / "nc_classes.csv").write_text(text)
+    said = evaluate(capsys, lt_dir)
+    assert "1 evaluated, 5 unchanged" in said.out and "'x'" in said.err
+    assert (lt_dir / "nc_classes.csv").read_bytes() == first
+
+
+@pytest.mark.parametrize("gone", [(), ("epoch_001.pth",)])
+def test_older_rows_get_the_prediction_of_today_without_an_evaluation(
+    lt_dir, capsys, monkeypatch, gone
+):
+    """Rows of before: an earlier prediction, or none, no measures of collapse, no classes."""
+    evaluate(capsys, lt_dir)
+    rows = read_table(lt_dir)
+    new = [name for name in MEASURES if name.startswith("predicted_")]
+    old = {"predicted_positive": "9.39", "predicted_negative": "-1.04", "predicted_bias": ""}
+    names = [name for name in next(iter(rows.values())) if name not in new or name in old]
+    table = [{n: {**row, **old}[n] for n in names} for row in rows.values()]
+    write_csv(lt_dir / "nc_metrics.csv", names, table)
+    for name in ("nc_classes.csv", "nc_classes.json", *gone):
+        (lt_dir / name).unlink()
+    monkeypatch.setattr(rebuild.Rebuilder, "model", None)  # no network is built
+    said = evaluate(capsys, lt_dir)
+    kept = 6 - 2 * len(gone)
+    assert f"0 evaluated, {kept} unchanged rows kept ({kept} from before" in said.out
+    assert "6 rows with a new exact prediction" in said.out
+    assert read_table(lt_dir) == rows
+    assert "new exact" not in evaluate(capsys, lt_dir).out
+    assert not (lt_dir / "nc_classes.csv").exists()
+
+
+def test_too_few_features_have_no_prediction_also_in_older_rows(tmp_path, capsys):
+    flags = ["--sep_decay", "--weight_decay_bias", 0.5, "--width", 9, "--epochs", 1]
+    run_dir = train_run(tmp_path, "narrow", *flags)
+    evaluate(capsys, run_dir)
+    rows = read_table(run_dir)
+    assert {row["predicted_positive"] for row in rows.values()} == {""}
+    table = [{**row, "predicted_positive": "1.0"} for row in rows.values()]
+    write_csv(run_dir / "nc_metrics.csv", list(table[0]), table)
+    assert "2 rows with a new exact prediction" in evaluate(capsys, run_dir).out
+    assert read_table(run_dir) == rows
 
 
 def test_the_test_split_alone_knows_the_tail(lt_dir, capsys):

@@ -9,12 +9,15 @@ from PIL import Image
 import eval_scores
 import train
 from args import Settings
+from input_pipeline.longtail import compute_tail_sizes
 from metrics.scores import compute_decision_scores
 from rundir.config import Versions
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun, open_run
 from tests.helpers import assert_mistake, run
 from theory.balanced import find_balanced_minimum
+from theory.minimum import predict
+from theory.problem import Problem, divide_batch
 from utils.files import read_csv
 
 TINY = ["--model", "MLP", "--width", 32, "--depth", 1, "--sample_size", 20, "--gpu_id", -1]
@@ -84,6 +87,28 @@ def test_pictures(runs, tmp_path, capsys, ending):
     else:
         assert path.read_bytes().startswith(b"%PDF")
     assert float(read_csv(tmp_path / "s.csv")[0]["count"]) == 50  # the test set
+
+
+@pytest.mark.parametrize("loss", ["CE", "MSE"])
+def test_a_long_tail_has_ranges_and_numbers_of_the_classes(tmp_path, capsys, loss):
+    flags = ["--loss", loss, "--imbalance_factor", 10, "--smoothing", 0.1]
+    said = draw(capsys, make(tmp_path, "lt", *flags), "--out", tmp_path / "s.png").out
+    assert "pred. min" in said and "s_classes.csv" in said
+    sizes = compute_tail_sizes(20, 10, 10)
+    exact = predict(Problem(loss, divide_batch(sum(sizes), sizes), 5e-4, 5e-4, 0.0, 0.1))
+    classes = read_csv(tmp_path / "s_classes.csv")
+    assert [float(row["predicted_positive"]) for row in classes] == exact.positive_scores.tolist()
+    assert [row["class"] for row in classes] == [str(k) for k in range(10)]
+    positive, bias, negative = read_csv(tmp_path / "s.csv")
+    level = float(bias["mean"]) if loss == "CE" else 0.0
+    scores = exact.scores.expand(exact.group_of)
+    others = scores[~torch.eye(10, dtype=torch.bool).numpy()]
+    spreads = (positive, exact.positive_scores), (bias, exact.biases + level), (negative, others)
+    for row, values in spreads:
+        ends = [float(row[f"predicted_{end}"]) for end in ("min", "max")]
+        assert ends == pytest.approx([values.min(), values.max()], rel=1e-9)
+    assert float(positive["predicted"]) == exact.positive_score
+    assert (bias["predicted"] == "") == (loss == "CE")
 
 
 def test_a_run_without_a_bias(runs, tmp_path, capsys):

@@ -238,8 +238,7 @@ def collect_expected(problem: Problem, predicted: Prediction | None) -> dict[str
         "biases": predicted.biases,
     }
     found = _summarise(problem, values)
-    scores = predicted.scores.expand(predicted.group_of)
-    others = scores[~np.eye(len(scores), dtype=bool)]
+    others = predicted.others
     found |= {"negative_score_min": float(others.min()), "negative_score_max": float(others.max())}
     if predicted.bias is None:  # its level is free, or there is no bias
         found |= {"bias": None, "bias_min": None, "bias_max": None}

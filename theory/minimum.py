@@ -80,6 +80,12 @@ class Prediction:
         return float(self.biases.mean())
 
     @property
+    def others(self) -> np.ndarray:
+        """The negative scores, one for each pair of groups of which there is a pair of classes."""
+        apart = self.scores.between[~np.eye(len(self.scores.copies), dtype=bool)]
+        return np.concatenate([apart, self.scores.beside[self.scores.copies > 1]])
+
+    @property
     def has_one_value(self) -> bool:
         """Whether all classes have the same scores and bias."""
         return len(self.scores.copies) == 1

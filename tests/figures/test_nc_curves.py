@@ -110,6 +110,16 @@ def test_scores_are_drawn_beside_their_exact_prediction():
     assert "exact prediction" not in list_labels(without.legends[0])
 
 
+def test_collapse_is_drawn_beside_its_exact_prediction_unless_that_is_0():
+    curves = [make_curve(predicted_nc2=0.3, predicted_nc3=1e-9), make_curve(predicted_nc2_h=0.2)]
+    figure = draw_nc_curves(curves)
+    panels = find_panels(figure)
+    levels = [line for line in panels[PANELS["nc2"].title].lines if len(line.get_xdata()) == 2]
+    assert [line.get_ydata()[0] for line in levels] == [0.3, 0.2]
+    assert len(panels[PANELS["nc3"].title].lines) == 2
+    assert list_labels(figure.legends[0]) == ["run", "run", "exact prediction"]
+
+
 def test_all_points_lie_within_the_frame():
     figure = draw_nc_curves([make_curve(nc2=0.6), make_curve(nc2=0.7)])
     for name in ("nc1", "nc2", "nc3", "accuracy"):

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from figures.style import SCORE_LOOKS
-from metrics import MEASURES, Measure, scores
+from metrics import CLASS_MEASURES, MEASURES, Measure, scores
 from metrics.accuracy import split_margins
 from metrics.calibration import score_probabilities
+from metrics.classes import describe_classes, measure_classes
 from metrics.extraction import Extracted
 from metrics.measures import Evaluation, compute_measures
 from metrics.neural_collapse import compute_neural_collapse
@@ -118,3 +120,40 @@ def test_values_as_tables_show_them():
     assert [share.format(value) for value in (12.345, None, math.inf)] == ["12.35", "-", "inf"]
     assert share.format(1.0, sign="+") == "+1.00"
     assert [small.format(value) for value in (1.23456e-7, 0.5)] == ["1.23e-07", "0.5"]
+
+
+def test_means_norms_and_accuracy_of_each_class():
+    prediction = predict(Problem("CE", [5, 2, 1], 5e-4, 5e-4))
+    evaluation = make_evaluation(prediction=prediction)
+    rows = measure_classes(evaluation)
+    extracted = evaluation.extracted
+    features, labels = extracted.features.double().numpy(), extracted.labels.numpy()
+    weight = evaluation.weight.double().numpy()
+    for k, row in enumerate(rows):
+        assert list(row) == list(CLASS_MEASURES)
+        own = features[labels == k]
+        scores = own @ weight.T
+        others = np.delete(scores, k, axis=1)
+        expected = {
+            "class_size": [150, 50, 10][k],
+            "top1": 100 * extracted.class_correct[k].item() / len(own),
+            "positive_mean": scores[:, k].mean(),
+            "negative_mean": others.mean(),
+            "bias": evaluation.bias[k].item(),
+            "weight_norm": np.linalg.norm(weight[k]),
+            "mean_norm": np.linalg.norm(own.mean(axis=0)),
+            "predicted_positive": prediction.positive_scores[k],
+            "predicted_negative": prediction.negative_scores[k],
+            "predicted_bias": prediction.biases[k],
+            "predicted_weight_norm": prediction.weight_norms[k],
+            "predicted_mean_norm": prediction.feature_norms[k],
+        }
+        assert row == pytest.approx(expected, rel=1e-12)
+
+
+def test_classes_of_one_size_have_no_rows_and_no_bias_no_prediction():
+    assert measure_classes(make_evaluation(class_sizes=[7, 7, 7])) == []
+    rows = measure_classes(make_evaluation())
+    assert {row["predicted_positive"] for row in rows} == {None}
+    unbiased = predict(Problem("MSE", [2, 1], 5e-4, 5e-4, bias_mode="none"))
+    assert [row["predicted_bias"] for row in describe_classes(unbiased, 2)] == [None, None]

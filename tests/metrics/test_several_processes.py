@@ -10,6 +10,7 @@ import torch
 from metrics.accuracy import compare_bias_signs, compute_uniform_accuracy, split_margins
 from metrics.calibration import score_probabilities
 from metrics.class_means import prepare_features
+from metrics.classes import measure_classes
 from metrics.extraction import Extracted, extract
 from metrics.measures import Evaluation, compute_measures
 from metrics.variability import compute_variability
@@ -64,11 +65,13 @@ def list_results(world):
     results = {}
     for number, (name, case) in enumerate(CASES.items()):
         order = case[1].argsort(stable=True) if number % 2 else torch.arange(len(case[1]))
-        values = compute_measures(make_evaluation(case, world, order))
+        evaluation = make_evaluation(case, world, order)
+        values = compute_measures(evaluation)
+        classes = measure_classes(evaluation)
         logits, labels = cut(case[0] @ case[2].T, world, order), cut(case[1], world, order)
         features = cut(case[0], world, order)
         results[name] = [
-            *(value for value in values.values() if value is not None),
+            *(v for row in (values, *classes) for v in row.values() if v is not None),
             *compute_uniform_accuracy(logits, labels, world),
             *compute_variability(features, labels, world=world).values(),
             *compare_bias_signs(features, labels, *case[2:], world),

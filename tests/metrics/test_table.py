@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from metrics import Measure
+from metrics import CLASS_MEASURES, Measure
 from metrics import stored_rows as nc_table
 from metrics.table import MetricsTable, RowWriter
 from utils.errors import UserError
@@ -60,6 +60,76 @@ def test_a_whole_table_is_read_back_and_not_written(path, monkeypatch):
     assert values(table) == ROWS
     assert held(table) == set(ROWS)
     assert table.notes == []
+
+
+CLASS_ROWS = [{**dict.fromkeys(CLASS_MEASURES), "top1": float(k), "bias": k / 3} for k in (0, 1)]
+CLASS_ROWS = [{n: 1.5 if v is None else v for n, v in row.items()} for row in CLASS_ROWS]
+
+
+@pytest.fixture
+def class_path(path):
+    """The rows of two classes that belong to two of the three rows."""
+    table = read(path)
+    for key in list(ROWS)[:2]:
+        table.put(key, "print", ROWS[key], CLASS_ROWS)
+    return path.with_name("nc_classes.csv")
+
+
+def read_classes(table, key):
+    return [{name: row[name] for name in CLASS_MEASURES} for row in table.list_classes(key)]
+
+
+def test_rows_of_the_classes_stand_beside_their_row(path, class_path, monkeypatch):
+    monkeypatch.setattr(nc_table, "write_csv", None)
+    monkeypatch.setattr(nc_table, "write_json", None)
+    table = read(path)
+    first, second, third = ROWS
+    assert read_classes(table, first) == read_classes(table, second) == CLASS_ROWS
+    assert read_classes(table, third) == [] and table.notes == []
+    assert table.lacks_later(third, True) and not table.lacks_later(first, True)
+    monkeypatch.undo()
+    read(path).put(first, None, ROWS[first], CLASS_ROWS[::-1])  # weights that no file holds
+    assert read_classes(read(path), first) == CLASS_ROWS[::-1]
+    read(path).put(second, "other", ROWS[second])  # as an earlier version, which knows no classes
+    assert read_classes(read(path), second) == []
+    assert class_path.read_text().count("\n") == 5
+
+
+@pytest.mark.parametrize("damage", ["cell", "line", "file", "table", "prints"])
+def test_a_row_whose_classes_are_damaged_is_computed_again(path, class_path, damage):
+    text = class_path.read_text()
+    lines = text.splitlines(keepends=True)
+    if damage == "cell":
+        class_path.write_text(text.replace("\n1,train,1,1.5", "\n1,train,1,1.5x", 1))
+    elif damage == "line":
+        class_path.write_text("".join(line for line in lines if not line.startswith("1,train,1")))
+    elif damage == "table":
+        class_path.write_bytes(b"\xff\xfe")
+    else:
+        (class_path.with_suffix(".json") if damage == "prints" else class_path).unlink()
+    lost = {(1, "train"), *([] if damage in ("cell", "line") else [(1, "test")])}
+    for _ in range(2):
+        assert held(read(path)) == set(ROWS) - lost
+    assert bad(path) == [] and len(list(path.parent.glob("*.bad"))) == (damage in ("cell", "table"))
+    for key in lost:
+        read(path).put(key, "print", ROWS[key], CLASS_ROWS)
+    assert held(read(path)) == set(ROWS)
+    assert class_path.read_text() == text
+
+
+def test_cells_of_a_prediction_are_replaced_and_the_others_stay_to_the_bit(path, class_path):
+    table, keys = read(path), list(ROWS)
+    before = values(table)
+    assert table.differs({"extra": 7.0}, keys)
+    other = [{"predicted_bias": 2.0}, {"predicted_bias": None}]
+    assert table.replace_cells({"extra": 7.0}, other, keys) == 3
+    assert table.replace_cells({"extra": 7.0}, other, keys) == 0
+    table = read(path)
+    assert values(table) == {key: {**row, "extra": 7.0} for key, row in before.items()}
+    assert held(table) == set(ROWS)
+    for key in keys[:2]:
+        rows = zip(CLASS_ROWS, other, strict=True)
+        assert read_classes(table, key) == [{**row, **cells} for row, cells in rows]
 
 
 def as_spreadsheet(text):
