@@ -284,12 +284,12 @@ class Settings(Table):
     )
     bias_init_mean: real_or(*BIAS_STARTS) = classifier(  # type: ignore[valid-type]
         0.0,
-        "added to every initial bias; predicted: begin at the exact minimum; prior: where scores "
-        "of 0 have the least loss",
+        "added to every initial bias; prior: begin where scores of 0 have the least loss; "
+        "predicted: at the exact minimum",
         why_idle=explain_given_bias,
         builds="initial weights",
         short="mean{:g}",
-        metavar="X|predicted|prior",
+        metavar="X|prior|predicted",
     )
     fixed_etf: bool = classifier(
         False, "fix the weight to a simplex ETF; needs at least K - 1 features", builds="model"

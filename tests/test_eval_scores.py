@@ -129,8 +129,8 @@ def test_any_setting_can_be_the_x_axis():
     assert order("step_milestones", [10, 2], [9, 20], None) == ["-", "9-20", "10-2"]
     assert order("sep_decay", True, False) == ["off", "on"]
     assert order("schedule", "step", "constant") == ["constant", "step"]
-    ordered = ["-1", "0", "10", "predicted", "prior"]
-    assert order("bias_init_mean", "prior", 10.0, "predicted", 0.0, -1.0) == ordered
+    ordered = ["-1", "0", "10", "prior", "predicted"]
+    assert order("bias_init_mean", "predicted", 10.0, "prior", 0.0, -1.0) == ordered
     assert order("weight_decay_bias", 0.1, 0.5, 0.0) == ["0.5", "0.1", "0"]  # as in the paper
 
 
