@@ -1,6 +1,6 @@
 """What JPEG costs a network in accuracy, on images that are JPEGs already.
 
-    python benchmarks/jpeg_cost.py --data_dir DIR --out DIR [--seeds 3] [-- train flags]
+    python benchmarks/jpeg_cost.py --data_dir JPEGS --out DIR [--seeds 3] [-- train flags]
 
 For a folder of JPEGs whose originals are not at hand, such as CIFAR-10 (JPEG), the loss by their
 first compression can't be measured. Two measurements come near it:
@@ -14,7 +14,8 @@ first compression can't be measured. Two measurements come near it:
 
 All images are stored as PNGs. Each network is trained as the flags after -- say, with the seeds
 0, 1, …; an interrupted command continues. It prints the PSNR of each compression, mean ± sample
-standard deviation of the accuracies of the last epoch in percent, and the differences.
+standard deviation of the accuracies of the last epoch in percent, and the differences. DIR gets
+those of each run as results.csv.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 PROGRAM = "jpeg_cost.py"
 QUALITY, BLOCK = 75, 16  # a block of 4:2:0 has 16×16 pixels
 SHIFT = 3  # odd: the pairs of pixels that share a colour change, too
-TASK = "--model DenseNet121 --loss BCE --optimizer SGD --lr 0.05 --epochs 10 --augment DA1"
+TASK = "--model DenseNet121 --loss BCE --optimizer SGD --lr 0.05 --epochs 6 --augment DA1"
 # This command sets these flags; the task must not.
 OWN = ("--dataset", "--data_dir", "--seed", "--gpu_id", "--save_dir", "--run_name", "--resume")
 COMPARED = {"test_top1": "top-1 %", "test_uniform": "uniform %"}
@@ -82,13 +83,13 @@ def build_parser() -> Parser:
     kind = check_value(PathText)
     add("--data_dir", type=kind, required=True, metavar="DIR", help="a folder data set of JPEGs")
     add("--out", type=kind, required=True, metavar="DIR", help="for images and runs; is created")
-    for flag, split in (("sample_size", "training"), ("test_sample_size", "test")):
+    for flag, split, count in (("sample_size", "training", 500), ("test_sample_size", "test", 300)):
         add(
             f"--{flag}",
             type=check_value(Count),
-            default=500,
+            default=count,
             metavar="N",
-            help=f"{split} images of each class (default: 500)",
+            help=f"{split} images of each class (default: {count})",
         )
     add(
         "--seeds",
@@ -122,7 +123,7 @@ def measure_cost(args: argparse.Namespace) -> int:
     """Write the images, train all networks, and print the tables. Raises UserError."""
     from input_pipeline.load import load_dataset
     from rundir.names import METRICS
-    from utils.files import read_csv
+    from utils.files import read_csv, write_csv
 
     out = make_directory("--out", Path(args.out))
     data = load_dataset(
@@ -144,6 +145,8 @@ def measure_cost(args: argparse.Namespace) -> int:
         found[name].append({column: float(row[column]) for column in COMPARED})
         top1 = found[name][-1]["test_top1"]
         print(f"{name}, seed {seed}: top-1 {top1:.2f} %", file=sys.stderr, flush=True)
+    rows = [{"images": n, "seed": k, **r} for n, each in found.items() for k, r in enumerate(each)]
+    write_csv(out / "results.csv", ("images", "seed", *COMPARED), rows)
     print(" ".join(args.task))
     print(format_table(["images", *COMPARED.values()], list_means(found)))
     print(format_table(["difference", *COMPARED.values()], list_differences(found)))

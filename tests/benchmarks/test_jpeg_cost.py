@@ -109,6 +109,10 @@ def test_each_run_gets_the_images_of_its_treatment(data_dir, tmp_path, monkeypat
     assert jpeg_cost.main(flags) == 0
     table = capsys.readouterr().out
     assert "halved, twice     50.50 ± 0.71  16.00 ± 0.00" in table
+    assert (out / "results.csv").read_text().splitlines()[1:3] == [
+        "as they are,0,50.0,32.0",
+        "as they are,1,51.0,32.0",
+    ]
     names = [jpeg_cost.name_folder(name) for name in (*jpeg_cost.FULL, *jpeg_cost.HALVED)]
     assert runs == [(name, seed) for seed in (0, 1) for name in names]
     image = Image.open(out / "halved-twice" / "train" / "b" / "00002.png")
