@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ from reproduction.checks import (
     explain_confirmation,
     needs_confirmation,
     refuse_cost,
+    refuse_idle_flags,
     refuse_lost_checkpoints,
+    refuse_other_classes,
 )
 from reproduction.cost import Cost, estimate_cost
 from reproduction.flags import (
-    CLUSTER_FLAGS,
     DATA_DIR,
     GRID_FLAGS,
     JOB_MINUTES,
     OVERRIDES,
     PASSED,
     parse_flags,
+    split_assignment,
 )
 from reproduction.grid import GridRun, build_grid, format_flags
 from reproduction.jobs import run_local_jobs, run_on_slurm
@@ -42,6 +44,7 @@ from reproduction.launch import Outcome, list_torchrun_flags, run_here
 from reproduction.pictures import Call, Drawing, list_evaluations
 from reproduction.places import Places, divide_machine
 from reproduction.report import build_report, format_tables_plainly, write_report
+from reproduction.selection import select_runs
 from reproduction.work import Work
 from rundir.resuming import take_over_settings
 from utils.cli import (
@@ -70,7 +73,6 @@ TIMING = [
 ]
 STOP_MESSAGE = "stopped; finished work is kept, the same command goes on from there"
 STOPPED_STATUSES = tuple(128 + number for number in SIGNALS)  # of a script that was stopped
-REPEATS = ("seeds", "jobs", "gpus_per_run")  # numbers that are 1 by default
 LOCK = ".reproduce.lock"
 STAMP = "report.json"  # names the result in a directory: another result must not replace it
 
@@ -88,7 +90,7 @@ def reproduce(args: argparse.Namespace) -> int:
     """
     refuse_several("reproduce.py")
     work = plan_work(args)
-    refuse_idle_flags(args, work)
+    refuse_idle_flags(vars(args), work)
     if args.dry_run:
         print_commands(work, args)
         print_cost(work, args)
@@ -96,7 +98,10 @@ def reproduce(args: argparse.Namespace) -> int:
     for run in work.runs:  # refuse an existing run with other settings before any run starts
         complete(take_over_settings(Settings.from_flags(list_settings(work, run, args))))
     refuse_lost_checkpoints(work)
-    lock = prepare_results(work.out, args)  # held until the work is done
+    if args.copy_of:
+        refuse_other_classes(work, args.copy_of)
+    stamp = build_stamp(work, args)
+    lock = prepare_results(work.out, stamp)  # held until the work is done
     begun, console = time.monotonic(), Console()
     if work.runs:
         check_devices(args)
@@ -113,7 +118,7 @@ def reproduce(args: argparse.Namespace) -> int:
     pictures = [path for path in drawing.pictures if path.exists()]
     report = build_report(work, format_command(args), results, pictures)
     path = write_report(report)
-    write_json(work.out / STAMP, build_stamp(args))
+    write_json(work.out / STAMP, stamp)
     console.say("\n" + format_tables_plainly(report))
     console.say(f"\nwrote {escape(str(path))} ({time.monotonic() - begun:.0f} s)")
     lock.release()
@@ -123,14 +128,16 @@ def reproduce(args: argparse.Namespace) -> int:
 def plan_work(args: argparse.Namespace) -> Work:
     """Return the runs that the flags ask for, and their directories. Raises UserError."""
     overrides = {name: getattr(args, name) for name in OVERRIDES}
-    runs = build_grid(
+    grid = build_grid(
         args.experiment,
         args.scale,
         seeds=args.seeds,
         datasets=[args.dataset] if args.dataset else None,
         models=args.models,
         overrides={name: value for name, value in overrides.items() if value is not None},
+        copy_of=args.copy_of,
     )
+    runs = select_runs(grid, [split_assignment(text) for text in args.only or ()])
     save_dir = Path(args.save_dir or f"model_weights/reproduce-{args.scale}")
     out = Path(args.out or f"results/{args.experiment}")
     gpu_id = args.gpu_ids[0] if args.gpu_ids else args.gpu_id
@@ -142,25 +149,6 @@ def plan_work(args: argparse.Namespace) -> Work:
             f"the runs have {smallest}"
         )
     return Work(args.experiment, args.scale, runs, save_dir, out, gpu_id, args.data_dir)
-
-
-def refuse_idle_flags(args: argparse.Namespace, work: Work) -> None:
-    """Refuse a flag that has no effect in this combination. Raises UserError."""
-    reasons = {}
-    if not work.runs:
-        counts = [name for name in REPEATS if getattr(args, name) > 1]
-        idle = (*GRID_FLAGS, *PASSED, "gpu_ids", *CLUSTER_FLAGS, *counts)
-        reasons = dict.fromkeys(idle, f"{work.name} trains nothing")
-    if not args.launcher:
-        reasons["job_minutes"] = "it belongs to --launcher"
-    if args.launcher != "slurm":
-        reasons["slurm"] = "it belongs to --launcher slurm"
-    for name, reason in reasons.items():
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} has no effect here: {reason}")
-    streams = any(SOURCES[run.settings.dataset].streams for run in work.runs)
-    if streams and args.data_dir == DATA_DIR and not args.dry_run:
-        raise UserError("an image folder needs --data_dir, which holds train/ and test/ or val/")
 
 
 def list_settings(work: Work, run: GridRun, args: argparse.Namespace) -> dict[str, Any]:
@@ -248,7 +236,7 @@ def check_devices(args: argparse.Namespace) -> None:
         load_function("utils.device:check_gpus")(flag, given)
 
 
-def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
+def prepare_results(out: Path, stamp: Mapping[str, Any]) -> Lock:
     """Make and lock the results directory. Raises UserError if it holds another result."""
     make_directory("--out", out)
     lock = Lock(out / LOCK)
@@ -260,7 +248,9 @@ def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
     if not (out / STAMP).exists():
         return lock
     held = read_json(out / STAMP)
-    if held != build_stamp(args) and held.get("scale") != "smoke":
+    # Stamps of earlier versions name fewer flags, and no data.
+    complete_stamp = {**dict.fromkeys(GRID_FLAGS), "data": stamp["data"], **held}
+    if complete_stamp != stamp and held.get("scale") != "smoke":
         raise UserError(
             f"{out} holds the result of {held.get('experiment')} at scale {held.get('scale')} "
             "on other data, networks or settings: give another --out"
@@ -268,10 +258,11 @@ def prepare_results(out: Path, args: argparse.Namespace) -> Lock:
     return lock
 
 
-def build_stamp(args: argparse.Namespace) -> dict[str, Any]:
+def build_stamp(work: Work, args: argparse.Namespace) -> dict[str, Any]:
     """Return the identity of a result. A run of the same with more seeds may replace it."""
-    names = ("experiment", "scale", "dataset", "models", "epochs", "sample_size")
-    return {name: getattr(args, name) for name in names}
+    names = ("experiment", "scale", *GRID_FLAGS)
+    data = sorted({work.label(run)["dataset"] for run in work.runs})
+    return {**{name: getattr(args, name) for name in names}, "data": data}
 
 
 def train_missing(work: Work, args: argparse.Namespace, console: Console) -> dict[str, str]:

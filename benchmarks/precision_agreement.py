@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from args import PRECISIONS
-from reproduction.results import find_measure, format_mean, read_values
+from metrics import MEASURES
+from reproduction.readings import read_values
+from reproduction.results import format_mean
 from utils.cli import (
     LARGEST_INTEGER,
     MISTAKE,
@@ -145,7 +147,7 @@ def format_rows(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
         samples = [[run[name] for run in runs] for runs in found.values()]
         means = [statistics.fmean(values) for values in samples]
         deviations = [statistics.stdev(values) for values in samples]
-        measure, spread = find_measure(name), max(deviations)
+        measure, spread = MEASURES[name], max(deviations)
         gap = f"{(means[1] - means[0]) / spread:+.2f}" if spread else "–"
         cells = [
             format_mean(measure, mean, deviation)

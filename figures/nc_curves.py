@@ -59,7 +59,7 @@ def draw_nc_curves(curves: Sequence[Curve]) -> plt.Figure:
             if panel.alone or not entries:
                 entries += lines
             _set_title(axes[name], panel, columns, curves)
-            _scale(axes[name], panel.scale)
+            scale_axis(axes[name], panel.scale)
         _label_epochs(layout, axes)
         entries = _name_single(figure, curves, entries)
         if any(len(curve.runs) > 1 for curve in curves):
@@ -224,7 +224,7 @@ def _label_epochs(layout: Sequence[Sequence[str]], axes: dict[str, plt.Axes]) ->
         axes[name].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
-def _scale(axis: plt.Axes, scale: str) -> None:
+def scale_axis(axis: plt.Axes, scale: str) -> None:
     """Scale the y axis as a `metrics.Panel` names it."""
     if scale == "zero":
         _scale_from_zero(axis)

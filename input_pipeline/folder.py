@@ -100,6 +100,21 @@ def find_side(data_dir: Path) -> int:
     raise first
 
 
+def count_classes(data_dir: Path) -> int:
+    """Count the class folders of a folder. Raises UserError as `list_folder`, but for images."""
+    return len(_find_splits(data_dir)[1])
+
+
+def find_endings(data_dir: Path) -> list[str]:
+    """Find the endings of the names of the training images, in small letters, sorted.
+
+    Only the first class is listed. Raises UserError as `list_folder`.
+    """
+    folders, classes, _ = _find_splits(data_dir)
+    listed = Walk(_find_enclosing(data_dir)).list_class(folders["train"] / classes[0])
+    return sorted({Path(path).suffix.lower() for path in listed})
+
+
 def _find_splits(root: Path) -> tuple[dict[str, Path], list[str], tuple[str, ...]]:
     """Find the folders of the two splits, the class folders of both, and notes on the choice."""
     train = root / "train"

@@ -60,7 +60,7 @@ LOSSES: dict[str, Loss] = {
         colour="#d62728",
         marks=("s", "+"),
     ),
-    "MSE": Loss("objective.losses:mean_squared_error", colour="#2ca02c"),
+    "MSE": Loss("objective.losses:mean_squared_error", has_exact_minimum=True, colour="#2ca02c"),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
     "SGD": Optimizer("objective.optimizers:build_sgd", options=("momentum",), line="--", buffers=1),

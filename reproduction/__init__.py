@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Values = tuple[Any, ...]
-OVER_EPOCHS = " over epochs"  # a measure with this behind its name is a mean over epochs
+# Behind the name of a measure: its mean over the epochs; the first epoch at which it is below a
+# value, as in "nc2 below 0.2"; the one from which on it stays near its exact prediction, as in
+# "bias_mean within 5 %". Other readings are those of the last epoch.
+OVER_EPOCHS, BELOW, WITHIN = " over epochs", " below ", " within "
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class Experiment:
         what: its content in one or two sentences.
         datasets, models: those of the paper. An experiment without any trains nothing.
         losses: the losses to compare; the report subtracts the first from the others.
-        axes: settings of train.py that the grid spans besides data set, model, loss and seed.
+        axes: settings of train.py that the grid spans besides data set, model, loss and seed. A
+            value of None is the default, which is not given.
         smaller: axes in place of those of `axes`, by scale.
+        of_losses: the values of axes that a loss has, where it does not have all, by loss.
         fixed: settings of all its runs.
         recipes: settings of runs on `datasets` in place of the scale's and of `fixed`, by scale.
             Where `--epochs` gives another number of epochs, warm-up and milestones follow.
@@ -64,9 +69,8 @@ class Experiment:
         epochs: the first and the last epoch to measure and draw, in place of `checkpoints`. A
             shorter run takes its last half.
         overlays_curves: whether eval_nc.py draws the curves of all runs in one picture.
-        measures: columns of nc_metrics.csv that the report shows, see `metrics.MEASURES`. With
-            `OVER_EPOCHS` behind its name, a measure is averaged over the evaluated epochs. Without
-            it, the last epoch counts.
+        measures: the columns of the report: measures of `metrics.MEASURES` at the last epoch, the
+            test_loss of training, or what `OVER_EPOCHS`, `BELOW` and `WITHIN` make of a measure.
         published: maps the settings of a run in the paper's terms to the paper's numbers by
             measure.
         network_known: whether `models` are the networks of the paper's numbers.
@@ -86,6 +90,7 @@ class Experiment:
     losses: tuple[str, ...] = ("CE", "BCE")
     axes: Mapping[str, Values] = field(default_factory=lambda: {"optimizer": ("SGD", "AdamW")})
     smaller: Mapping[str, Mapping[str, Values]] = field(default_factory=dict)
+    of_losses: Mapping[str, Mapping[str, Values]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     image_side: int | None = None
@@ -277,6 +282,30 @@ EXPERIMENTS: dict[str, Experiment] = {
         published="reproduction.published:look_up_imagenet",
         titles={"folder": "ImageNet-1K"},
         sizes={"folder": (1000, 1_281_167, 50_000)},
+    ),
+    "bias-start": Experiment(
+        title="Where the bias starts",
+        what="Training from biases that begin at different values. With CE and classes of equal "
+        "size, the level of the bias is free and begins at 0. This experiment is not the paper's.",
+        # None: 0, the default. nc-curves has these runs, too.
+        axes={"optimizer": ("SGD", "AdamW"), "bias_init_mean": (None,)},
+        of_losses={"CE": {"bias_init_mean": (None,)}},
+        fixed={"sep_decay": True},
+        save_every=1,
+        checkpoints="all",
+        measures=(
+            f"nc2{BELOW}0.2",
+            "nc2",
+            "nc2_h",
+            "nc3",
+            "top1",
+            "uniform_accuracy",
+            "test_loss",
+            *SCORE_MEASURES,
+            *(f"{name}{WITHIN}5 %" for name in SCORE_MEASURES),
+        ),
+        draw="reproduction.starts:draw_starts",
+        swept="bias_init_mean",
     ),
     "theory": Experiment(
         title="The unconstrained-feature model",

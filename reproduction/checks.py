@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from args import Settings
 from input_pipeline import SOURCES
+from objective import OPTIMIZERS
 from reproduction.cost import Cost, format_seconds
+from reproduction.flags import CLUSTER_FLAGS, DATA_DIR, GRID_FLAGS, PASSED
 from reproduction.grid import GridRun
 from reproduction.work import Work
 from rundir.aside import ENDING
@@ -16,7 +19,68 @@ from utils.errors import UserError
 from utils.files import format_bytes
 from utils.registry import load_function
 
+REPEATS = ("seeds", "jobs", "gpus_per_run")  # numbers that are 1 by default
 REMEDIES = "free some, give a --save_dir on another disk, or fewer --models, --seeds or --epochs"
+
+
+def refuse_idle_flags(given: Mapping[str, Any], work: Work) -> None:
+    """Refuse a flag that has no effect in this combination, or that lacks another one.
+
+    Args:
+        given: the values of the flags of reproduce.py; None where one was not given.
+        work: the runs that follow from them.
+
+    Raises:
+        UserError: one line.
+    """
+    reasons = {}
+    if not work.runs:
+        counts = [name for name in REPEATS if given[name] > 1]
+        idle = (*GRID_FLAGS, *PASSED, "gpu_ids", *CLUSTER_FLAGS, *counts)
+        reasons = dict.fromkeys(idle, f"{work.name} trains nothing")
+    if not given["launcher"]:
+        reasons["job_minutes"] = "it belongs to --launcher"
+    if given["launcher"] != "slurm":
+        reasons["slurm"] = "it belongs to --launcher slurm"
+    used = {run.settings.optimizer for run in work.runs}
+    for name in OPTIMIZERS if work.runs else ():
+        if name not in used:
+            reasons[f"lr_{name}"] = f"no run uses {name}"
+    if work.runs and (reason := _explain_idle_copy(work)):
+        reasons["copy_of"] = reason
+    for name, reason in reasons.items():
+        if given[name] is not None:
+            raise UserError(f"--{name} has no effect here: {reason}")
+    streams = any(SOURCES[run.settings.dataset].streams for run in work.runs)
+    if streams and given["data_dir"] == DATA_DIR and not given["dry_run"]:
+        raise UserError("an image folder needs --data_dir, which holds train/ and test/ or val/")
+    known = work.experiment.datasets
+    if given["copy_of"] is not None and given["copy_of"] not in known:
+        raise UserError(
+            f"--copy_of {given['copy_of']}: the paper's numbers for {work.name} are of "
+            f"{', '.join(known)}"
+        )
+
+
+def _explain_idle_copy(work: Work) -> str | None:
+    if not any(SOURCES[run.settings.dataset].named_by_directory for run in work.runs):
+        return "it is for --dataset folder"
+    if work.experiment.published is None:
+        return f"there are no published numbers for {work.name}"
+    if work.experiment.sizes:
+        return f"{work.name} knows the paper's data by their size"
+    return None
+
+
+def refuse_other_classes(work: Work, copy_of: str) -> None:
+    """Refuse a folder with other classes than the data set of which it is called a copy.
+
+    Raises UserError.
+    """
+    count = load_function("input_pipeline.folder:count_classes")(Path(work.data_dir))
+    known = SOURCES[copy_of].num_classes
+    if count != known:
+        raise UserError(f"--copy_of {copy_of}: {work.data_dir} has {count} classes, not {known}")
 
 
 def refuse_lost_checkpoints(work: Work) -> None:

@@ -37,7 +37,7 @@ OVERRIDES = (
 )
 # Flags of train.py that change no result.
 PASSED = ("cache_dir", "num_workers", "force_listing")
-GRID_FLAGS = ("dataset", "models", *OVERRIDES)
+GRID_FLAGS = ("dataset", "copy_of", "models", "only", *OVERRIDES)
 CLUSTER_FLAGS = ("launcher", "job_minutes", "slurm")
 
 # Options of sbatch on which the number of processes and their GPUs depend.
@@ -115,7 +115,24 @@ def add_grid_flags(group: Any) -> None:
     datasets = ", ".join(f"{n} {', '.join(s.datasets)}" for n, s in SCALES.items() if s.datasets)
     networks = ", ".join(f"{n} {', '.join(s.models)}" for n, s in SCALES.items() if s.models)
     add("--dataset", name_of(SOURCES, "data set"), in_place.format("data sets", datasets))
+    copied = (
+        "the paper's data set that a folder holds a copy of, such as cifar10 as JPEG: its numbers"
+    )
+    add(
+        "--copy_of",
+        name_of(SOURCES, "data set"),
+        f"{copied} stand beside ours, without a difference (default: none)",
+    )
     add("--models", ModelName, in_place.format("networks", networks), nargs="+")
+    group.add_argument(
+        "--only",
+        type=check_assignment,
+        nargs="+",
+        action="extend",
+        metavar="SETTING=VALUE",
+        help="the part of the grid with these values, such as optimizer=SGD augment=DA1; several "
+        "values of a setting are all taken (default: the whole grid)",
+    )
     seeds = "runs of each setting, with seeds 0 to N-1; reported as mean and standard deviation"
     add("--seeds", Thousand, f"{seeds} (default: 1)", metavar="N", default=1)
     for name in ("epochs", "sample_size", "test_sample_size"):
@@ -210,6 +227,11 @@ def add_cluster_flags(group: Any) -> None:
         help="more parameters of sbatch, such as partition=gpu cpus-per-task=8; nodes=M divides "
         "--gpus_per_run among M nodes (default: none)",
     )
+
+
+def check_assignment(text: str) -> str:
+    """Return a text of the form KEY=VALUE, for argparse. Raises ArgumentTypeError."""
+    return "=".join(split_assignment(text))
 
 
 def split_assignment(text: str) -> tuple[str, str]:

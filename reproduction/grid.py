@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from args import Settings, complete
@@ -26,6 +26,9 @@ NAMED_NEXT = (
 )
 
 
+PAPERS = next(name for name, scale in SCALES.items() if scale.is_papers)
+
+
 @dataclass(frozen=True)
 class GridRun:
     """One training run of a grid.
@@ -36,7 +39,9 @@ class GridRun:
         settings: the complete settings.
         group: the labels of its setting. Runs that differ in the seed alone share them.
         stands_for: the data set and the network of the paper's numbers for it.
-        is_papers: whether it trains that network on that data set, all of it, for as long.
+        is_papers: whether it trains that network on that data set with the paper's settings.
+        is_copy: whether its data are a copy of that data set in files.
+        differences: (ours, the paper's) of the settings that are not the paper's, by name.
     """
 
     name: str
@@ -45,6 +50,8 @@ class GridRun:
     group: tuple[tuple[str, Any], ...]
     stands_for: Mapping[str, str]
     is_papers: bool = False
+    is_copy: bool = False
+    differences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def flags(self) -> list[str]:
         """Return the flags of train.py that give its settings."""
@@ -80,6 +87,7 @@ def build_grid(
     datasets: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    copy_of: str | None = None,
 ) -> list[GridRun]:
     """Return the training runs of an experiment; none for one that trains nothing.
 
@@ -90,6 +98,7 @@ def build_grid(
         datasets, models: names in place of the experiment's at this scale.
         overrides: settings in place of the scale's, by their name; `lr_NAME` is the learning rate
             of the optimizer NAME.
+        copy_of: the paper's data set of which a folder holds a copy; None: not known.
 
     Raises:
         UserError: settings that do not go together.
@@ -103,13 +112,20 @@ def build_grid(
         models or size.models or experiment.models,
         experiment.losses,
         *axes.values(),
-        range(seeds),
     )
     names = ("dataset", "model", "loss", *axes)
+    labels = [dict(zip(names, values, strict=True)) for values in combinations]
     return [
-        _build_run(experiment, scale, dict(zip(names, values, strict=True)), seed, overrides or {})
-        for *values, seed in combinations
+        _build_run(experiment, scale, each, seed, overrides or {}, copy_of)
+        for each, seed in itertools.product(labels, range(seeds))
+        if _has_values(experiment, each)
     ]
+
+
+def _has_values(experiment: Experiment, labels: Mapping[str, Any]) -> bool:
+    """Return whether the loss of a setting has the other values of it."""
+    allowed = experiment.of_losses.get(labels["loss"], {})
+    return all(labels[name] in values for name, values in allowed.items())
 
 
 def _build_run(
@@ -118,52 +134,96 @@ def _build_run(
     labels: Mapping[str, Any],
     seed: int,
     overrides: Mapping[str, Any],
+    copy_of: str | None,
 ) -> GridRun:
-    scale = SCALES[scale_name]
     dataset, model = labels["dataset"], labels["model"]
+    given = _choose_settings(experiment, scale_name, labels, seed, overrides)
+    given_here = _drop_rates(overrides)
+    spelled = _list_spelled(experiment, scale_name) - set(given_here)
+    # A switch is named by its short form already.
+    own_words = [f"{name}{value}" for name, value in given_here.items() if value is not True]
+    settings = complete(Settings.from_flags(given))
+    if f"lr_{settings.optimizer}" in overrides:
+        own_words.append(f"lr{given['lr']:g}")
+    is_copy = copy_of is not None and SOURCES[dataset].named_by_directory
+    stands_for = {
+        "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
+        "model": model if model in experiment.models else experiment.models[0],
+    }
+    if copy_of is not None and is_copy:
+        stands_for["dataset"] = copy_of
+    differences = _find_differences(experiment, labels, settings, stands_for)
+    first_words = [spell_for_files(str(getattr(settings, name))) for name in NAMED_FIRST]
+    return GridRun(
+        name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
+        given=given,
+        settings=settings,
+        group=tuple((name, given.get(name, getattr(settings, name))) for name in labels),
+        stands_for=stands_for,
+        is_copy=is_copy,
+        differences=differences,
+        is_papers=SCALES[scale_name].is_papers
+        and experiment.network_known
+        and not differences
+        and stands_for == {"dataset": dataset, "model": model},
+    )
+
+
+def _choose_settings(
+    experiment: Experiment,
+    scale_name: str,
+    labels: Mapping[str, Any],
+    seed: int,
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the settings that a run is given, in the order of its command."""
+    scale, dataset = SCALES[scale_name], labels["dataset"]
     chosen = {**labels, **experiment.fixed}
     optimizer = chosen.get("optimizer", Settings.model_fields["optimizer"].default)
-    rate_flag = f"lr_{optimizer}"
-    given_here = {name: value for name, value in overrides.items() if not name.startswith("lr_")}
+    given_here = _drop_rates(overrides)
     recipe = experiment.recipes.get(scale_name, {}) if dataset in experiment.datasets else {}
-    planned = {**_choose_sizes(experiment, scale, dataset, model), **chosen, **recipe}
+    sizes = _choose_sizes(experiment, scale, dataset, labels["model"])
+    planned = {**sizes, **chosen, **recipe}
     settings = {
-        "model": model,
-        "dataset": dataset,
-        "loss": labels["loss"],
+        **{name: labels[name] for name in ("model", "dataset", "loss")},
         **planned,
         **given_here,
         **_fit_schedule(recipe, given_here.get("epochs")),
-        "lr": overrides.get(rate_flag) or planned.get("lr") or scale.rates.get(optimizer),
+        "lr": overrides.get(f"lr_{optimizer}") or planned.get("lr") or scale.rates.get(optimizer),
         "seed": seed,
     }
     settings["epoch_save_step"] = experiment.save_every or settings["epochs"]
     kept = experiment.choose_kept(settings["epochs"])
     settings["keep_checkpoints"] = None if kept == "all" else kept  # the default is not given
-    given = {name: value for name, value in settings.items() if value is not None}
-    spelled = _list_spelled(experiment, scale_name) - set(given_here)
-    # A switch is named by its short form already.
-    own_words = [f"{name}{value}" for name, value in given_here.items() if value is not True]
-    if rate_flag in overrides:
-        own_words.append(f"lr{given['lr']:g}")
-    complete_settings = complete(Settings.from_flags(given))
-    stands_for = {
-        "dataset": dataset if dataset in experiment.datasets else experiment.datasets[0],
-        "model": model if model in experiment.models else experiment.models[0],
-    }
-    unchanged = all(planned.get(name) == value for name, value in given_here.items())
-    first_words = [spell_for_files(str(getattr(complete_settings, n))) for n in NAMED_FIRST]
-    return GridRun(
-        name="_".join([*first_words, *_list_name_words(given, spelled), *own_words, f"s{seed}"]),
-        given=given,
-        settings=complete_settings,
-        group=tuple((name, settings[name]) for name in labels),
-        stands_for=stands_for,
-        is_papers=scale.is_papers
-        and experiment.network_known
-        and unchanged
-        and stands_for == {"dataset": dataset, "model": model},
-    )
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _drop_rates(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in overrides.items() if not name.startswith("lr_")}
+
+
+def _find_differences(
+    experiment: Experiment,
+    labels: Mapping[str, Any],
+    settings: Settings,
+    stands_for: Mapping[str, str],
+) -> dict[str, tuple[Any, Any]]:
+    """Return (ours, the paper's) of the settings in which a run differs from the paper's run.
+
+    Data set and network, and the sizes of another network, are not among them. A recipe is not the
+    paper's: its learning rate may be another one.
+    """
+    spanned = ("dataset", "model", "loss", *experiment.axes)
+    of_paper = {k: value for k, value in {**labels, **stands_for}.items() if k in spanned}
+    papers = complete(Settings.from_flags(_choose_settings(experiment, PAPERS, of_paper, 0, {})))
+    left_out = {"dataset", "model", "seed", "epoch_save_step"}
+    if settings.model != papers.model:
+        left_out |= set(Settings.names(builds="model"))
+    if "lr" in experiment.recipes.get(PAPERS, {}):
+        left_out.add("lr")
+    theirs = papers.get_shaping()
+    pairs = {name: (ours, theirs[name]) for name, ours in settings.get_shaping().items()}
+    return {k: pair for k, pair in pairs.items() if k not in left_out and pair[0] != pair[1]}
 
 
 def _choose_sizes(experiment: Experiment, scale: Scale, dataset: str, model: str) -> dict[str, Any]:
@@ -206,7 +266,8 @@ def _list_name_words(given: Mapping[str, Any], spelled: Collection[str]) -> Iter
         if value is None or value is False:
             continue
         if short is not None:
-            yield short.format(value)
+            # A word may stand in place of a number.
+            yield (short.replace(":g", "") if isinstance(value, str) else short).format(value)
         elif name in spelled:
             yield name if value is True else f"{name}{_format_value(value)}"
 

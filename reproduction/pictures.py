@@ -16,6 +16,7 @@ from reproduction.results import Result, collect_results
 from reproduction.work import Work
 from rundir.names import spell_for_files
 from utils.cli import list_device_flags
+from utils.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,25 @@ def list_evaluations(work: Work) -> list[Call]:
     if chosen is None:
         return []
     flags = ["--load_path", *_list_directories(work, work.finished), "--checkpoints", chosen]
-    if work.experiment.overlays_curves:
+    if work.experiment.overlays_curves and len(work.finished) > 1:
         flags += ["--out", str(work.out)]
     return [Call("eval_nc", [*flags, *list_device_flags(work.gpu_id)])]
 
 
 def draw_curves(work: Work) -> Drawing:
-    """Draw the scores of all runs at the end; eval_nc.py has drawn the curves of the measures."""
+    """Draw the scores of all runs at the end; eval_nc.py has drawn the curves of the measures.
+
+    Those of a single run lie in its directory: the report gets a copy.
+    """
     picture = work.out / "scores.png"
     call = _call_scores(work, work.finished, picture)
-    return Drawing([work.out / "nc_curves_overlay.png", picture], [call])
+    shared, single = work.out / "nc_curves_overlay.png", work.out / "nc_curves.png"
+    curves, other = shared, single
+    if len(work.finished) == 1:
+        curves, other = single, shared
+        content = (work.locate(work.finished[0]) / single.name).read_bytes()
+        write_whole(single, lambda file: file.write(content))
+    return Drawing([curves, picture], [call], [path for path in (other,) if path.exists()])
 
 
 def draw_scores(work: Work) -> Drawing:
@@ -78,13 +88,19 @@ def draw_scores(work: Work) -> Drawing:
 
 def draw_tsne(work: Work) -> Drawing:
     """Draw the features of the runs with the first seed over the epochs, side by side."""
-    first = [run for run in work.finished if run.settings.seed == 0]
+    first = list_first_seed(work)
     epochs = _count_epochs(work)
     begin, end = choose_epochs(work.experiment.epochs or (1, epochs), epochs)
     flags = [*_list_directories(work, first), "--checkpoints", f"{begin}-{end}"]
     call = Call("eval_tsne", [*flags, "--out", str(work.out), *list_device_flags(work.gpu_id)])
     pictures = [work.out / f"tsne_epoch_{end:03d}.png", work.out / "tsne.gif"]
     return Drawing(pictures, [call], sorted(work.out.glob("tsne_epoch_*.png")))
+
+
+def list_first_seed(work: Work) -> list[GridRun]:
+    """Return the finished runs with the smallest of their seeds."""
+    seed = min(run.settings.seed for run in work.finished)
+    return [run for run in work.finished if run.settings.seed == seed]
 
 
 def draw_accuracies(work: Work) -> Drawing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 
 from args import Settings
 from input_pipeline import SOURCES
+from reproduction.differences import list_differences
 from reproduction.grid import GridRun
+from reproduction.readings import find_reading
 from reproduction.results import (
     Result,
     compare_losses,
-    find_measure,
     format_tables,
     list_rows,
 )
@@ -39,6 +41,11 @@ class FinishedRun:
     def settings(self) -> Settings:
         """The settings in its config.json."""
         return self.config.settings
+
+    @property
+    def steps(self) -> int:
+        """The steps of an epoch."""
+        return math.ceil(self.config.facts["train_size"] / self.settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,16 @@ def _list_tables(report: Report, tabulate: Any) -> list[str]:
     return tables
 
 
+def _list_differences(report: Report) -> list[str]:
+    """Say in one line what differs from the paper, if its numbers are context."""
+    if not any(result.context for result in report.results):
+        return []
+    runs = (each.run for each in report.trained)
+    found = (line for run in runs for line in list_differences(report.work, run))
+    lines = list(dict.fromkeys(found))
+    return [f"Differs from the paper's runs: {escape('; '.join(lines))}."] if lines else []
+
+
 def _list_facts(report: Report) -> list[str]:
     """Return scale, data, training, machine and date."""
     scale = f"Scale: {report.work.scale_name}."
@@ -129,11 +146,14 @@ def _list_facts(report: Report) -> list[str]:
     settings, environment = trained[0].settings, trained[0].config.environment
     rates = sorted({f"{each.settings.optimizer} {each.settings.lr:g}" for each in trained})
     seeds = sorted({each.settings.seed for each in trained})
+    steps = sorted({each.steps for each in trained})
     return [
         scale,
         *(f"Data: {line}." for line in sorted({_describe_data(each.config) for each in trained})),
-        f"Training: {settings.epochs} epochs, batch {settings.batch_size}, learning rate "
-        f"{', '.join(rates)}, {settings.schedule} schedule; seed {', '.join(map(str, seeds))}.",
+        f"Training: {settings.epochs} epochs of {', '.join(map(str, steps))} steps, batch "
+        f"{settings.batch_size}, learning rate {', '.join(rates)}, "
+        f"{settings.schedule} schedule; seed {', '.join(map(str, seeds))}.",
+        *_list_differences(report),
         f"Machine: {environment.get('processor') or name_processor()}, device "
         f"{environment.get('device')}. Python {environment.get('python')}, "
         f"{_format_packages(environment)}.",
@@ -163,19 +183,25 @@ def _explain(report: Report) -> str:
     """Return the text that explains the numbers."""
     work = report.work
     lines = ["Accuracies in percent; with several seeds mean ± sample standard deviation."]
-    if any(find_measure(measure).predicted for measure in work.experiment.measures):
+    if any(find_reading(measure).predicted for measure in work.experiment.measures):
         lines.append(
             "`predicted` is the exact minimum of the regularised problem for the same settings; "
             "the difference shows how far training is from it."
+        )
+    if any(find_reading(measure).is_arrival for measure in work.experiment.measures):
+        lines.append(
+            "`epochs until … <` is the first epoch with a value below; `stays within` is the first "
+            "one from which on all values are that near to the exact prediction."
         )
     contexts = {result.context_of for result in report.results if result.context}
     if contexts:
         column = f"paper ({min(contexts)})" if len(contexts) == 1 else "paper (…)"
         lines.append(
             f"**The paper's numbers under `{column}` are context**: they are of another network, "
-            "other data or longer training than ours, so no difference is shown."
+            "other data or other settings than ours, so no difference is shown."
         )
-    if contexts and work.runs:
+    losses = {result.labels["loss"] for result in report.results}
+    if contexts and work.runs and len(losses) > 1:
         lines.append(
             f"Only the direction from {' to '.join(work.experiment.losses)} can be compared."
         )

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from metrics import EVALUATED, MEASURES, Measure
-from reproduction import OVER_EPOCHS
 from reproduction.grid import GridRun
+from reproduction.readings import find_reading, read_values
 from reproduction.work import Work
-from rundir.names import METRICS
-from utils.errors import UserError
-from utils.files import read_csv
 
 REFERENCES = ("paper", "predicted")
 MOST_COLUMNS = 9  # largest number of number columns in one table
@@ -28,17 +23,25 @@ NOTHING = "–"  # a cell without a number
 Table = tuple[list[str], list[list[str]]]  # header and cells
 
 
+class Formatted(Protocol):
+    """A `metrics.Measure`, or a reading of one."""
+
+    def format(self, value: float, sign: str = "") -> str: ...
+
+
 @dataclass
 class Result:
     """The results of one setting over its seeds.
 
     Attributes:
         labels: the setting.
-        values: one number of each finished seed, by measure.
+        values: one number of each finished seed, by measure. An arrival that did not take place
+            is infinite.
         references: numbers to compare with, by measure and then by one of `REFERENCES`.
         missing: runs without a result, and why.
         context: the paper's numbers of another network, data set or length of training, by measure.
         context_of: what those are of.
+        epochs: the length of the runs.
     """
 
     labels: dict[str, Any]
@@ -47,30 +50,25 @@ class Result:
     missing: list[str] = field(default_factory=list)
     context: dict[str, float] = field(default_factory=dict)
     context_of: str = ""
+    epochs: int = 0
 
     def mean(self, measure: str) -> float | None:
         """Return the mean over seeds; None without a value."""
         return statistics.fmean(self.values[measure]) if self.values.get(measure) else None
 
     def deviation(self, measure: str) -> float | None:
-        """Return the sample standard deviation over seeds; None for fewer than two."""
+        """Return the sample standard deviation over seeds; None for fewer than two.
+
+        None also if one of them is infinite.
+        """
         values = self.values.get(measure, [])
-        return statistics.stdev(values) if len(values) > 1 else None
+        several = len(values) > 1 and all(map(math.isfinite, values))
+        return statistics.stdev(values) if several else None
 
     def get_paper(self, measure: str) -> float | None:
         """Return the paper's number, to compare with or as context; None without one."""
         held = self.references.get(measure, {}).get("paper")
         return self.context.get(measure) if held is None else held
-
-
-def find_measure(name: str) -> Measure:
-    """Return the entry of a measure, also of one over the epochs."""
-    return MEASURES[name.removesuffix(OVER_EPOCHS)]
-
-
-def title_measure(name: str) -> str:
-    """Return the heading of a measure's column."""
-    return find_measure(name).heading + (OVER_EPOCHS if name.endswith(OVER_EPOCHS) else "")
 
 
 def collect_results(work: Work) -> list[Result]:
@@ -86,7 +84,7 @@ def collect_results(work: Work) -> list[Result]:
 
 def _collect_result(work: Work, runs: Sequence[GridRun]) -> Result:
     """Return the result of the runs of one setting."""
-    result = Result(work.label(runs[0]), {}, {})
+    result = Result(work.label(runs[0]), {}, {}, epochs=runs[0].settings.epochs)
     paper = runs[0].look_up_published(work.experiment)
     finished = [run for run in runs if run.name not in work.failed]
     if all(work.is_papers(run) for run in finished or runs):
@@ -102,57 +100,6 @@ def _collect_result(work: Work, runs: Sequence[GridRun]) -> Result:
         for measure, value in predicted.items():
             result.references.setdefault(measure, {})["predicted"] = value
     return result
-
-
-def read_values(
-    directory: Path, measures: Sequence[str]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return a run's measures and their exact predictions, where there are any.
-
-    Raises UserError for a damaged file.
-    """
-    history = read_csv(directory / METRICS)
-    evaluated = read_csv(directory / EVALUATED) if (directory / EVALUATED).exists() else []
-    values, predicted = {}, {}
-    for name in measures:
-        measure = find_measure(name)
-        rows = [row for row in evaluated if row.get("split") == measure.split]
-        number = _read_value(name, directory, history, rows)
-        if number is not None:
-            values[name] = number
-        if measure.predicted and rows:
-            exact = _read_number(rows[-1], measure.predicted, directory / EVALUATED)
-            if exact is not None:
-                predicted[name] = exact
-    return values, predicted
-
-
-def _read_value(
-    name: str,
-    directory: Path,
-    history: Sequence[Mapping[str, str]],
-    evaluated: Sequence[Mapping[str, str]],
-) -> float | None:
-    measure, path = find_measure(name), directory / EVALUATED
-    column = name.removesuffix(OVER_EPOCHS)
-    if column != name:
-        cells = [_read_number(row, column, path) for row in evaluated]
-        numbers = [number for number in cells if number is not None]
-        return statistics.fmean(numbers) if numbers else None
-    if measure.history:  # metrics.csv has the last epoch, even if it was not evaluated
-        return _read_number(history[-1], measure.history, directory / METRICS)
-    return _read_number(evaluated[-1], column, path) if evaluated else None
-
-
-def _read_number(row: Mapping[str, str], column: str, path: Path) -> float | None:
-    """Return a cell's number; None where it is empty or the file has no such column."""
-    text = row.get(column)
-    if not text:
-        return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {column} is {text!r}") from error
 
 
 def format_tables(results: Sequence[Result], measures: Sequence[str]) -> list[Table]:
@@ -200,8 +147,8 @@ class Column(NamedTuple):
         if self.is_difference:
             return "difference"
         if self.context_of is not None:
-            return f"{title_measure(self.measure)} paper ({self.context_of})"
-        return " ".join(filter(None, (title_measure(self.measure), self.reference)))
+            return f"{find_reading(self.measure).title} paper ({self.context_of})"
+        return " ".join(filter(None, (find_reading(self.measure).title, self.reference)))
 
     @property
     def is_papers(self) -> bool:
@@ -219,11 +166,13 @@ class Column(NamedTuple):
 
     def format(self, result: Result) -> str:
         """Return the cell of a result."""
-        measure, number = find_measure(self.measure), self.read(result)
+        reading, number = find_reading(self.measure), self.read(result)
         if self.is_difference:
-            return format_difference(measure, result.mean(self.measure), number)
+            return format_difference(reading, result.mean(self.measure), number)
         own = self.reference is None and self.context_of is None
-        return format_mean(measure, number, result.deviation(self.measure) if own else None)
+        if own and number == math.inf:
+            return format_partial_arrival(reading, result.values[self.measure], result.epochs)
+        return format_mean(reading, number, result.deviation(self.measure) if own else None)
 
 
 def format_results(results: Sequence[Result], measures: Sequence[str]) -> Table:
@@ -250,7 +199,15 @@ def _format_labels(result: Result, names: Sequence[str]) -> list[str]:
     return [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
 
 
-def format_mean(measure: Measure, mean: float | None, deviation: float | None = None) -> str:
+def format_partial_arrival(measure: Formatted, values: Sequence[float], epochs: int) -> str:
+    """Return the epochs of the seeds that arrived, where some or all did not within `epochs`."""
+    arrived = [value for value in values if math.isfinite(value)]
+    if not arrived:
+        return f"not within {epochs}"
+    return f"{measure.format(statistics.fmean(arrived))} ({len(arrived)} of {len(values)} seeds)"
+
+
+def format_mean(measure: Formatted, mean: float | None, deviation: float | None = None) -> str:
     """Return a mean with its standard deviation, if any, in the measure's digits."""
     if mean is None or math.isnan(mean):
         return NOTHING
@@ -258,9 +215,11 @@ def format_mean(measure: Measure, mean: float | None, deviation: float | None = 
     return text if deviation is None else f"{text} ± {measure.format(deviation)}"
 
 
-def format_difference(measure: Measure, ours: float | None, theirs: float | None) -> str:
-    """Return ours minus theirs with its sign."""
-    return NOTHING if ours is None or theirs is None else measure.format(ours - theirs, sign="+")
+def format_difference(measure: Formatted, ours: float | None, theirs: float | None) -> str:
+    """Return ours minus theirs with its sign; nothing if one is absent or infinite."""
+    if ours is None or theirs is None or not math.isfinite(ours - theirs):
+        return NOTHING
+    return measure.format(ours - theirs, sign="+")
 
 
 def compare_losses(
@@ -268,7 +227,7 @@ def compare_losses(
 ) -> Table | None:
     """Return header and cells of one loss minus another in the same setting, ours and the paper's.
 
-    Scores and biases are left out: the losses bring them to other levels by design. Returns None
+    Scores, biases and the loss are left out: they have other levels by design. Returns None
     if no setting was run with both losses, or no measure can be compared.
     """
     others = [name for name in results[0].labels if name != "loss"]
@@ -281,7 +240,7 @@ def compare_losses(
         for found in settings.values()
         if loss in found and baseline in found
     ]
-    kept = [measure for measure in measures if find_measure(measure).predicted is None]
+    kept = [measure for measure in measures if find_reading(measure).compares_losses]
     columns = []
     for name in kept:
         own, *others_of_it = _list_columns(results, name)
@@ -291,7 +250,7 @@ def compare_losses(
         [
             *_format_labels(pair[0], others),
             *(
-                format_difference(find_measure(column.measure), *map(column.read, pair))
+                format_difference(find_reading(column.measure), *map(column.read, pair))
                 for column in columns
             ),
         ]

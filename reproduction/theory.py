@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from reproduction import published
 from reproduction.results import Result
-from theory.minimiser import Problem, minimise
+from theory.minimiser import FeatureModel, minimise
 from theory.minimum import predict
+from theory.problem import Problem
 
 BATCH_SIZE, DECAY = 128, 5e-4  # the paper's runs use these; λ_W = λ_H = DECAY
 PAPERS_NETWORK = "Swin, CIFAR"  # of the published figures
@@ -37,13 +37,10 @@ def _compute_result(
     num_classes: int, loss: str, weight_decay_bias: float, bias_init_mean: float
 ) -> Result:
     per_class = BATCH_SIZE / num_classes
-    whole = math.ceil(per_class)
-    feature_decay_rate = DECAY * per_class / whole  # n may be fractional, see Problem
-    problem = Problem(
-        loss, [whole] * num_classes, num_classes + 6, DECAY, feature_decay_rate, weight_decay_bias
-    )
-    found = minimise(problem, bias_init_mean=bias_init_mean)
-    exact = predict(loss, num_classes, per_class, DECAY, DECAY, weight_decay_bias)
+    problem = Problem(loss, [per_class] * num_classes, DECAY, DECAY, weight_decay_bias)
+    model = FeatureModel(problem, num_classes + 6)
+    found = minimise(model, bias_init_mean=bias_init_mean)
+    exact = predict(problem)
     values = {
         "positive_mean": found.positive_scores.mean(),
         "negative_mean": found.negative_scores.mean(),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from metrics.neural_collapse import compute_neural_collapse
+from theory.balanced import find_balanced_minimum
 from theory.comparison import Comparison, compare
-from theory.minimiser import FoundMinimum, Problem, minimise
-from theory.minimum import predict
+from theory.minimiser import FeatureModel, FoundMinimum, minimise
+from theory.problem import Problem
 from theory.setting import Setting
 from utils.errors import UserError
 
@@ -27,22 +28,17 @@ def compare_minima(setting: Setting, class_sizes: Sequence[int]) -> Comparison:
     samples, rate = setting.samples_per_class, setting.feature_decay_rate
     weight_decay, weight_decay_bias = setting.weight_decay, setting.weight_decay_bias
     try:
-        predicted = predict(
+        predicted = find_balanced_minimum(
             setting.loss, setting.num_classes, samples, weight_decay, rate, weight_decay_bias
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    share = samples / class_sizes[0]  # n may be fractional, see Problem
-    problem = Problem(
-        setting.loss,
-        class_sizes,
-        setting.feature_dim,
-        weight_decay,
-        rate * share,
-        weight_decay_bias,
-    )
+    share = samples / class_sizes[0]  # n may be fractional
+    sizes = [size * share for size in class_sizes]
+    problem = Problem(setting.loss, sizes, weight_decay, rate, weight_decay_bias)
+    model = FeatureModel(problem, setting.feature_dim)
     found = minimise(
-        problem, bias_init_mean=setting.bias_init_mean, seed=setting.seed, starts=setting.starts
+        model, bias_init_mean=setting.bias_init_mean, seed=setting.seed, starts=setting.starts
     )
     return compare(predicted, found, measure_collapse(found), class_sizes, setting.feature_dim)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from args import Settings
 from input_pipeline import SOURCES, name_data
 from reproduction import EXPERIMENTS, SCALES, Experiment, Scale
 from reproduction.flags import DATA_DIR
@@ -75,13 +76,18 @@ class Work:
         return self.experiment.titles.get(dataset, SOURCES[dataset].title)
 
     def describe_paper(self, run: GridRun) -> str:
-        """Name what the paper's numbers for a run are of, as far as the run differs from it."""
+        """Name what the paper's numbers for a run are of, as far as the run differs from it.
+
+        With the paper's network on its data, or on a copy of them, the settings differ.
+        """
         paper, settings = run.stands_for, run.settings
         model = paper["model"] if self.experiment.network_known else "unknown network"
-        same = (model, paper["dataset"]) == (settings.model, settings.dataset)
-        if same and not self.experiment.sizes:
-            return "full training"
-        return f"{model}, {self.name_dataset(paper['dataset'])}"
+        data = self.name_dataset(paper["dataset"])
+        same_data = paper["dataset"] == settings.dataset and not self.experiment.sizes
+        if model != settings.model or not (same_data or run.is_copy):
+            return f"{model}, {data}"
+        theirs = [f"{name} {format_setting(name, v)}" for name, (_, v) in run.differences.items()]
+        return ", ".join([data, *theirs] if run.is_copy else theirs)
 
     def is_papers(self, run: GridRun) -> bool:
         """Return whether a run is the paper's: network, data set and length of training.
@@ -137,3 +143,12 @@ class Work:
         seconds = sum(float(row["seconds"]) for row in rows)
         top1, uniform = (float(rows[-1][column]) for column in ("test_top1", "test_uniform"))
         return f"test top-1 {top1:.2f} %, uniform {uniform:.2f} %, {seconds:.0f} s"
+
+
+def format_setting(name: str, value: Any) -> str:
+    """Return the value of a setting in words; None is the default in words."""
+    if value is None:
+        return Settings.entries()[name].default_text or "the default"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ from rundir.config import Versions
 from rundir.rebuild import Rebuilder
 from rundir.trained import TrainedRun, open_run
 from tests.helpers import assert_mistake, run
-from theory.minimum import predict
+from theory.balanced import find_balanced_minimum
 from utils.files import read_csv
 
 TINY = ["--model", "MLP", "--width", 32, "--depth", 1, "--sample_size", 20, "--gpu_id", -1]
@@ -62,7 +62,7 @@ def test_the_numbers_drawn_are_those_of_the_runs(runs, tmp_path, capsys):
     extracted = rebuilder.extract(run_, runs[3] / "epoch_002.pth", "train")
     fc = rebuilder.model(run_).fc
     direct = compute_decision_scores(extracted.features, extracted.labels, fc.weight.detach())
-    exact = predict("BCE", 10, 10, 5e-4, 5e-4, 0)
+    exact = find_balanced_minimum("BCE", 10, 10, 5e-4, 5e-4, 0)
     positive, bias, negative = rows[-3:]
     for row, values in ((positive, direct[0]), (bias, fc.bias.detach()), (negative, direct[1])):
         assert float(row["mean"]) == pytest.approx(values.double().mean().item(), rel=1e-9)

@@ -19,7 +19,7 @@ from reproduction.launch import Outcome
 from reproduction.pictures import Call
 from reproduction.work import Work
 from tests.helpers import assert_mistake, read_refusal, run, start
-from theory.minimum import predict
+from theory.balanced import find_balanced_minimum
 from utils.errors import UserError
 from utils.files import read_csv, write_json
 
@@ -96,7 +96,7 @@ def test_score_figures_and_a_run_that_fails(tmp_path, monkeypatch):
     assert f"{bad.name}: it is broken" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "scores_MLP_digits.png").exists()
     rows = [row for row in read_csv(tmp_path / "out" / "results.csv") if row["mean"]]
-    exact = predict("CE", 10, 3.2, 5e-4, 5e-4, good.settings.weight_decay_bias)
+    exact = find_balanced_minimum("CE", 10, 3.2, 5e-4, 5e-4, good.settings.weight_decay_bias)
     assert rows[0]["measure"] == "positive_mean"
     assert float(rows[0]["predicted"]) == pytest.approx(exact.positive_score)
 
@@ -145,6 +145,8 @@ def test_failures_are_explained():
 
 
 def test_mistakes(tmp_path, capsys):
+    part = ("--only", "loss=CE", "--data_dir", tmp_path)
+
     def refuse(*words):
         assert reproduce.main([*map(str, words)]) == 2
         error = capsys.readouterr().err
@@ -161,10 +163,18 @@ def test_mistakes(tmp_path, capsys):
     assert "--data_dir" in refuse("imagenet", "--scale", "full")
     assert "--data_dir" in refuse("tsne", "--dataset", "folder")
     assert "--min_lr" in refuse("tsne", "--lr_SGD", 1e-9)
+    assert "--lr_AdamW has no effect here: no run uses AdamW" in refuse("tsne", "--lr_AdamW", 1)
+    assert "has optimizer SGD" in refuse("tsne", "--only", "optimizer=AdamW")
+    assert "--only has no effect" in refuse("theory", "--only", "loss=CE")
+    folder = ("--dataset", "folder", "--data_dir", tmp_path, "--copy_of", "cifar10")
+    assert "it is for --dataset folder" in refuse("nc-curves", "--copy_of", "cifar10")
+    assert "no published numbers for tsne" in refuse("tsne", *folder)
+    assert "by their size" in refuse("imagenet", *folder)
+    assert "are of cifar100" in refuse("long-tail", *folder)
     (tmp_path / "report.json").write_text('{"experiment": "tsne", "scale": "cpu"}')
     assert "give another --out" in refuse("imagenet", "--out", tmp_path)
+    assert "give another --out" in refuse("tsne", "--scale", "cpu", *part, "--out", tmp_path)
     assert_mistake(run("reproduce.py", "table-mnist"), "table-mnist", "nc-curves")
-    assert_mistake(run("reproduce.py", "tsne", "--slurm", "gpu"), "gpu", "KEY=VALUE")
 
 
 def test_flags_of_image_files_reach_the_runs_and_shape_their_names(capsys, tmp_path):
@@ -265,6 +275,8 @@ def test_dry_run_of_several_processes(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--only", "loss"], "'loss' is not of the form KEY=VALUE"),
+        (["--slurm", "gpu"], "'gpu' is not of the form KEY=VALUE"),
         (["--gpu_id", "0", "--gpu_ids", "1"], "not allowed with argument --gpu_id"),
         (["--gpu_ids", "1", "0", "1"], "1 is named twice"),
         (["--gpu_ids", "0", "-1"], "'-1' must be at least 0"),
@@ -288,7 +300,7 @@ def test_dry_run_of_several_processes(monkeypatch, capsys):
         ),
     ],
 )
-def test_devices_that_cannot_be_handed_out(capsys, flags, words):
+def test_flags_that_do_not_parse(capsys, flags, words):
     assert words in read_refusal(capsys, reproduce.main, "tsne", *flags)
 
 
@@ -341,8 +353,22 @@ def test_every_optimizer_has_its_learning_rate(capsys):
         assert settings.lr == rates[settings.optimizer]
 
 
+def test_dry_run_of_a_part(capsys):
+    both = ["--only", "optimizer=SGD", "augment=DA1", "--only", "seed=1"]
+    assert reproduce.main(["table-cifar", "--dry_run", "--seeds", "2", *both]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    found = [parse_settings(shlex.split(line)[2:]) for line in lines]
+    names = ("optimizer", "augment", "seed", "loss")
+    assert [tuple(s.values(list(names)).values()) for s in found] == [
+        ("SGD", "DA1", 1, loss) for loss in ("CE", "BCE")
+    ]
+
+
 def test_the_command_of_a_report_is_the_one_that_was_given():
-    words = "tsne --scale cpu --dataset digits --models MLP ViT --epochs 3 --lr_SGD 0.5 --seeds 2"
+    words = (
+        "tsne --scale cpu --dataset digits --models MLP ViT --only loss=CE loss=BCE --epochs 3 "
+        "--lr_SGD 0.5 --seeds 2"
+    )
     place = ["--data_dir", "/data/images/", "--jobs", "2", "--gpu_ids", "0", "1", "--out", "x"]
     args = parse_flags([*words.split(), *place])
     command = reproduce.format_command(args)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import verify_theory
 from tests.helpers import ROOT, assert_mistake, run
-from theory.minimum import predict
+from theory.balanced import find_balanced_minimum
 from theory.setting import SWEEPS
 
 SMALL = ["--num_classes", 4, "--samples_per_class", 3]
@@ -32,7 +32,7 @@ def test_prediction_and_minimum_agree(capsys, tmp_path, loss, decay):
     keys = {"positive_score", "negative_score", "bias", "loss_value", "nc1", "nc2", "nc2_h", "nc3"}
     assert keys <= content["predicted"].keys()
     assert keys | {"positive_score_min", "bias_max"} <= content["found"].keys()
-    exact = predict(loss, 4, 3, 5e-4, 5e-4, decay)
+    exact = find_balanced_minimum(loss, 4, 3, 5e-4, 5e-4, decay)
     assert content["predicted"]["positive_score"] == exact.positive_score
     assert content["found"]["loss_value"] == pytest.approx(exact.loss_value, rel=1e-6)
     if loss == "CE" and decay == 0:
@@ -84,7 +84,9 @@ def test_a_sweep_beyond_the_theory_claims_nothing_there(capsys, tmp_path):
     assert verify(capsys, *flags, "--json", tmp_path / "s.json")[0] == 4
     points = json.loads((tmp_path / "s.json").read_text())["points"]
     claimed = [point["predicted"]["positive_score"] is not None for point in points]
-    regimes = [predict("BCE", 4, 3, 5e-4, 5e-4, point["value"]).regime for point in points]
+    regimes = [
+        find_balanced_minimum("BCE", 4, 3, 5e-4, 5e-4, point["value"]).regime for point in points
+    ]
     assert claimed == [regime == "etf" for regime in regimes]
     assert 0 < sum(claimed) < len(points)
 
@@ -120,7 +122,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, flags, words):
 
 
 def test_a_mistake_at_the_command_line():
-    assert_mistake(run("verify_theory.py", "--loss", "MSE"), "--loss", "CE, BCE")
+    assert_mistake(run("verify_theory.py", "--loss", "MSE"), "CE, BCE")
 
 
 def test_mistakes_between_flags_are_found_without_torch():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from theory.balanced import BalancedMinimum
 from theory.minimiser import FoundMinimum
-from theory.minimum import Prediction
 
 FLAT = 1e-6  # L-BFGS cannot lower a loss that exceeds the minimum by less than this share
 
@@ -55,7 +55,7 @@ class Comparison:
         measured: found values by the same names and others (see `collect_measured`).
     """
 
-    predicted: Prediction
+    predicted: BalancedMinimum
     found: FoundMinimum
     objection: str | None
     expected: dict[str, float | None]
@@ -110,7 +110,7 @@ class Comparison:
 
 
 def compare(
-    predicted: Prediction,
+    predicted: BalancedMinimum,
     found: FoundMinimum,
     collapse: Mapping[str, float],
     class_sizes: Sequence[int],
@@ -134,7 +134,7 @@ def compare(
 
 
 def find_objection(
-    predicted: Prediction, class_sizes: Sequence[int], feature_dim: int
+    predicted: BalancedMinimum, class_sizes: Sequence[int], feature_dim: int
 ) -> str | None:
     """Return the reason why the theory does not apply, or None if it applies."""
     if len(set(class_sizes)) > 1:
@@ -147,7 +147,7 @@ def find_objection(
     return None
 
 
-def collect_expected(predicted: Prediction) -> dict[str, float | None]:
+def collect_expected(predicted: BalancedMinimum) -> dict[str, float | None]:
     """Return the predicted value of each of `QUANTITIES`; None where it is not defined."""
     has_means = predicted.positive_score != predicted.negative_score
     collapsed = 0.0 if has_means else None  # without class means nothing can collapse onto them
@@ -164,7 +164,7 @@ def collect_expected(predicted: Prediction) -> dict[str, float | None]:
     }
 
 
-def compute_nc2(predicted: Prediction) -> float | None:
+def compute_nc2(predicted: BalancedMinimum) -> float | None:
     """Return NC2 of the predicted W, or None where W is 0.
 
     W Wᵀ is p (I − 11ᵀ/K) + q 11ᵀ/K and shares the singular vectors of the scores. Hence p : q is

@@ -1,15 +1,15 @@
-"""The unconstrained-feature model, minimised: problem (1) over W, H and b as free variables."""
+"""The unconstrained-feature model, minimised: the problem over W, H and b as free variables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
 from theory.losses import EXACT_LOSSES
+from theory.problem import Problem
 
 SEARCH = {"maxiter": 100_000, "maxfun": 200_000, "maxcor": 50, "ftol": 0.0, "gtol": 1e-10}
 
@@ -49,102 +49,101 @@ class FoundMinimum:
         return scores[others].reshape(len(scores), -1)
 
 
-class Problem:
-    """Problem (1) for given class sizes, as a function of one flat vector.
+class FeatureModel:
+    """The problem over W, H and b themselves, as a function of one flat vector.
 
-    For a fractional n, give ⌈n⌉ samples per class and λ_H n/⌈n⌉. The minimum is the same: the
-    samples of a class coincide there, and n decides only their share of the regularisation.
+    Class k has ⌈n_k⌉ samples, each with the weight n_k/⌈n_k⌉ in the loss and in the decay of the
+    features. The minimum does not depend on how many samples share n_k, because they coincide.
 
     Args:
-        loss: a name of `theory.losses.EXACT_LOSSES`.
-        class_sizes: the samples of each of the K classes.
+        problem: the problem.
         feature_dim: d.
-        weight_decay: λ_W.
-        feature_decay_rate: λ_H.
-        weight_decay_bias: λ_b.
-
-    Raises:
-        KeyError: the loss is unknown.
     """
 
-    def __init__(
-        self,
-        loss: str,
-        class_sizes: Sequence[int],
-        feature_dim: int,
-        weight_decay: float,
-        feature_decay_rate: float,
-        weight_decay_bias: float,
-    ) -> None:
-        self.loss = EXACT_LOSSES[loss]
-        self.labels = np.repeat(np.arange(len(class_sizes)), class_sizes)
-        self.one_hot = np.eye(len(class_sizes))[self.labels]
-        self.feature_dim = feature_dim
-        self.weight_decay = weight_decay
-        self.feature_decay_rate = feature_decay_rate
-        self.weight_decay_bias = weight_decay_bias
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes K."""
-        return self.one_hot.shape[1]
+    def __init__(self, problem: Problem, feature_dim: int) -> None:
+        self.problem, self.feature_dim = problem, feature_dim
+        self.loss = EXACT_LOSSES[problem.loss]
+        sizes = np.asarray(problem.class_sizes)
+        counts = np.ceil(sizes).astype(int)
+        self.labels = np.repeat(np.arange(len(sizes)), counts)
+        self.sample_weights = (sizes / counts)[self.labels]
+        one_hot = np.eye(len(sizes))[self.labels]
+        smoothing = problem.smoothing
+        self.targets = (1 - smoothing) * one_hot + smoothing / len(sizes)
+        self.bias_size = {"diverse": len(sizes), "unified": 1, "none": 0}[problem.bias_mode]
 
     def draw_start(self, seed: int, bias_init_mean: float) -> np.ndarray:
         """Return a random point: normal over √d, the biases uniform in bias_init_mean ± 1/√d."""
         generator = np.random.default_rng(seed)
         scale = 1 / math.sqrt(self.feature_dim)
-        rows = self.num_classes + len(self.labels)
+        rows = self.problem.num_classes + len(self.labels)
         factors = generator.standard_normal(rows * self.feature_dim) * scale
-        bias = bias_init_mean + generator.uniform(-scale, scale, self.num_classes)
+        bias = bias_init_mean + generator.uniform(-scale, scale, self.bias_size)
         return np.concatenate([factors, bias])
 
     def split(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return W [K, d], H [N, d] and b [K] as views of a flat point."""
-        matrices = point[: -self.num_classes].reshape(-1, self.feature_dim)
-        weight, features = matrices[: self.num_classes], matrices[self.num_classes :]
-        return weight, features, point[-self.num_classes :]
+        """Return W [K, d], H [N, d] and the biases as views of a flat point.
+
+        There are K biases, one or none, as the problem's kind of bias has it.
+        """
+        num_classes, cut = self.problem.num_classes, len(point) - self.bias_size
+        matrices = point[:cut].reshape(-1, self.feature_dim)
+        return matrices[:num_classes], matrices[num_classes:], point[cut:]
+
+    def read_bias(self, point: np.ndarray) -> np.ndarray:
+        """Return the bias of each class, [K]."""
+        bias = self.split(point)[2]
+        count = self.problem.num_classes
+        if self.bias_size == count:
+            return bias
+        return np.full(count, bias[0] if len(bias) else 0.0)
 
     def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the objective at a flat point and its gradient, of the point's shape."""
-        weight, features, bias = self.split(point)
+        problem, weights = self.problem, self.sample_weights[:, None]
+        weight, features, _ = self.split(point)
+        bias = self.read_bias(point)
         data_loss, slopes = self._evaluate_data_loss(features @ weight.T - bias)
         decay = (
-            self.weight_decay * np.vdot(weight, weight)
-            + self.feature_decay_rate * np.vdot(features, features)
-            + self.weight_decay_bias * np.vdot(bias, bias)
+            problem.weight_decay * np.vdot(weight, weight)
+            + problem.feature_decay_rate * np.vdot(weights * features, features)
+            + problem.weight_decay_bias * np.vdot(bias, bias)
         )
         gradient = np.empty_like(point)
         weight_gradient, features_gradient, bias_gradient = self.split(gradient)
-        weight_gradient[:] = slopes.T @ features + self.weight_decay * weight
-        features_gradient[:] = slopes @ weight + self.feature_decay_rate * features
-        bias_gradient[:] = self.weight_decay_bias * bias - slopes.sum(axis=0)
+        weight_gradient[:] = slopes.T @ features + problem.weight_decay * weight
+        features_gradient[:] = slopes @ weight + problem.feature_decay_rate * weights * features
+        of_classes = problem.weight_decay_bias * bias - slopes.sum(axis=0)
+        bias_gradient[:] = of_classes if self.bias_size > 1 else of_classes.sum()
         return data_loss + decay / 2, gradient
 
     def _evaluate_data_loss(self, logits: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the mean loss and its gradient in the logits [N, K]."""
-        own = np.vdot(self.one_hot, logits)
-        total, probabilities = self.loss.evaluate(logits)
-        count = len(logits)
-        return (total - own) / count, (probabilities - self.one_hot) / count
+        shares = self.sample_weights / self.sample_weights.sum()
+        values, probabilities = self.loss.evaluate(logits)
+        values = values - (self.targets * logits).sum(axis=1)
+        if self.loss.adds_squares:
+            values = values + (self.targets**2).sum(axis=1) / 2
+        return float(shares @ values), shares[:, None] * (probabilities - self.targets)
 
 
 def minimise(
-    problem: Problem, *, bias_init_mean: float = 0.0, seed: int = 0, starts: int = 1
+    model: FeatureModel, *, bias_init_mean: float = 0.0, seed: int = 0, starts: int = 1
 ) -> FoundMinimum:
     """Return the lowest minimum that L-BFGS reaches from `starts` random points.
 
     Every local minimum of the problem is global: one start is enough, and more confirm it.
 
     Args:
-        problem: what to minimise.
+        model: what to minimise.
         bias_init_mean: the mean of the biases at the random points.
         seed: the seed of the first point; the others have seed + 1, seed + 2, …
         starts: the number of points, at least 1.
     """
     results = [
         minimize(
-            problem.evaluate,
-            problem.draw_start(seed + k, bias_init_mean),
+            model.evaluate,
+            model.draw_start(seed + k, bias_init_mean),
             jac=True,
             method="L-BFGS-B",
             options=SEARCH,
@@ -152,13 +151,13 @@ def minimise(
         for k in range(starts)
     ]
     best = min(results, key=lambda result: result.fun)
-    weight, features, bias = problem.split(best.x)
-    _, gradient = problem.evaluate(best.x)
+    weight, features, _ = model.split(best.x)
+    _, gradient = model.evaluate(best.x)
     return FoundMinimum(
         weight=weight,
         features=features,
-        labels=problem.labels,
-        bias=bias,
+        labels=model.labels,
+        bias=model.read_bias(best.x),
         loss_value=float(best.fun),
         gradient_norm=float(np.abs(gradient).max()),
         iterations=int(best.nit),

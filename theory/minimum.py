@@ -1,183 +1,156 @@
-"""The exact minimum of the unconstrained-feature model: its scores, bias and loss.
+"""The exact minimum of the unconstrained-feature model: scores, biases, norms and collapse.
 
-Problem (1) of the paper (Li, Xiao, Shen, ICML 2025): K classes, n samples each, features h ∈ R^d,
-classifier rows w_k, biases b, logits z = W h − b,
-
-    min over W, H, b of  (1/N) Σ_i L(z_i, y_i) + λ_W/2 ‖W‖²_F + λ_H/2 ‖H‖²_F + λ_b/2 ‖b‖²
-
-with L the cross-entropy or the binary cross-entropy summed over classes. docs/theory.md derives
-the formulas. They hold for balanced classes and d ≥ K features (d ≥ K − 1 in the regime "etf").
+Classes of one size with hard labels have a closed form (theory/balanced.py). Everywhere else the
+convex problem of the scores is solved (theory/convex.py). Both come with a bound on how far the
+objective is from its minimum. docs/theory.md derives them.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from theory.losses import EXACT_LOSSES
-from theory.reduced import compute_bias_slope, solve_offset
+import numpy as np
+
+from theory.balanced import SOLVERS, find_balanced_minimum
+from theory.convex import Solution, certify, solve
+from theory.factors import compute_gram_matrices
+from theory.geometry import count_rank, measure_collapse
+from theory.groups import Blocks, group_classes
+from theory.problem import Problem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """The minimum of problem (1).
+    """The minimum of a problem. Scores are W h; the bias is not subtracted.
 
     Attributes:
-        loss: "CE" or "BCE".
-        num_classes: K.
-        positive_score: w_y·h of every sample, the bias not subtracted.
-        negative_score: w_j·h of every sample, j ≠ y.
-        bias: every entry of b; None where any common value is a minimum (CE without bias decay:
-            the bias keeps its initial mean).
-        common_shift: s; a direction common to all classes lowers every score by it.
+        problem: the problem.
+        positive_scores: [K], w_k·h of the samples of class k.
+        negative_scores: [K], the mean of w_j·h over j ≠ k, for the samples of class k.
+        biases: [K]. If `problem.bias_level_is_free`, a number added to all is as good: these have
+            the mean 0. Zeros without a bias.
+        weight_norms: [K], ‖w_k‖.
+        feature_norms: [K], ‖h_k‖.
         loss_value: the minimum, regularisation included.
         data_loss: the same without regularisation.
         weight_norm_squared: ‖W‖²_F.
-        regime: "etf" where s = 0 (classifier and class means are simplex ETFs); "shifted" where
-            the rows of W share a mean and only the class means are a simplex ETF.
-        bias_separates: negative_score < bias < positive_score; None where the bias is None.
-        min_feature_dim: the smallest d that this minimum needs: K in the regime "shifted", else
-            K − 1; 1 where the features of all classes have collapsed into one (κ ≥ 1).
+        gap: loss_value exceeds the minimum by at most this share of itself.
+        min_feature_dim: the smallest d that this minimum needs.
+        collapse: NC1, NC2, NC2_h, NC3, compactness and distinctiveness by name; see
+            `theory.geometry.measure_collapse`.
+        group_of: int [K], the group of each class: the classes of one size.
+        scores: Z in blocks of these groups.
+        weight_gram: W Wᵀ in these blocks.
+        feature_gram: the class means' inner products in these blocks.
     """
 
-    loss: str
-    num_classes: int
-    positive_score: float
-    negative_score: float
-    bias: float | None
-    common_shift: float
+    problem: Problem
+    positive_scores: np.ndarray
+    negative_scores: np.ndarray
+    biases: np.ndarray
+    weight_norms: np.ndarray
+    feature_norms: np.ndarray
     loss_value: float
     data_loss: float
     weight_norm_squared: float
-    regime: str
-    bias_separates: bool | None
+    gap: float
     min_feature_dim: int
+    collapse: dict[str, float | None]
+    group_of: np.ndarray = field(repr=False)
+    scores: Blocks = field(repr=False)
+    weight_gram: Blocks = field(repr=False)
+    feature_gram: Blocks = field(repr=False)
+
+    @property
+    def positive_score(self) -> float:
+        """The mean positive score over the samples."""
+        return self._average(self.positive_scores)
+
+    @property
+    def negative_score(self) -> float:
+        """The mean negative score over the samples."""
+        return self._average(self.negative_scores)
+
+    @property
+    def bias(self) -> float | None:
+        """The mean of the biases; None where their level is free, and without a bias."""
+        if self.problem.bias_level_is_free or self.problem.bias_mode == "none":
+            return None
+        return float(self.biases.mean())
+
+    @property
+    def has_one_value(self) -> bool:
+        """Whether all classes have the same scores and bias."""
+        return len(self.scores.copies) == 1
+
+    def _average(self, values: np.ndarray) -> float:
+        sizes = np.asarray(self.problem.class_sizes)
+        # The mean of equal values is exact.
+        return float(values[0] + (sizes @ (values - values[0])) / sizes.sum())
 
 
-def predict(
-    loss: str,
-    num_classes: int,
-    samples_per_class: float,
-    weight_decay: float,
-    feature_decay_rate: float,
-    weight_decay_bias: float,
-) -> Prediction:
-    """Return the exact minimum of problem (1).
+@lru_cache(maxsize=64)
+def predict(problem: Problem) -> Prediction:
+    """Return the exact minimum of a problem for features of enough dimensions.
 
-    Args:
-        loss: a name of `theory.losses.EXACT_LOSSES`.
-        num_classes: K ≥ 2.
-        samples_per_class: n > 0, of the N = nK samples that share one regularised objective. For
-            mini-batches of B samples it is B/K and may be fractional.
-        weight_decay: λ_W > 0.
-        feature_decay_rate: λ_H > 0.
-        weight_decay_bias: λ_b ≥ 0.
+    Takes about 0.03 s for 10 sizes of classes, 2 s for 100 and minutes for 1,000 on one core;
+    classes of one size count once.
 
     Raises:
-        ValueError: a value is out of its range; the message names it.
+        theory.convex.UncertainError: the minimum was not found to a relative gap of 1e-6, as it can
+            happen with decays below 1e-6.
     """
-    if loss not in EXACT_LOSSES:
-        raise ValueError(f"loss is {loss!r}: it must be one of {', '.join(EXACT_LOSSES)}")
-    _check_sizes(num_classes, samples_per_class)
-    _check_decays(samples_per_class, weight_decay, feature_decay_rate, weight_decay_bias)
-    coupling = math.sqrt(samples_per_class * weight_decay * feature_decay_rate)
-    cost = num_classes * coupling  # κ, the price of a unit of amplitude or of shift
-    exact = EXACT_LOSSES[loss]
-    amplitude, bias, shift = exact.solve(num_classes, coupling, weight_decay_bias)
-    positive, negative = amplitude - shift, -amplitude / (num_classes - 1) - shift
-    data_loss = exact.evaluate_collapsed(num_classes, positive, negative, bias or 0.0)
-    bias_price = weight_decay_bias * num_classes * (bias or 0.0) ** 2 / 2
+    return describe(problem, _solve_exactly(problem) or solve(problem))
+
+
+def _solve_exactly(problem: Problem) -> Solution | None:
+    """Return the solution in closed form, with its gap; None where there is none."""
+    is_known = problem.loss in SOLVERS and problem.smoothing == 0
+    if not (is_known and problem.is_balanced and problem.bias_mode != "none"):
+        return None
+    closed = find_balanced_minimum(
+        problem.loss,
+        problem.num_classes,
+        problem.class_sizes[0],
+        problem.weight_decay,
+        problem.feature_decay_rate,
+        problem.weight_decay_bias,
+    )
+    groups = group_classes(problem.class_sizes)
+    within = np.array([closed.positive_score - closed.negative_score])
+    scores = Blocks(groups.copies, within, np.full((1, 1), -closed.common_shift))
+    return certify(problem, groups, scores, np.array([closed.bias or 0.0]))
+
+
+def describe(problem: Problem, solution: Solution) -> Prediction:
+    """Return the prediction that belongs to a solution of the problem of the scores."""
+    groups, scores = solution.groups, solution.scores
+    weight_gram, feature_gram = compute_gram_matrices(problem, groups, scores)
+    copies, members = groups.copies, groups.members
+    bias = solution.bias
+    if problem.bias_level_is_free:
+        bias = bias - copies @ bias / copies.sum()
+    sums = copies @ scores.between - scores.diagonal  # of each sample's negative scores
+    norms = {
+        name: np.sqrt(np.maximum(gram.diagonal, 0.0))
+        for name, gram in (("weights", weight_gram), ("features", feature_gram))
+    }
     return Prediction(
-        loss=loss,
-        num_classes=num_classes,
-        positive_score=positive,
-        negative_score=negative,
-        bias=bias,
-        common_shift=shift,
-        loss_value=data_loss + (cost * (amplitude + abs(shift)) + bias_price),
-        data_loss=data_loss,
-        # λ_W ‖W‖² and λ_H ‖H‖² are equal at the minimum, and their half sum is κ(a + |s|).
-        weight_norm_squared=cost * (amplitude + abs(shift)) / weight_decay,
-        regime="shifted" if shift else "etf",
-        bias_separates=None if bias is None else negative < bias < positive,
-        min_feature_dim=_count_dimensions(num_classes, amplitude, shift),
+        problem=problem,
+        positive_scores=scores.diagonal[members],
+        negative_scores=(sums / (copies.sum() - 1))[members],
+        biases=bias[members],
+        weight_norms=norms["weights"][members],
+        feature_norms=norms["features"][members],
+        loss_value=solution.value,
+        data_loss=solution.data_loss,
+        weight_norm_squared=float(copies @ weight_gram.diagonal),
+        gap=solution.gap,
+        min_feature_dim=count_rank(scores, np.sqrt(groups.sizes)),
+        collapse=measure_collapse(scores, weight_gram, feature_gram),
+        group_of=members,
+        scores=scores,
+        weight_gram=weight_gram,
+        feature_gram=feature_gram,
     )
-
-
-def solve_theorem2(
-    num_classes: int,
-    samples_per_class: float,
-    weight_decay: float,
-    feature_decay_rate: float,
-    weight_decay_bias: float,
-) -> float:
-    """Return the bias that the paper's Theorem 2, equation (2), gives for BCE.
-
-    The b that solves λ_b b = (K−1)/(K(1+exp(b + a/(K−1)))) − 1/(K(1+exp(a−b))) at the best
-    amplitude a without a common shift. It is the minimum's only where |b| ≤ √(n λ_W λ_H)/λ_b, the
-    regime "etf" of `predict`. Arguments and errors are those of `predict`.
-    """
-    _check_sizes(num_classes, samples_per_class)
-    _check_decays(samples_per_class, weight_decay, feature_decay_rate, weight_decay_bias)
-    cost = num_classes * math.sqrt(samples_per_class * weight_decay * feature_decay_rate)
-    return solve_offset(num_classes, cost, weight_decay_bias, shift_allowed=False)[1]
-
-
-def is_separated_by_theorem2(num_classes: int, amplitude: float, weight_decay_bias: float) -> bool:
-    """Return whether the b of equation (2) lies between the scores −a/(K−1) and a: condition (3).
-
-    The two sides of (2) cross once: the left side rises in b, the right side falls. Therefore b < a
-    if the left side is larger at a, and b > −a/(K−1) if it is smaller at −a/(K−1).
-
-    Args:
-        num_classes: K ≥ 2.
-        amplitude: a.
-        weight_decay_bias: λ_b ≥ 0.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
-    """
-    _check_sizes(num_classes, 1)
-    _check_decays(1, 1, 1, weight_decay_bias)
-    negative = -amplitude / (num_classes - 1)
-    return bool(
-        compute_bias_slope(amplitude, num_classes, amplitude, weight_decay_bias) > 0
-        and compute_bias_slope(negative, num_classes, amplitude, weight_decay_bias) < 0
-    )
-
-
-def _count_dimensions(num_classes: int, amplitude: float, shift: float) -> int:
-    """Count the dimensions that the class means span: K − 1 of the ETF, one of the shift."""
-    etf = num_classes - 1 if amplitude > 0 else 0
-    return max(1, etf + (1 if shift else 0))
-
-
-def _check_sizes(num_classes: int, samples_per_class: float) -> None:
-    if not num_classes >= 2 or num_classes % 1:
-        raise ValueError(f"num_classes is {num_classes}: it must be a whole number from 2 on")
-    _check_positive("samples_per_class", samples_per_class)
-
-
-def _check_decays(
-    samples_per_class: float,
-    weight_decay: float,
-    feature_decay_rate: float,
-    weight_decay_bias: float,
-) -> None:
-    _check_positive("weight_decay", weight_decay)
-    _check_positive("feature_decay_rate", feature_decay_rate)
-    if not 1e-200 < samples_per_class * weight_decay * feature_decay_rate < 1e200:
-        raise ValueError(
-            "samples_per_class · weight_decay · feature_decay_rate is "
-            f"{samples_per_class * weight_decay * feature_decay_rate}: it must be between 1e-200 "
-            "and 1e200"
-        )
-    if not 0 <= weight_decay_bias < math.inf:
-        raise ValueError(
-            f"weight_decay_bias is {weight_decay_bias}: it must be at least 0 and finite"
-        )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}: it must be above 0 and finite")

@@ -14,7 +14,7 @@ from metrics.measures import Evaluation, compute_measures
 from metrics.neural_collapse import compute_neural_collapse
 from metrics.scores import compute_score_statistics
 from rundir.names import METRICS_COLUMNS
-from theory.minimum import predict
+from theory.balanced import find_balanced_minimum
 
 
 def make_evaluation(**changes):
@@ -65,7 +65,7 @@ def test_the_scores_are_computed_once(monkeypatch, scale):
 
 
 def test_optional_measures_are_empty_where_they_are_not_defined():
-    prediction = predict("BCE", 3, 4, 5e-4, 5e-4, 5e-4)
+    prediction = find_balanced_minimum("BCE", 3, 4, 5e-4, 5e-4, 5e-4)
     evaluation = make_evaluation(long_tailed=True, prediction=prediction)
     values, bare = compute_measures(evaluation), compute_measures(make_evaluation())
     assert values["predicted_bias"] == prediction.bias

@@ -6,11 +6,11 @@ import pytest
 
 from args import Settings, parse_settings
 from input_pipeline import SOURCES
-from metrics import MEASURES
 from objective import LOSSES, OPTIMIZERS
 from objective.schedules import compute_learning_rate
-from reproduction import EXPERIMENTS, OVER_EPOCHS, SCALES, Experiment, choose_epochs
+from reproduction import EXPERIMENTS, SCALES, Experiment, choose_epochs
 from reproduction.grid import build_grid
+from reproduction.readings import find_reading
 from tests.helpers import OWN_NETWORKS
 from utils.errors import UserError
 from utils.registry import load_function
@@ -35,7 +35,8 @@ def test_entries_name_what_there_is(name):
     assert set(experiment.models) <= set(OWN_NETWORKS)
     assert set(experiment.losses) <= set(LOSSES)
     assert set(experiment.axes.get("optimizer", ())) <= set(OPTIMIZERS)
-    assert {measure.removesuffix(OVER_EPOCHS) for measure in experiment.measures} <= set(MEASURES)
+    for measure in experiment.measures:
+        assert find_reading(measure).measure.heading in find_reading(measure).title
     assert set(experiment.smaller) <= set(SCALES)
     assert set(experiment.recipes) <= set(SCALES)
     chosen = (*experiment.smaller.values(), *experiment.recipes.values())
@@ -60,6 +61,8 @@ def test_the_papers_grids():
     # t-SNE is drawn of runs that the curves have trained.
     curves = {run.name for run in build_grid("nc-curves", "full")}
     assert {run.name for run in build_grid("tsne", "full")} < curves
+    # As are those that begin with a bias of 0.
+    assert curves <= {run.name for run in build_grid("bias-start", "full")}
 
 
 def test_imagenet_is_trained_as_torchvisions_references_do():
@@ -128,6 +131,21 @@ def test_published_numbers_belong_to_the_papers_settings():
     # Another network stands for the experiment's first.
     others = build_grid("imagenet", "smoke")
     assert others[1].look_up_published(EXPERIMENTS["imagenet"]) == imagenet
+
+
+def test_differences_from_the_papers_runs():
+    def find(name, scale, **options):
+        return build_grid(name, scale, **options)[0].differences
+
+    assert find("table-cifar", "full") == find("table-cifar", "full", datasets=["folder"]) == {}
+    given = {"epochs": 100, "sample_size": 3, "lr_SGD": 0.5, "lr_AdamW": 0.4}
+    found = find("nc-curves", "full", overrides=given)
+    assert found == {"sample_size": (3, None), "lr": (0.5, 0.01)}
+    # The sizes of another network are not compared, but that of the batch is.
+    smoke = find("nc-curves", "smoke")
+    assert set(smoke) == {"lr", "batch_size", "epochs", "sample_size", "test_sample_size"}
+    assert set(find("long-tail", "smoke")) == {*smoke}
+    assert find("imagenet", "full", overrides={"lr_SGD": 0.3}) == {}  # a recipe is not the paper's
 
 
 def test_settings_that_do_not_go_together_are_refused():

@@ -7,9 +7,17 @@ import pytest
 
 from metrics import MEASURES
 from reproduction import EXPERIMENTS, OVER_EPOCHS, published
+from reproduction.checks import refuse_other_classes
 from reproduction.grid import build_grid
-from reproduction.pictures import draw_accuracies, draw_scores, draw_tsne, list_evaluations
-from reproduction.report import Report, build_report, format_tables_plainly
+from reproduction.pictures import (
+    draw_accuracies,
+    draw_curves,
+    draw_scores,
+    draw_tsne,
+    list_evaluations,
+)
+from reproduction.readings import read_values
+from reproduction.report import Report, build_report, format_report, format_tables_plainly
 from reproduction.results import (
     Result,
     collect_results,
@@ -17,7 +25,6 @@ from reproduction.results import (
     format_results,
     format_tables,
     list_rows,
-    read_values,
 )
 from reproduction.work import Work
 from utils.console import format_markdown
@@ -88,7 +95,8 @@ def test_numbers_of_other_networks_and_data_are_context(tmp_path):
 @pytest.mark.parametrize(
     ("name", "scale", "options", "held"),
     [
-        ("table-cifar", "full", {"overrides": {"lr_SGD": 0.1}}, True),
+        ("tsne", "full", {"overrides": {"lr_SGD": 0.1}}, False),
+        ("table-cifar", "full", {"overrides": {"lr_SGD": 0.01}}, True),
         ("table-cifar", "full", {"overrides": {"epochs": 100}}, True),
         ("table-cifar", "full", {"overrides": {"epochs": 5}}, False),
         ("table-cifar", "full", {"overrides": {"sample_size": 50}}, False),
@@ -113,6 +121,53 @@ def test_a_folder_is_the_papers_by_its_size(tmp_path):
         content = {"settings": run.settings.values(), "data": data}
         write_json(work.locate(run) / "config.json", content)
         assert work.is_papers(run) == held
+
+
+def plan_copy(directory, overrides):
+    """A folder of two classes with a run of the paper's table, which calls it a copy of CIFAR10."""
+    for path in ("train/a/x.jpg", "train/b/y.jpg", "test/a/x.jpg", "test/b/y.jpg"):
+        file = directory / "photos" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    options = {"datasets": ["folder"], "models": ["DenseNet121"], "overrides": overrides}
+    work = plan(directory, "table-cifar", "full", copy_of="cifar10", **options)
+    ces = [run for run in work.runs if run.settings.loss == "CE"]
+    work = replace(work, runs=ces[:1], data_dir=str(directory / "photos"))
+    run = work.runs[0]
+    write_metrics(work.locate(run), 82.1, 59.1)
+    facts = {"num_classes": 10, "train_size": 40_000, "test_size": 10_000}
+    content = {"settings": run.settings.values(), "data": facts}
+    write_json(work.locate(run) / "config.json", content)
+    return work
+
+
+def test_the_papers_numbers_stand_beside_a_copy_of_its_data(tmp_path):
+    work = plan_copy(tmp_path, {"epochs": 10, "lr_SGD": 0.05})
+    results = collect_results(work)
+    header, cells = format_results(results, work.experiment.measures)
+    assert header[-4:] == [
+        "top-1 %",
+        "top-1 % paper (CIFAR10, lr 0.01, epochs 100)",
+        "uniform %",
+        "uniform % paper (CIFAR10, lr 0.01, epochs 100)",
+    ]
+    assert cells == [
+        ["photos", "DenseNet121", "CE", "SGD", "DA1", "82.10", "87.90", "59.10", "78.80"]
+    ]
+    report = format_report(build_report(work, "", results, []))
+    assert (
+        "- Differs from the paper's runs: data: photos, image files (.jpg) that --copy_of calls a "
+        "copy of CIFAR10, normalised by their own mean and standard deviation, 40,000 and 10,000 "
+        "images, not 50,000 and 10,000; lr 0.05, not 0.01; epochs 10, not 100." in report
+    )
+
+
+def test_a_copy_with_the_papers_settings_is_still_not_its_data(tmp_path):
+    work = plan_copy(tmp_path, {})
+    assert work.describe_paper(work.runs[0]) == "CIFAR10"
+    assert not work.is_papers(work.runs[0])
+    with pytest.raises(UserError, match="has 2 classes, not 10"):
+        refuse_other_classes(work, "cifar10")
 
 
 def test_a_folder_is_named_by_its_directory(tmp_path):
@@ -210,6 +265,24 @@ def test_pictures_of_an_earlier_tsne_are_outdated(tmp_path):
     assert call.flags[:2] == [str(work.locate(run)) for run in work.runs if run.settings.seed == 0]
     assert call.flags[2:4] == ["--checkpoints", "2-3"]
     assert [path.name for path in drawing.pictures] == ["tsne_epoch_003.png", "tsne.gif"]
+
+
+def test_pictures_of_a_part(tmp_path):
+    work = plan(tmp_path, "tsne", seeds=2, overrides={"epochs": 3})
+    second = replace(work, runs=[run for run in work.runs if run.settings.seed == 1])
+    (call,) = draw_tsne(second).calls
+    assert call.flags[:2] == [str(work.locate(run)) for run in second.runs]
+    work = plan(tmp_path, "nc-curves")
+    assert "--out" in list_evaluations(work)[0].flags
+    single = replace(work, runs=work.runs[:1])
+    assert "--out" not in list_evaluations(single)[0].flags  # eval_nc.py refuses it for one run
+    single.out.mkdir()
+    (single.out / "nc_curves_overlay.png").touch()
+    single.locate(single.runs[0]).mkdir()
+    (single.locate(single.runs[0]) / "nc_curves.png").write_bytes(b"curves")
+    drawing = draw_curves(single)
+    assert drawing.pictures[0].read_bytes() == b"curves"
+    assert drawing.outdated == [single.out / "nc_curves_overlay.png"]
 
 
 def test_a_report_names_runs_without_a_result(tmp_path):

@@ -4,17 +4,18 @@ import math
 
 import pytest
 
+from theory.balanced import find_balanced_minimum
 from theory.comparison import COLLAPSE_QUANTITIES, QUANTITIES, compare, compute_nc2
-from theory.minimiser import Problem, minimise
-from theory.minimum import predict
+from theory.minimiser import FeatureModel, minimise
+from theory.problem import Problem
 
 ZEROS = dict.fromkeys(COLLAPSE_QUANTITIES, 0.0)
 
 
 def compare_at(loss="BCE", weight_decay_bias=0.1, collapse=ZEROS, sizes=(3, 3, 3, 3), dim=5):
     decays = 1e-3, 1e-3, weight_decay_bias
-    predicted = predict(loss, 4, 3, *decays)
-    found = minimise(Problem(loss, sizes, dim, *decays), bias_init_mean=2.0)
+    predicted = find_balanced_minimum(loss, 4, 3, *decays)
+    found = minimise(FeatureModel(Problem(loss, sizes, *decays), dim), bias_init_mean=2.0)
     collapse = {**collapse, "nc2": compute_nc2(predicted)}
     return compare(predicted, found, collapse, sizes, dim)
 
@@ -75,8 +76,8 @@ def test_nothing_is_claimed_where_the_theory_does_not_apply(changes, words):
 
 
 def test_collapse_is_not_claimed_where_all_features_coincide():
-    predicted = predict("CE", 4, 1, 0.4, 0.4, 0.1)  # κ > 1
-    found = minimise(Problem("CE", [1] * 4, 5, 0.4, 0.4, 0.1))
+    predicted = find_balanced_minimum("CE", 4, 1, 0.4, 0.4, 0.1)  # κ > 1
+    found = minimise(FeatureModel(Problem("CE", [1] * 4, 0.4, 0.4, 0.1), 5))
     collapse = dict.fromkeys(COLLAPSE_QUANTITIES, math.nan)
     minima = compare(predicted, found, collapse, [1] * 4, 5)
     assert {minima.expected[name] for name in COLLAPSE_QUANTITIES} == {None}

@@ -11,9 +11,10 @@ from scipy.optimize import approx_fprime, minimize, minimize_scalar
 from metrics.neural_collapse import compute_neural_collapse
 from objective import LOSSES
 from objective.decay import compute_decay
+from theory.balanced import find_balanced_minimum, is_separated_by_theorem2, solve_theorem2
 from theory.losses import EXACT_LOSSES
-from theory.minimiser import Problem, minimise
-from theory.minimum import is_separated_by_theorem2, predict, solve_theorem2
+from theory.minimiser import FeatureModel, minimise
+from theory.problem import Problem
 from utils.registry import load_function
 
 # K, n, λ_W, λ_H, λ_b of BCE, in each regime.
@@ -31,6 +32,10 @@ SHIFTED = [
     (4, 3, 1e-3, 5e-3, 1.0),
     (3, 20, 1e-3, 2e-4, 0.1),
 ]
+
+
+def build_model(loss, class_sizes, feature_dim, *decays):
+    return FeatureModel(Problem(loss, class_sizes, *decays), feature_dim)
 
 
 def price(num_classes, samples_per_class, weight_decay, feature_decay_rate):
@@ -92,7 +97,9 @@ TABLE = [
 @pytest.mark.parametrize("row", TABLE)
 def test_the_table_of_the_published_setting_to_its_printed_digits(row):
     num_classes, loss, weight_decay_bias, positive, negative, bias = row
-    found = predict(loss, num_classes, 128 / num_classes, 5e-4, 5e-4, weight_decay_bias)
+    found = find_balanced_minimum(
+        loss, num_classes, 128 / num_classes, 5e-4, 5e-4, weight_decay_bias
+    )
     assert f"{found.positive_score:.3f}" == positive
     assert f"{found.negative_score:.3f}" == negative
     assert (None if found.bias is None else f"{found.bias:.3f}") == bias
@@ -100,7 +107,7 @@ def test_the_table_of_the_published_setting_to_its_printed_digits(row):
 
 @pytest.mark.parametrize("setting", ETF + SHIFTED)
 def test_bce_is_the_minimum_of_the_reduced_problem(setting):
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     amplitude = amplitude_of(found)
     at_prediction = bce_objective(setting, amplitude, found.bias, found.common_shift)
     assert found.loss_value == pytest.approx(at_prediction, rel=1e-12)
@@ -113,7 +120,7 @@ def test_bce_is_the_minimum_of_the_reduced_problem(setting):
 @pytest.mark.parametrize("setting", ETF + SHIFTED)
 def test_no_step_from_the_bce_minimum_goes_down(setting):
     """The problem is convex, so that a local minimum is the minimum; slope errors show at once."""
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     point = np.array([amplitude_of(found), found.bias, found.common_shift])
     lowest = bce_objective(setting, *point)
     steps = np.random.default_rng(0).standard_normal((300, 3))
@@ -124,7 +131,7 @@ def test_no_step_from_the_bce_minimum_goes_down(setting):
 
 @pytest.mark.parametrize("setting", ETF)
 def test_the_etf_regime(setting):
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     assert (found.regime, found.common_shift) == ("etf", 0)
     assert found.min_feature_dim == setting[0] - 1
     assert setting[4] * abs(found.bias) <= price(*setting[:4]) / setting[0]
@@ -133,7 +140,7 @@ def test_the_etf_regime(setting):
 
 @pytest.mark.parametrize("setting", SHIFTED)
 def test_the_shifted_regime(setting):
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     assert found.regime == "shifted"
     assert found.common_shift > 0
     assert found.min_feature_dim == setting[0]
@@ -146,16 +153,19 @@ def test_the_shifted_regime(setting):
 )
 def test_the_boundary_between_the_regimes(setting):
     low, high = 1e-9, 1.0
-    assert predict("BCE", *setting, low).regime == "etf"
-    assert predict("BCE", *setting, high).regime == "shifted"
+    assert find_balanced_minimum("BCE", *setting, low).regime == "etf"
+    assert find_balanced_minimum("BCE", *setting, high).regime == "shifted"
     for _ in range(100):
         middle = math.sqrt(low * high)
-        if predict("BCE", *setting, middle).regime == "etf":
+        if find_balanced_minimum("BCE", *setting, middle).regime == "etf":
             low = middle
         else:
             high = middle
     assert high == pytest.approx(low, rel=1e-13)
-    below, above = predict("BCE", *setting, low), predict("BCE", *setting, high)
+    below, above = (
+        find_balanced_minimum("BCE", *setting, low),
+        find_balanced_minimum("BCE", *setting, high),
+    )
     coupling = price(*setting) / setting[0]
     # The bias reaches the bound there, and neither it nor the scores jump.
     assert low * below.bias == pytest.approx(coupling, rel=1e-10)
@@ -164,10 +174,10 @@ def test_the_boundary_between_the_regimes(setting):
     assert above.positive_score == pytest.approx(below.positive_score, rel=1e-9)
     assert above.loss_value == pytest.approx(below.loss_value, rel=1e-11)
     for factor in (1.01, 2, 100):
-        past = predict("BCE", *setting, high * factor)
+        past = find_balanced_minimum("BCE", *setting, high * factor)
         assert past.bias == pytest.approx(coupling / (high * factor), rel=1e-14)
         assert past.common_shift > 0
-        assert predict("BCE", *setting, low / factor).regime == "etf"
+        assert find_balanced_minimum("BCE", *setting, low / factor).regime == "etf"
         # The data see b + s, which stays, and so does the amplitude.
         assert past.bias + past.common_shift == pytest.approx(below.bias, rel=1e-9)
         assert amplitude_of(past) == pytest.approx(amplitude_of(below), rel=1e-9)
@@ -178,7 +188,7 @@ def test_the_boundary_between_the_regimes(setting):
 @pytest.mark.parametrize("samples_per_class", [0.128, 1, 4])
 def test_ces_closed_form(num_classes, samples_per_class):
     setting = num_classes, samples_per_class, 7e-4, 3e-4
-    found = predict("CE", *setting, 0.1)
+    found = find_balanced_minimum("CE", *setting, 0.1)
     cost = price(*setting)
 
     def objective(amplitude):
@@ -197,7 +207,7 @@ def test_ces_closed_form(num_classes, samples_per_class):
 
 
 def test_ces_bias_is_free_without_decay_and_0_with():
-    free, decayed = (predict("CE", 10, 5, 1e-3, 1e-3, decay) for decay in (0, 0.5))
+    free, decayed = (find_balanced_minimum("CE", 10, 5, 1e-3, 1e-3, decay) for decay in (0, 0.5))
     assert (free.bias, free.bias_separates) == (None, None)
     assert (decayed.bias, decayed.bias_separates) == (0, True)
     assert free.loss_value == decayed.loss_value
@@ -207,7 +217,7 @@ def test_ces_bias_is_free_without_decay_and_0_with():
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
 @pytest.mark.parametrize("decay", [0.25, 0.4])  # with K = 4, n = 1: κ = 1 and 1.6
 def test_collapse_to_zero_from_kappa_1_on(loss, decay):
-    found = predict(loss, 4, 1, decay, decay, 1e-3)
+    found = find_balanced_minimum(loss, 4, 1, decay, decay, 1e-3)
     assert found.regime == "etf"
     assert (found.positive_score, found.negative_score, found.weight_norm_squared) == (0, 0, 0)
     if loss == "CE":
@@ -216,8 +226,8 @@ def test_collapse_to_zero_from_kappa_1_on(loss, decay):
         # Only the bias is left: σ(b) = 3 σ(−b) but for its decay.
         assert found.bias == pytest.approx(math.log(3), rel=0.02)
         assert found.bias_separates is False
-    problem = Problem(loss, [1] * 4, 5, decay, decay, 1e-3)
-    lowest = minimise(problem)
+    model = build_model(loss, [1] * 4, 5, decay, decay, 1e-3)
+    lowest = minimise(model)
     assert lowest.loss_value == pytest.approx(found.loss_value, rel=1e-6)
     if decay > 0.25:  # at κ = 1 the minimum is flat to fourth order
         assert np.abs(lowest.weight).max() < 1e-6
@@ -226,7 +236,7 @@ def test_collapse_to_zero_from_kappa_1_on(loss, decay):
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
 def test_the_amplitude_vanishes_as_kappa_comes_to_1(loss):
     amplitudes = [
-        predict(loss, 5, 1, kappa / 5, kappa / 5, 0).positive_score
+        find_balanced_minimum(loss, 5, 1, kappa / 5, kappa / 5, 0).positive_score
         for kappa in (0.9, 0.99, 0.999, 0.9999)
     ]
     assert amplitudes == sorted(amplitudes, reverse=True)
@@ -236,7 +246,7 @@ def test_the_amplitude_vanishes_as_kappa_comes_to_1(loss):
 def test_a_shift_is_possible_without_an_amplitude():
     """κ ≥ 1 with a bias that costs more: the scores are all equal, none 0."""
     setting = (50, 1, 0.03, 0.03, 1.0)
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     assert found.regime == "shifted"
     assert found.positive_score == found.negative_score < 0
     value, *point = bce_minimum(setting)
@@ -248,23 +258,23 @@ def test_a_shift_is_possible_without_an_amplitude():
 def test_two_classes(weight_decay_bias):
     """Scores ±a, bias 0; a logistic regression on 2a with CE, on a twice with BCE."""
     cost = price(2, 3, 1e-3, 2e-3)
-    bce = predict("BCE", 2, 3, 1e-3, 2e-3, weight_decay_bias)
+    bce = find_balanced_minimum("BCE", 2, 3, 1e-3, 2e-3, weight_decay_bias)
     assert bce.regime == "etf"
     assert bce.bias == pytest.approx(0, abs=1e-12)
     assert bce.positive_score == pytest.approx(math.log(2 / cost - 1))  # 2 σ(−a) = κ
     assert bce.negative_score == pytest.approx(-bce.positive_score)
-    ce = predict("CE", 2, 3, 1e-3, 2e-3, weight_decay_bias)
+    ce = find_balanced_minimum("CE", 2, 3, 1e-3, 2e-3, weight_decay_bias)
     assert ce.positive_score == pytest.approx(math.log(2 / cost - 1) / 2)  # 2 σ(−2a) = κ
 
 
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
 def test_fractional_samples_per_class(loss):
     """n enters by n λ_H alone, at the minimum of ⌈n⌉ samples with λ_H n/⌈n⌉."""
-    found = predict(loss, 5, 1.28, 2e-3, 3e-3, 0.01)
-    same = predict(loss, 5, 2, 2e-3, 3e-3 * 1.28 / 2, 0.01)
+    found = find_balanced_minimum(loss, 5, 1.28, 2e-3, 3e-3, 0.01)
+    same = find_balanced_minimum(loss, 5, 2, 2e-3, 3e-3 * 1.28 / 2, 0.01)
     assert found.loss_value == pytest.approx(same.loss_value, rel=1e-12)
     assert found.weight_norm_squared == pytest.approx(same.weight_norm_squared, rel=1e-12)
-    lowest = minimise(Problem(loss, [2] * 5, 6, 2e-3, 3e-3 * 1.28 / 2, 0.01))
+    lowest = minimise(build_model(loss, [1.28] * 5, 6, 2e-3, 3e-3, 0.01))
     assert lowest.loss_value == pytest.approx(found.loss_value, rel=1e-8)
     assert lowest.positive_scores == pytest.approx(found.positive_score, abs=1e-4)
 
@@ -292,7 +302,7 @@ def test_theorem_2(setting):
     right = (num_classes - 1) / (num_classes * (1 + math.exp(bias + low / (num_classes - 1))))
     right -= 1 / (num_classes * (1 + math.exp(low - bias)))
     assert weight_decay_bias * bias == pytest.approx(right, abs=1e-12)
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     if found.regime == "etf":
         assert bias == pytest.approx(found.bias, abs=1e-11)
         assert low == pytest.approx(found.positive_score, abs=1e-9)
@@ -324,7 +334,7 @@ def test_condition_3_against_the_bias_of_equation_2():
 
 @pytest.mark.parametrize("setting", ETF + SHIFTED)
 def test_bias_separates_follows_from_the_scores(setting):
-    found = predict("BCE", *setting)
+    found = find_balanced_minimum("BCE", *setting)
     assert found.bias_separates is (found.negative_score < found.bias < found.positive_score)
     if found.regime == "etf":
         separates = is_separated_by_theorem2(setting[0], found.positive_score, setting[4])
@@ -332,7 +342,7 @@ def test_bias_separates_follows_from_the_scores(setting):
 
 
 def predicted_point(prediction, samples_per_class, dim, seed=0):
-    """W, H, b of the predicted minimum as the flat vector of `Problem`, in a random basis.
+    """W, H, b of the predicted minimum as the flat vector of the model, in a random basis.
 
     The scores Z = α (I − 11ᵀ/K) − s 11ᵀ with α the gap of the scores; W and H share its singular
     values evenly but for a factor, that ‖W‖² sets.
@@ -360,38 +370,38 @@ def predicted_point(prediction, samples_per_class, dim, seed=0):
 @pytest.mark.parametrize("extra", [0, 9])
 def test_the_predicted_point_is_stationary(loss, weight_decay_bias, num_classes, count, extra):
     decays = 7e-4, 2e-3, weight_decay_bias
-    found = predict(loss, num_classes, count, *decays)
+    found = find_balanced_minimum(loss, num_classes, count, *decays)
     dim = num_classes + extra
-    problem = Problem(loss, [count] * num_classes, dim, *decays)
+    model = build_model(loss, [count] * num_classes, dim, *decays)
     point = predicted_point(found, count, dim)
-    value, gradient = problem.evaluate(point)
+    value, gradient = model.evaluate(point)
     assert value == pytest.approx(found.loss_value, rel=1e-10)
     assert np.abs(gradient).max() <= 1e-9
-    weight, features, _ = problem.split(point)
+    weight, features, _ = model.split(point)
     assert decays[0] * np.vdot(weight, weight) == pytest.approx(
         decays[1] * np.vdot(features, features)
     )
 
 
 def test_the_etf_regime_needs_one_dimension_less():
-    found = predict("BCE", 5, 2, 1e-3, 1e-3, 0)
-    problem = Problem("BCE", [2] * 5, found.min_feature_dim, 1e-3, 1e-3, 0)
-    value, gradient = problem.evaluate(predicted_point(found, 2, 4))
+    found = find_balanced_minimum("BCE", 5, 2, 1e-3, 1e-3, 0)
+    model = build_model("BCE", [2] * 5, found.min_feature_dim, 1e-3, 1e-3, 0)
+    value, gradient = model.evaluate(predicted_point(found, 2, 4))
     assert value == pytest.approx(found.loss_value, rel=1e-10)
     assert np.abs(gradient).max() <= 1e-9
     # Without that dimension the shifted regime's minimum is out of reach.
-    shifted = predict("BCE", 5, 2, 1e-3, 1e-3, 0.5)
+    shifted = find_balanced_minimum("BCE", 5, 2, 1e-3, 1e-3, 0.5)
     assert shifted.min_feature_dim == 5
-    lowest = minimise(Problem("BCE", [2] * 5, 4, 1e-3, 1e-3, 0.5))
+    lowest = minimise(build_model("BCE", [2] * 5, 4, 1e-3, 1e-3, 0.5))
     assert lowest.loss_value > shifted.loss_value + 1e-3
 
 
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
 def test_the_models_gradient_against_finite_differences(loss):
-    problem = Problem(loss, [2, 1, 3], 4, 0.03, 0.02, 0.1)  # classes need not be balanced
-    point = 2 * problem.draw_start(1, 0.5)
-    _, gradient = problem.evaluate(point)
-    numeric = approx_fprime(point, lambda x: problem.evaluate(x)[0], 1e-7)
+    model = build_model(loss, [2, 1, 3], 4, 0.03, 0.02, 0.1)  # classes need not be balanced
+    point = 2 * model.draw_start(1, 0.5)
+    _, gradient = model.evaluate(point)
+    numeric = approx_fprime(point, lambda x: model.evaluate(x)[0], 1e-7)
     assert gradient == pytest.approx(numeric, abs=1e-6)
 
 
@@ -403,17 +413,15 @@ def test_the_theory_covers_the_losses_that_the_registry_marks():
 @pytest.mark.parametrize("loss", EXACT_LOSSES)
 def test_the_models_loss_and_gradient_are_those_of_training(loss):
     decays = 0.03, 0.02, 0.1
-    problem = Problem(loss, [4, 2, 3], 5, *decays)
-    point = 3 * problem.draw_start(2, -0.5)
-    weight, features, bias = (
-        torch.tensor(part, requires_grad=True) for part in problem.split(point)
-    )
-    labels = torch.from_numpy(problem.labels)
+    model = build_model(loss, [4, 2, 3], 5, *decays)
+    point = 3 * model.draw_start(2, -0.5)
+    weight, features, bias = (torch.tensor(part, requires_grad=True) for part in model.split(point))
+    labels = torch.from_numpy(model.labels)
     total = load_function(LOSSES[loss].function)(features @ weight.T - bias, labels)
     # In float32, as in training: equal to about 1e-7.
     total = total + compute_decay(features, weight, bias, *decays)
     total.backward()
-    value, gradient = problem.evaluate(point)
+    value, gradient = model.evaluate(point)
     assert value == pytest.approx(total.item(), rel=1e-6)
     expected = torch.cat([part.grad.ravel() for part in (weight, features, bias)])
     assert gradient == pytest.approx(expected.numpy(), abs=1e-6)
@@ -450,8 +458,8 @@ def test_prediction_and_minimisation_agree_on_drawn_settings():
     regimes, near_1 = [], 0
     for seed, (loss, setting, dim) in enumerate(drawn_settings()):
         num_classes, count, *decays = setting
-        expected = predict(loss, *setting)
-        found = minimise(Problem(loss, [count] * num_classes, dim, *decays), seed=seed)
+        expected = find_balanced_minimum(loss, *setting)
+        found = minimise(build_model(loss, [count] * num_classes, dim, *decays), seed=seed)
         assert found.loss_value == pytest.approx(expected.loss_value, rel=1e-4), setting
         assert found.positive_scores == pytest.approx(expected.positive_score, abs=1e-3), setting
         assert found.negative_scores == pytest.approx(expected.negative_score, abs=1e-3), setting
@@ -468,7 +476,7 @@ def test_prediction_and_minimisation_agree_on_drawn_settings():
 
 
 def test_ces_bias_keeps_the_mean_it_starts_with():
-    found = minimise(Problem("CE", [3] * 4, 5, 1e-2, 1e-2, 0), bias_init_mean=5.0)
+    found = minimise(build_model("CE", [3] * 4, 5, 1e-2, 1e-2, 0), bias_init_mean=5.0)
     assert np.ptp(found.bias) < 1e-5
     assert found.bias.mean() == pytest.approx(5, abs=1 / math.sqrt(5))
 
@@ -478,8 +486,8 @@ def test_ces_bias_keeps_the_mean_it_starts_with():
     [("CE", 0.0, "etf"), ("BCE", 0.0, "etf"), ("BCE", 0.5, "shifted")],
 )
 def test_the_found_features_collapse(loss, weight_decay_bias, regime):
-    assert predict(loss, 6, 4, 5e-3, 5e-3, weight_decay_bias).regime == regime
-    found = minimise(Problem(loss, [4] * 6, 8, 5e-3, 5e-3, weight_decay_bias), starts=2)
+    assert find_balanced_minimum(loss, 6, 4, 5e-3, 5e-3, weight_decay_bias).regime == regime
+    found = minimise(build_model(loss, [4] * 6, 8, 5e-3, 5e-3, weight_decay_bias), starts=2)
     assert found.gradient_norm < 1e-7
     assert found.iterations > 0
     arrays = found.features, found.labels, found.weight, found.bias
@@ -489,7 +497,7 @@ def test_the_found_features_collapse(loss, weight_decay_bias, regime):
     assert metrics["nc3"] < 1e-4
     assert metrics["nc4"] == 0
     # Past the boundary the rows of W share a mean: W is an ETF no more.
-    expected = predict(loss, 6, 4, 5e-3, 5e-3, weight_decay_bias)
+    expected = find_balanced_minimum(loss, 6, 4, 5e-3, 5e-3, weight_decay_bias)
     etf = (expected.positive_score - expected.negative_score) * math.sqrt(5)
     cosine = etf / math.hypot(etf, 6 * expected.common_shift)
     assert metrics["nc2"] == pytest.approx(math.sqrt(2 - 2 * cosine), abs=1e-4)
@@ -497,10 +505,10 @@ def test_the_found_features_collapse(loss, weight_decay_bias, regime):
 
 
 def test_the_lowest_of_several_starts_is_kept():
-    problem = Problem("BCE", [2] * 3, 4, 1e-2, 1e-2, 0.1)
-    alone = [minimise(problem, seed=seed).loss_value for seed in (5, 6, 7)]
-    assert minimise(problem, seed=5, starts=3).loss_value == min(alone)
-    assert minimise(problem, seed=5).loss_value == alone[0]  # the same seed, the same result
+    model = build_model("BCE", [2] * 3, 4, 1e-2, 1e-2, 0.1)
+    alone = [minimise(model, seed=seed).loss_value for seed in (5, 6, 7)]
+    assert minimise(model, seed=5, starts=3).loss_value == min(alone)
+    assert minimise(model, seed=5).loss_value == alone[0]  # the same seed, the same result
 
 
 GOOD = {
@@ -536,7 +544,7 @@ GOOD = {
 def test_values_out_of_range_are_named(name, value):
     wrong = {**GOOD, name: value}
     with pytest.raises(ValueError, match=f"^{name} is {value!r}"):
-        predict(**wrong)
+        find_balanced_minimum(**wrong)
     del wrong["loss"]
     if name != "loss":
         with pytest.raises(ValueError, match=f"^{name} is {value!r}"):
@@ -553,7 +561,7 @@ def test_extreme_settings_are_finite(loss, decay, num_classes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for weight_decay_bias in (0.0, 1e-12, 1e3):
-            found = predict(loss, num_classes, 0.01, decay, decay, weight_decay_bias)
+            found = find_balanced_minimum(loss, num_classes, 0.01, decay, decay, weight_decay_bias)
             assert math.isfinite(found.loss_value)
             assert math.isfinite(found.positive_score)
             assert found.positive_score >= found.negative_score

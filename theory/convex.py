@@ -1,0 +1,137 @@
+"""The minimum of the convex problem of the scores, with a proof: a bound on its distance.
+
+L-BFGS on the factors, from a coarse solution to the fine one, and Newton's steps at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.sparse.linalg import LinearOperator, minres
+
+from theory.factors import FactoredProblem
+from theory.groups import Blocks, Groups, group_classes, refine
+from theory.problem import Problem
+
+LARGEST_GAP = 1e-6  # relative; no prediction is given above it
+ENOUGH = 1e-11  # relative; Newton's steps stop there
+LEVELS = (1, 32)  # groups of the coarse solutions
+NOISE = 1e-4  # relative, on the factors of a coarse solution
+SMALL = 300  # groups up to which Newton's steps are taken whatever the gap
+NEWTON_STEPS, NEWTON_PRODUCTS = 6, 400
+SEARCH = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-12}
+
+
+class UncertainError(ArithmeticError):
+    """The minimum could not be found to `LARGEST_GAP`."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A minimum of the problem of the scores.
+
+    Attributes:
+        groups: the classes in groups.
+        scores: Z; rows are classes, columns samples of a class.
+        bias: [G], of the classes of each group.
+        value: the objective.
+        data_loss: its data term.
+        gap: a bound on (value − minimum)/value.
+    """
+
+    groups: Groups
+    scores: Blocks
+    bias: np.ndarray
+    value: float
+    data_loss: float
+    gap: float
+
+
+def solve(problem: Problem) -> Solution:
+    """Solve the problem of the scores.
+
+    Raises:
+        UncertainError: the bound on the relative distance from the minimum is above `LARGEST_GAP`.
+    """
+    groups = group_classes(problem.class_sizes)
+    scores = Blocks(np.array([problem.num_classes]), np.ones(1), np.full((1, 1), -0.1))
+    bias, chosen = np.zeros(1), np.zeros(len(groups), dtype=int)
+    for count in LEVELS:
+        if 2 * count > len(groups):
+            break
+        merged, coarser = groups.merge(count)
+        # From the last, coarser level to this one: by way of the groups that have one number each.
+        firsts = np.searchsorted(coarser, np.arange(len(merged)))
+        scores, bias = _descend(problem, merged, scores, bias, chosen[firsts])
+        chosen = coarser
+    scores, bias = _descend(problem, groups, scores, bias, chosen)
+    return certify(problem, groups, scores, bias)
+
+
+def certify(problem: Problem, groups: Groups, scores: Blocks, bias: np.ndarray) -> Solution:
+    """Return a point of the problem as its solution, with the bound on its distance.
+
+    Raises:
+        UncertainError: the bound, relative to the objective, is above `LARGEST_GAP`.
+    """
+    factored = FactoredProblem(problem, groups)
+    value, data_loss, bound = factored.bound_gap(scores, bias)
+    gap = bound / value
+    if not gap <= LARGEST_GAP:
+        raise UncertainError(
+            f"the minimum is known to a relative gap of {gap:.1e} only, which is above "
+            f"{LARGEST_GAP:g}"
+        )
+    return Solution(groups, scores, bias, value, data_loss, gap)
+
+
+def _descend(
+    problem: Problem, groups: Groups, scores: Blocks, bias: np.ndarray, chosen: np.ndarray
+) -> tuple[Blocks, np.ndarray]:
+    """Minimise over the scores and biases of groups, from those of coarser groups.
+
+    Args:
+        problem: the problem.
+        groups: the groups, merged or not.
+        scores, bias: of the coarser groups.
+        chosen: the coarser group of each of the groups, int [G].
+    """
+    factored = FactoredProblem(problem, groups)
+    start = factored.join(refine(scores, groups, chosen), bias[chosen], NOISE)
+    memory = 20 if len(groups) <= SMALL else 10
+    options = {**SEARCH, "maxcor": memory}
+    found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options).x
+    found = _polish(factored, found)
+    return factored.read_scores(found), factored.read_bias(found)
+
+
+def _polish(factored: FactoredProblem, point: np.ndarray) -> np.ndarray:
+    """Improve a point by Newton's steps while its gradient falls.
+
+    The rounding of the objective stops L-BFGS when the gradient is about 1e-8. The steps look at
+    the gradient alone. Rotations of the factors change nothing, so the Hessian is singular: MINRES
+    returns the shortest step.
+    """
+    _, gradient = factored.evaluate(point)
+    for _ in range(NEWTON_STEPS):
+        gap = _compute_gap(factored, point)
+        if gap <= (ENOUGH if len(factored.groups) <= SMALL else LARGEST_GAP / 2):
+            break
+        here = point
+        hessian = LinearOperator(
+            (len(point), len(point)),
+            matvec=lambda direction, here=here: factored.multiply_hessian(here, direction),
+        )
+        step, _ = minres(hessian, -gradient, rtol=1e-8, maxiter=NEWTON_PRODUCTS)
+        _, next_gradient = factored.evaluate(point + step)
+        if not np.linalg.norm(next_gradient) < np.linalg.norm(gradient):
+            break
+        point, gradient = point + step, next_gradient
+    return point
+
+
+def _compute_gap(factored: FactoredProblem, point: np.ndarray) -> float:
+    value, _, bound = factored.bound_gap(factored.read_scores(point), factored.read_bias(point))
+    return bound / value
