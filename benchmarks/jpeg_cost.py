@@ -12,6 +12,9 @@ first compression can't be measured. Two measurements come near it:
   error. Then they are compressed once, and a second time as above. Networks are trained and tested
   on the halved images, on these after one compression and after two: here both losses are known.
 
+Networks that were trained for a few hundred steps do not miss fine detail. Begin with the weights
+of a longer run (`-- --init_from RUN`, with its network); results/jpeg-cost/report.md does so.
+
 All images are stored as PNGs. Each network is trained as the flags after -- say, with the seeds
 0, 1, …; an interrupted command continues. It prints the PSNR of each compression, mean ± sample
 standard deviation of the accuracies of the last epoch in percent, and the differences. DIR gets
