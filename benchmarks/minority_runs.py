@@ -16,9 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,12 +25,16 @@ from utils.cli import Count, Parser, PathText, check_value, run_command
 from utils.console import format_table
 from utils.errors import UserError
 
-if TYPE_CHECKING:
-    from theory.minimum import Prediction
-
 PROGRAM = "minority_runs.py"
 TEST_IMAGES = 30  # of each digit
-QUANTITIES = ("cosine", "norm", "positive_score", "bias")
+# What theory.problem.Problem and theory.minority.TwoGroups have in common, in this order.
+SHARED = (
+    "weight_decay",
+    "feature_decay_rate",
+    "weight_decay_bias",
+    "smoothing",
+    "bias_mode",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +60,7 @@ def build_parser() -> Parser:
 
 def write_digits(args: argparse.Namespace) -> int:
     """Write the folder data set. Raises UserError."""
+    import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -106,8 +109,11 @@ def measure_runs(args: argparse.Namespace) -> int:
 
 def measure_run(directory: Path) -> dict[str, Any]:
     """Return measured and predicted values of a run's last checkpoint. Raises UserError."""
+    import numpy as np
     import torch
 
+    from figures.minority import PANELS
+    from reproduction.minority import describe_rows
     from rundir.checkpoints import select_checkpoints
     from rundir.rebuild import Rebuilder
     from rundir.trained import open_run
@@ -127,20 +133,21 @@ def measure_run(directory: Path) -> dict[str, Any]:
     means = np.stack([features[labels == k].mean(axis=0) for k in range(len(sizes))])
     weight = classifier.weight.detach().double().numpy()
     bias = classifier.bias_vector().detach().double().numpy()
-    problem = prediction.problem
+    problem, count = prediction.problem, int(small.sum())
     groups = TwoGroups(
         problem.loss,
         problem.total,
-        int((~small).sum()),
-        int(small.sum()),
-        problem.weight_decay,
-        problem.feature_decay_rate,
-        problem.weight_decay_bias,
-        problem.smoothing,
-        problem.bias_mode,
+        len(small) - count,
+        count,
+        *(getattr(problem, name) for name in SHARED),
     )
-    measured = describe(weight @ weight.T, np.einsum("kd,kd->k", weight, means), bias, small)
-    predicted = describe_prediction(prediction, small)
+    order = np.argsort(small, kind="stable")  # the large classes first
+    gram, scores = weight @ weight.T, np.einsum("kd,kd->k", weight, means)
+    measured = describe_rows(gram[np.ix_(order, order)], scores[order], bias[order], count)
+    gram = prediction.weight_gram.expand(prediction.group_of)[np.ix_(order, order)]
+    predicted = describe_rows(
+        gram, prediction.positive_scores[order], prediction.biases[order], count
+    )
     return {
         "loss": problem.loss,
         "decay": problem.weight_decay,
@@ -149,40 +156,12 @@ def measure_run(directory: Path) -> dict[str, Any]:
         "zero_from": find_vanishing_ratio(groups),
         **{
             column: value
-            for name in QUANTITIES
+            for name in PANELS
             for column, value in (
                 (name, measured[name]),
                 (f"predicted_{name}", predicted[name]),
             )
         },
-    }
-
-
-def describe_prediction(prediction: Prediction, small: np.ndarray) -> dict[str, float]:
-    """Return `describe` of a predicted minimum."""
-    gram = prediction.weight_gram.expand(prediction.group_of)
-    return describe(gram, prediction.positive_scores, prediction.biases, small)
-
-
-def describe(
-    gram: np.ndarray, positive_scores: np.ndarray, bias: np.ndarray, small: np.ndarray
-) -> dict[str, float]:
-    """Return the mean cosine of small rows, their norm over that of large ones, score and bias.
-
-    Args:
-        gram: W Wᵀ, [K, K].
-        positive_scores: [K].
-        bias: [K]; what is returned is that of the small classes minus that of the large ones.
-        small: bool [K], which classes are small.
-    """
-    norms = np.sqrt(np.diag(gram))
-    cosines = gram[np.ix_(small, small)] / np.outer(norms[small], norms[small])
-    count = int(small.sum())
-    return {
-        "cosine": float((cosines.sum() - count) / (count * (count - 1))),
-        "norm": float(norms[small].mean() / norms[~small].mean()),
-        "positive_score": float(positive_scores[small].mean()),
-        "bias": float(bias[small].mean() - bias[~small].mean()),
     }
 
 

@@ -53,19 +53,25 @@ def draw_minority_collapse(paths: Sequence[Path]) -> plt.Figure:
         figure, axes = plt.subplots(
             len(PANELS), len(counts), figsize=size, sharex="col", squeeze=False
         )
-        for column, classes in enumerate(counts):
-            axes[0, column].set_title(f"K = {classes}", fontsize=9)
-            axes[-1, column].set_xlabel("size of a large class / size of a small one")
-            for axis, (name, title) in zip(axes[:, column], PANELS.items(), strict=True):
-                for path in paths:
-                    if path.classes == classes:
-                        _plot_path(axis, path, name, STRENGTHS[decays.index(path.decay)])
-                axis.set_xscale("log")
-                axis.set_xlim(left=1)
-                if column == 0:
-                    axis.set_ylabel(title)
+        for column, classes in zip(axes.T, counts, strict=True):
+            _fill_column(column, classes, paths, decays)
+        for axis, title in zip(axes[:, 0], PANELS.values(), strict=True):
+            axis.set_ylabel(title)
         _add_key(figure, paths, decays)
     return figure
+
+
+def _fill_column(
+    column: Sequence[plt.Axes], classes: int, paths: Sequence[Path], decays: Sequence[float]
+) -> None:
+    column[0].set_title(f"K = {classes}", fontsize=9)
+    column[-1].set_xlabel("size of a large class / size of a small one")
+    shown = [path for path in paths if path.classes == classes]
+    for axis, name in zip(column, PANELS, strict=True):
+        for path in shown:
+            _plot_path(axis, path, name, STRENGTHS[decays.index(path.decay)])
+        axis.set_xscale("log")
+        axis.set_xlim(left=1)
 
 
 def _plot_path(axis: plt.Axes, path: Path, name: str, strength: float) -> None:

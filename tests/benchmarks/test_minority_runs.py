@@ -5,6 +5,7 @@ import pytest
 
 import train
 from benchmarks import minority_runs
+from reproduction.minority import describe_rows
 from tests.helpers import assert_mistake, run
 from utils.files import read_csv
 
@@ -30,10 +31,7 @@ def test_runs_stand_beside_the_minimum(tmp_path, capsys):
 
 def test_describe_takes_means_over_the_small_classes():
     rows = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 1], [0, 1, 1]], dtype=float)
-    small = np.array([False, False, True, True])
-    found = minority_runs.describe(
-        rows @ rows.T, np.array([9, 9, 2, 4]), np.array([1, 3, 6, 8]), small
-    )
+    found = describe_rows(rows @ rows.T, np.array([9, 9, 2, 4]), np.array([1, 3, 6, 8]))
     assert found["cosine"] == pytest.approx(1 / np.sqrt(2))
     assert found["norm"] == pytest.approx((1 + np.sqrt(2)) / 2 / 4)
     assert (found["positive_score"], found["bias"]) == (3, 5)
