@@ -6,7 +6,7 @@ names of runs all follow from these entries. Imports no torch and never touches 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,13 +15,29 @@ from pydantic import AfterValidator, Field
 from input_pipeline import AUGMENTATIONS, SOURCES, explain_bundled, explain_no_files
 from models import (
     BIAS_MODES,
+    BIAS_STARTS,
     check_name,
-    explain_missing_option,
-    find_network,
     list_names,
     list_takers,
 )
-from objective import LOSSES, OPTIMIZERS, SCHEDULES, explain_untaken, list_optimizers
+from objective import LOSSES, OPTIMIZERS, SCHEDULES, list_optimizers
+from refusals import (
+    check_bias_start,
+    check_crops,
+    explain_fixed_weight,
+    explain_given_bias,
+    explain_given_shape,
+    explain_idle_pretrained,
+    explain_idle_sign,
+    explain_no_batch_norm,
+    explain_no_bias,
+    explain_no_cache,
+    explain_no_crops,
+    explain_unnamed,
+    explain_unsized,
+    require_option,
+    require_taker,
+)
 from utils.cli import (
     LARGEST_INTEGER,
     SMALLEST_BATCH,
@@ -39,6 +55,7 @@ from utils.cli import (
     Real,
     count_or,
     known,
+    real_or,
 )
 from utils.errors import UserError
 from utils.registry import describe_names
@@ -50,67 +67,6 @@ GRAPHS = ("auto", "on", "off")
 AUTO_GRAPHS = "off"  # --graphs auto on a GPU; becomes "on" once the recorded step has run on one
 LARGEST_SIDE = 16_384  # pixels of an image's side: 3 GiB in float32
 REFERENCE_BATCH = 128  # --lr is for this batch size, and scales in proportion for others
-
-
-def _require_option(name: str) -> Callable[[Settings], str | None]:
-    return lambda s: explain_missing_option(s.model, name)
-
-
-def _require_taker(name: str) -> Callable[[Settings], str | None]:
-    return lambda s: explain_untaken(s.optimizer, name)
-
-
-def _require_batch_norm(settings: Settings) -> str | None:
-    has_it = find_network(settings.model).batch_norm
-    return None if has_it else f"{settings.model} has no batch normalisation"
-
-
-def _explain_no_bias(settings: Settings) -> str | None:
-    return "--bias_mode none leaves no bias" if settings.bias_mode == "none" else None
-
-
-def _explain_idle_pretrained(settings: Settings) -> str | None:
-    given = "--init_from gives the weights" if settings.init_from else None
-    return explain_missing_option(settings.model, "pretrained") or given
-
-
-def _explain_given_bias(settings: Settings) -> str | None:
-    whole = settings.init_from and not settings.init_backbone
-    return "--init_from gives the biases" if whole else _explain_no_bias(settings)
-
-
-def _explain_idle_sign(settings: Settings) -> str | None:
-    alone = "--init_backbone leaves the classifier out" if settings.init_backbone else None
-    return require("init_from", given=True)(settings) or alone or _explain_no_bias(settings)
-
-
-def _explain_unsized(settings: Settings) -> str | None:
-    sized = "without --img_size images keep their size" if settings.img_size is None else None
-    return explain_no_files(settings.dataset) or sized
-
-
-def _explain_no_crops(settings: Settings) -> str | None:
-    crops = AUGMENTATIONS[settings.augment].crops_files
-    return None if crops else f"--augment {settings.augment} does not crop image files"
-
-
-def _explain_no_cache(settings: Settings) -> str | None:
-    if settings.jpeg_draft:
-        return "--jpeg_draft makes other pixels at each side; leave one of the two out"
-    crops = AUGMENTATIONS[settings.augment].crops_files
-    if crops and not settings.resize_first:
-        return f"--augment {settings.augment} crops the files' own pixels; add --resize_first"
-    return _explain_unsized(settings)
-
-
-def _explain_unnamed(settings: Settings) -> str | None:
-    new = settings.run_name is None and not settings.resume
-    return "without --run_name a run gets a new directory" if new else None
-
-
-def _explain_fixed_weight(settings: Settings) -> str | None:
-    fixed = settings.sep_decay and settings.fixed_etf
-    return "--sep_decay decays the weight alone, which --fixed_etf fixes" if fixed else None
 
 
 ModelName = Annotated[str, AfterValidator(check_name)]
@@ -159,7 +115,7 @@ class Settings(Table):
     force: bool = run(
         False,
         "replace a run directory; with --resume: start a run where none is",
-        why_idle=_explain_unnamed,
+        why_idle=explain_unnamed,
         shapes=False,
     )
     epoch_save_step: Count = run(
@@ -213,7 +169,7 @@ class Settings(Table):
         None,
         "torchrun: batch normalisation over the whole batch, not a process's share of it",
         default_text="on below 32 images a share",
-        why_idle=_require_batch_norm,
+        why_idle=explain_no_batch_norm,
         before=None,
         left_open=True,
     )
@@ -252,7 +208,7 @@ class Settings(Table):
     jpeg_draft: bool = data(
         False,
         "decode JPEGs at 1/2, 1/4 or 1/8 of their size if that is twice --img_size; faster",
-        why_idle=_explain_unsized,
+        why_idle=explain_unsized,
         builds="data",
         before=False,
         short="draft",
@@ -260,7 +216,7 @@ class Settings(Table):
     resize_first: bool = data(
         False,
         "crop from images resized as those of the test are, which --cache_dir can keep",
-        why_idle=_explain_no_crops,
+        why_idle=explain_no_crops,
         before=False,
         short="resized",
     )
@@ -268,7 +224,7 @@ class Settings(Table):
         None,
         "keep the images of a folder there, resized: each file is decoded once; see docs/data.md",
         default_text="nowhere",
-        why_idle=_explain_no_cache,
+        why_idle=explain_no_cache,
         shapes=False,
         before=None,
         metavar="DIR",
@@ -299,21 +255,21 @@ class Settings(Table):
         None,
         f"{list_takers('patch_size')}: side of a patch in pixels",
         default_text="by the side of the images",
-        why_idle=_require_option("patch_size"),
+        why_idle=require_option("patch_size"),
         builds="model",
     )
     width: Count | None = network(
         None,
         f"{list_takers('width')}: features of a token, of the first stage, of a hidden layer",
         default_text="the network's",
-        why_idle=_require_option("width"),
+        why_idle=require_option("width"),
         builds="model",
     )
     depth: Count | None = network(
         None,
         f"{list_takers('depth')}: number of blocks or hidden layers",
         default_text="the network's",
-        why_idle=_require_option("depth"),
+        why_idle=require_option("depth"),
         builds="model",
     )
 
@@ -323,15 +279,17 @@ class Settings(Table):
     bias_init_mode: Annotated[int, Field(ge=0, le=7)] = classifier(
         0,
         "shape of the initial biases, 0 to 7; 0: uniform in +-1/sqrt(features)",
-        why_idle=_explain_given_bias,
+        why_idle=explain_given_shape,
         builds="initial weights",
     )
-    bias_init_mean: Real = classifier(
+    bias_init_mean: real_or(*BIAS_STARTS) = classifier(  # type: ignore[valid-type]
         0.0,
-        "added to every initial bias",
-        why_idle=_explain_given_bias,
+        "added to every initial bias; prior: begin where scores of 0 have the least loss; "
+        "predicted: at the exact minimum",
+        why_idle=explain_given_bias,
         builds="initial weights",
         short="mean{:g}",
+        metavar="X|prior|predicted",
     )
     fixed_etf: bool = classifier(
         False, "fix the weight to a simplex ETF; needs at least K - 1 features", builds="model"
@@ -340,7 +298,7 @@ class Settings(Table):
     pretrained: bool = start(
         False,
         "timm: begin with timm's weights, from the hub or --weights",
-        why_idle=_explain_idle_pretrained,
+        why_idle=explain_idle_pretrained,
         builds="initial weights",
         before=False,
         short="pretrained",
@@ -371,7 +329,7 @@ class Settings(Table):
     init_bias_added: bool = start(
         False,
         "the classifier of --init_from adds its bias, as torch.nn.Linear does",
-        why_idle=_explain_idle_sign,
+        why_idle=explain_idle_sign,
         before=False,
     )
     freeze_backbone: bool = start(
@@ -400,7 +358,7 @@ class Settings(Table):
     momentum: Share = optimisation(
         0.9,
         f"{list_optimizers('momentum')}: share of the last step in the next",
-        why_idle=_require_taker("momentum"),
+        why_idle=require_taker("momentum"),
         before=0.9,
         short="momentum{:g}",
     )
@@ -408,7 +366,7 @@ class Settings(Table):
         [0.9, 0.999],
         f"{list_optimizers('betas')}: shares of the old means of gradients and of their squares",
         default_text="0.9 0.999",
-        why_idle=_require_taker("betas"),
+        why_idle=require_taker("betas"),
         before=[0.9, 0.999],
     )
     clip_grad_norm: Positive | None = optimisation(
@@ -437,13 +395,13 @@ class Settings(Table):
     )
     smoothing: Share = optimisation(0.0, "label smoothing: targets become (1-S) onehot + S/K")
     weight_decay: NonNegative = optimisation(
-        5e-4, "decay of all parameters; with --sep_decay: lambda_W", why_idle=_explain_fixed_weight
+        5e-4, "decay of all parameters; with --sep_decay: lambda_W", why_idle=explain_fixed_weight
     )
     weight_decay_bias: NonNegative | None = optimisation(
         None,
         "decay of the classifier's bias; with --sep_decay: lambda_b",
         default_text="as --weight_decay; with --sep_decay: 0",
-        why_idle=_explain_no_bias,
+        why_idle=explain_no_bias,
         short="decay{:g}",
     )
     sep_decay: bool = optimisation(
@@ -495,11 +453,12 @@ def complete(settings: Settings) -> Settings:
     Raises UserError.
     """
     settings.refuse_idle()
+    check_bias_start(settings)
     if settings.freeze_backbone and settings.fixed_etf and settings.bias_mode == "none":
         raise UserError(
             "--freeze_backbone, --fixed_etf and --bias_mode none leave nothing to train"
         )
-    _check_crops(settings)
+    check_crops(settings)
     s, filled = settings, dict[str, Any]()
     if s.epochs_warmup >= s.epochs:
         raise UserError(f"--epochs_warmup {s.epochs_warmup} must be below --epochs {s.epochs}")
@@ -517,17 +476,6 @@ def complete(settings: Settings) -> Settings:
     if s.weight_decay_bias is None:
         filled["weight_decay_bias"] = 0.0 if s.sep_decay else s.weight_decay
     return settings.replace(**filled)
-
-
-def _check_crops(settings: Settings) -> None:
-    """Raise UserError if image files are to be cropped, but there are none, or to no known size."""
-    augment, dataset = settings.augment, settings.dataset
-    if not AUGMENTATIONS[augment].crops_files:
-        return
-    if reason := explain_no_files(dataset):
-        raise UserError(f"--augment {augment} crops image files: {reason}; use DA1 or DA1+DA2")
-    if settings.img_size is None:
-        raise UserError(f"--augment {augment} needs --img_size, the side of its crops")
 
 
 def _check_milestones(milestones: list[int] | None, epochs: int) -> list[int]:

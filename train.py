@@ -170,7 +170,7 @@ def run_training(settings: Settings, stop: StopSignal) -> int:
     room = min(world.gather(find_room(device)))
     data = world.take_turns(lambda: build_run_data(settings, run.directory, run.resumed, room))
     torch.manual_seed(settings.seed)
-    start = world.take_turns(lambda: start_network(settings, run, data))
+    start = start_network(settings, run, data, world)
     model = place_network(settings, start.model, precision, world)
     least = find_smallest_share(settings, world)
     batches = world.check(lambda: build_batches(settings, data, precision, world, least))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SMALL_SIDE = 64
 # The kinds of bias a classifier can have: one per class, one for all classes, none.
 BIAS_MODES = ("diverse", "unified", "none")
+# Starts of the bias that have a name in place of a number: where scores of 0 have the least loss,
+# and where the exact minimum has it.
+PRIOR, PREDICTED = BIAS_STARTS = ("prior", "predicted")
 EXAMPLE = "such as timm:resnet18 or timm:vit_tiny_patch16_224"
 # The last commit of this program with the networks, and the pixels, that runs without recorded
 # versions had.

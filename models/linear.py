@@ -7,6 +7,7 @@ to pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +151,12 @@ class Classifier(nn.Module):
         if self.bias_mode == "unified":
             bias = bias.mean(dim=0, keepdim=True)
         self.bias = nn.Parameter(bias)
+
+    def begin_bias(self, values: float | Sequence[float]) -> None:
+        """Replace the bias that was drawn by a number, or by one for each class."""
+        assert self.bias is not None
+        with torch.no_grad():
+            self.bias.copy_(torch.as_tensor(values, dtype=torch.float64))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features [B, d] of any floating dtype -> logits [B, K] in float32 or better."""

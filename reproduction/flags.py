@@ -115,13 +115,11 @@ def add_grid_flags(group: Any) -> None:
     datasets = ", ".join(f"{n} {', '.join(s.datasets)}" for n, s in SCALES.items() if s.datasets)
     networks = ", ".join(f"{n} {', '.join(s.models)}" for n, s in SCALES.items() if s.models)
     add("--dataset", name_of(SOURCES, "data set"), in_place.format("data sets", datasets))
-    copied = (
-        "the paper's data set that a folder holds a copy of, such as cifar10 as JPEG: its numbers"
-    )
     add(
         "--copy_of",
         name_of(SOURCES, "data set"),
-        f"{copied} stand beside ours, without a difference (default: none)",
+        "the data set that a folder holds a copy of, such as cifar10 as JPEG: the paper's numbers "
+        "stand beside ours (default: none)",
     )
     add("--models", ModelName, in_place.format("networks", networks), nargs="+")
     group.add_argument(
@@ -131,7 +129,7 @@ def add_grid_flags(group: Any) -> None:
         action="extend",
         metavar="SETTING=VALUE",
         help="the part of the grid with these values, such as optimizer=SGD augment=DA1; several "
-        "values of a setting are all taken (default: the whole grid)",
+        "of a setting are all taken (default: the grid)",
     )
     seeds = "runs of each setting, with seeds 0 to N-1; reported as mean and standard deviation"
     add("--seeds", Thousand, f"{seeds} (default: 1)", metavar="N", default=1)

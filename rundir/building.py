@@ -19,7 +19,7 @@ from input_pipeline.resized import keep_resized
 from input_pipeline.room import find_room
 from input_pipeline.splits import DataSet, FileSplit
 from metrics.extraction import build_split_batches, choose_test_batch
-from models import OLD_COMMIT, build_model, find_network
+from models import BIAS_STARTS, OLD_COMMIT, build_model, find_network
 from rundir.bare import STEMS
 from rundir.config import check_data, find_skipped, read_config
 from utils.console import Console
@@ -128,6 +128,8 @@ def build_network(
 ) -> nn.Module:
     """Build the network of these settings for the images of `data`, with freshly drawn weights.
 
+    Where --bias_init_mean is a word, the biases are those of 0: `rundir.starting` replaces them.
+
     Args:
         settings: complete.
         data: the images, and how many classes they have.
@@ -140,6 +142,8 @@ def build_network(
     options = settings.values(Settings.names(builds="model"))
     if initial:
         options |= settings.values(Settings.names(builds="initial weights"))
+        if options["bias_init_mean"] in BIAS_STARTS:
+            del options["bias_init_mean"]
     shape = data.image_shape
     network = find_network(settings.model)
     if stem is not None and network.convolutional and not network.prefix:

@@ -57,7 +57,8 @@ class Config:
         environment: library versions, git commit and device.
         run_id: what its checkpoints name as their run; "" in a run of an earlier version.
         versions: the definitions it was trained with.
-        network: the library that its network comes from, and the weights that it began with.
+        network: the library that its network comes from, the weights that it began with, and the
+            biases (`first_bias`) where `bias_init_mean` is a word.
     """
 
     settings: Settings

@@ -11,7 +11,7 @@ from typing import Any
 
 from args import Settings
 from input_pipeline import AUGMENTATIONS, SOURCES
-from models import NETWORKS
+from models import BIAS_STARTS, NETWORKS
 from objective import LOSSES, OPTIMIZERS
 from utils.registry import find_name
 
@@ -23,6 +23,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "augment": AUGMENTATIONS,
+    "bias_init_mean": BIAS_STARTS,
 }
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from args import Settings
-from input_pipeline import AUGMENTATIONS
-from objective import LOSSES
+from refusals import explain_no_problem
 from rundir.trained import TrainedRun
 from theory.convex import UncertainError
 from theory.minimum import Prediction, predict
@@ -68,19 +67,3 @@ def build_problem(settings: Settings, class_sizes: Sequence[float]) -> Problem |
         settings.smoothing,
         settings.bias_mode,
     )
-
-
-def explain_no_problem(settings: Settings) -> str | None:
-    """Return why the minimum that a run approaches is not known; None if it is."""
-    reasons = {
-        "without --sep_decay no term limits the features": not settings.sep_decay,
-        f"--loss {settings.loss} has none": not LOSSES[settings.loss].has_exact_minimum,
-        f"--augment {settings.augment} changes the targets with every batch": AUGMENTATIONS[
-            settings.augment
-        ].mixes_labels,
-        "--fixed_etf fixes the weight": settings.fixed_etf,
-        "--freeze_backbone fixes the features": settings.freeze_backbone,
-        "--weight_decay is 0": settings.weight_decay == 0,
-        "--feature_decay_rate is 0": settings.feature_decay_rate == 0,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)

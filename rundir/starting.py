@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from args import Settings
 from input_pipeline.splits import DataSet
-from models import explain_high_rate, share_definition
+from models import BIAS_STARTS, explain_high_rate, share_definition
 from rundir.archives import CHUNK
 from rundir.bare import Bare
 from rundir.building import build_network
 from rundir.checkpoints import check_origin, list_files
 from rundir.config import read_config
 from rundir.directory import Run
+from rundir.first_bias import describe_first_bias, find_first_bias
 from rundir.foreign import (
     explain_misfit,
     list_keys,
@@ -29,6 +30,7 @@ from rundir.names import CONFIG, LAST, read_epoch
 from rundir.opening import read_own_epoch
 from rundir.weights import Checkpoint, open_checkpoint
 from utils.errors import UserError
+from utils.world import ALONE, World
 
 CLASSIFIER = "fc."  # what the names of its tensors begin with
 
@@ -39,7 +41,7 @@ class Start:
 
     Attributes:
         model: with the weights of the beginning, unless a resume loads others.
-        facts: where they come from, for config.json.
+        facts: where they come from, and a bias that was computed, for config.json.
         notes: lines for the log.
     """
 
@@ -65,14 +67,34 @@ class Source:
     is_own: bool
 
 
-def start_network(settings: Settings, run: Run, data: DataSet) -> Start:
+def start_network(settings: Settings, run: Run, data: DataSet, world: World = ALONE) -> Start:
     """Build the network of a run, drawn from the global generator, with the weights to begin with.
 
     A resumed run with a saved state needs none of these weights: their source may be gone.
 
-    Raises UserError if they cannot be read or do not fit, or are not those of the run's beginning.
+    Raises UserError if they cannot be read or do not fit, or are not those of the run's beginning,
+    or if --bias_init_mean is a word that has no value for this run.
     """
     goes_on = run.resumed and (run / LAST).exists()
+    start = world.take_turns(lambda: _build_start(settings, run, data, goes_on))
+    if settings.bias_init_mean in BIAS_STARTS and not goes_on:
+        _begin_bias(start, settings, data, world)
+    return start
+
+
+def _begin_bias(start: Start, settings: Settings, data: DataSet, world: World) -> None:
+    """Put the biases of --bias_init_mean predicted or prior into a network."""
+    classifier: Any = start.model.fc
+    sizes = data.class_sizes
+    assert sizes is not None
+    # A prediction may take minutes, and all processes need the same one.
+    values = world.call_first(lambda: find_first_bias(settings, sizes, classifier.in_features))
+    classifier.begin_bias(values)
+    start.facts["first_bias"] = {"values": values}
+    start.notes.append(describe_first_bias(settings.bias_init_mean, values))
+
+
+def _build_start(settings: Settings, run: Run, data: DataSet, goes_on: bool) -> Start:
     model = build_network(settings, data, initial=not goes_on)
     start = Start(model)
     _note_library(start, settings, data, run)

@@ -100,6 +100,9 @@ WITHOUT_EFFECT = [
     ["--init_from", "r", "--bias_mode", "none", "--init_bias_added", ""],
     ["--init_from", "r", "--bias_init_mean", "3"],
     ["--init_from", "r", "--bias_init_mode", "1"],
+    ["--init_from", "r", "--bias_init_mean", "prior"],
+    ["--bias_init_mean", "prior", "--bias_init_mode", "4"],
+    ["--loss", "CE", "--bias_mode", "unified", "--bias_init_mean", "prior"],
 ]
 
 
@@ -122,6 +125,10 @@ WRONG_VALUES = [
     (["--smoothing", "-0.1"], "at least 0"),
     (["--imbalance_factor", "0.5"], "at least 1"),
     (["--bias_init_mean", "inf"], "finite"),
+    (["--bias_init_mean", "prio"], "'prio' is not a number (did you mean prior?)"),
+    (["--bias_init_mean", "predicted"], "without --sep_decay"),
+    (["--bias_init_mean", "predicted", "--sep_decay", "--weight_decay", "0"], "_decay is 0"),
+    (["--bias_init_mean", "predicted", "--sep_decay", "--fixed_etf"], "use prior or a number"),
     (["--bias_init_mode", "8"], "at most 7"),
     (["--batch_size", "1"], "at least 2"),
     (["--epochs", "0"], "at least 1"),
@@ -201,7 +208,7 @@ TIMED = (
 )
 
 
-@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--width", "3"], ["--schedule", "cos"]])
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--width", "3"]])
 def test_a_refused_value_is_answered_at_once_and_without_torch(flags):
     """As are --help and unknown flags of all scripts, see test_structure.py."""
     seconds = []
@@ -255,6 +262,7 @@ GIVEN = [
     ["--dataset", "folder", "--data_dir", "x", "--num_workers", "0", "--img_size", "64"],
     ["--dataset", "folder", "--data_dir", "x", "--jpeg_draft", "--img_size", "64"],
     ["--dataset", "folder", "--data_dir", "x", "--skip_corrupt", "--force_listing"],
+    ["--sep_decay", "--bias_init_mean", "Predicted", "--bias_init_mode", "0"],
     ["--sep_decay", "--bias_init_mean", "-3", "--imbalance_factor", "50", "--precision", "bf16"],
 ]
 

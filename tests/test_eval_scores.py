@@ -154,7 +154,8 @@ def test_any_setting_can_be_the_x_axis():
     assert order("step_milestones", [10, 2], [9, 20], None) == ["-", "9-20", "10-2"]
     assert order("sep_decay", True, False) == ["off", "on"]
     assert order("schedule", "step", "constant") == ["constant", "step"]
-    assert order("bias_init_mean", 10.0, 0.0, -1.0) == ["-1", "0", "10"]
+    ordered = ["-1", "0", "10", "prior", "predicted"]
+    assert order("bias_init_mean", "predicted", 10.0, "prior", 0.0, -1.0) == ordered
     assert order("weight_decay_bias", 0.1, 0.5, 0.0) == ["0.5", "0.1", "0"]  # as in the paper
 
 

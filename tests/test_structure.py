@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS = (
     "utils theory",
     "models input_pipeline objective",
+    "refusals",
     "args metrics",
     "rundir figures",
     "training reproduction",

@@ -69,6 +69,7 @@ def whole(tmp_path_factory):
 def test_one_process_trains_nearly_the_same(tmp_path, whole):
     """With dropout of its own in each process, and rounding, no more than nearly."""
     flags = ["--model", "MLP", "--epochs", 1, "--augment", "none", "--run_name", "run"]
+    flags += ["--sep_decay", "--bias_init_mean", "predicted"]
     run_train(tmp_path / "one", *flags)
     run_job(2, run_train, tmp_path / "two", *flags, "--sync_bn")
     one, two = (float(read_numbers(tmp_path / n / "run")[0]["train_loss"]) for n in ("one", "two"))

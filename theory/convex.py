@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, minres
+from threadpoolctl import threadpool_limits
 
 from theory.factors import FactoredProblem
 from theory.groups import Blocks, Groups, group_classes, refine
@@ -49,13 +50,17 @@ class Solution:
     gap: float
 
 
-def solve(problem: Problem) -> Solution:
+def solve(problem: Problem, groups: Groups | None = None) -> Solution:
     """Solve the problem of the scores.
+
+    Args:
+        problem: the problem.
+        groups: groups of classes of one size each; by default the largest possible.
 
     Raises:
         UncertainError: the bound on the relative distance from the minimum is above `LARGEST_GAP`.
     """
-    groups = group_classes(problem.class_sizes)
+    groups = groups or group_classes(problem.class_sizes)
     scores = Blocks(np.array([problem.num_classes]), np.ones(1), np.full((1, 1), -0.1))
     bias, chosen = np.zeros(1), np.zeros(len(groups), dtype=int)
     for count in LEVELS:
@@ -100,10 +105,12 @@ def _descend(
     """
     factored = FactoredProblem(problem, groups)
     start = factored.join(refine(scores, groups, chosen), bias[chosen], NOISE)
-    memory = 20 if len(groups) <= SMALL else 10
-    options = {**SEARCH, "maxcor": memory}
-    found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options).x
-    found = _polish(factored, found)
+    is_small = len(groups) <= SMALL
+    options = {**SEARCH, "maxcor": 20 if is_small else 10}
+    # Threads that wait for each other take longer than such products.
+    with threadpool_limits(1 if is_small else None, "blas"):
+        found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options).x
+        found = _polish(factored, found)
     return factored.read_scores(found), factored.read_bias(found)
 
 

@@ -152,7 +152,7 @@ class FactoredProblem:
         )
         decay = self.problem.weight_decay_bias
         value += self.price * norms + decay * (copies * bias**2).sum() / 2
-        between, within = self._scale_gradient(slopes)
+        between, within = self.scale_gradient(slopes)
         gradient = np.empty_like(point)
         to_left, to_right, to_roots, to_bias = self.split(gradient)
         to_left[:] = between @ right.T + self.price * left
@@ -161,7 +161,7 @@ class FactoredProblem:
         to_bias[:] = self._gather(bias_slopes + decay * copies * bias)
         return value, gradient
 
-    def _scale_gradient(self, slopes: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    def scale_gradient(self, slopes: Blocks) -> tuple[np.ndarray, np.ndarray]:
         """Return the gradient in Z̃: between groups [G, G] in an orthonormal basis, within [G]."""
         return slopes.orthonormal() / self.roots, slopes.within / self.roots
 
@@ -170,7 +170,7 @@ class FactoredProblem:
         left, right, roots, _ = self.split(point)
         to_left, to_right, to_roots, to_bias = self.split(direction)
         scores, bias, copies = self.read_scores(point), self.read_bias(point), self.groups.copies
-        between, within = self._scale_gradient(self.evaluate_data(scores, bias)[1])
+        between, within = self.scale_gradient(self.evaluate_data(scores, bias)[1])
         moved = Blocks(
             copies,
             2 * roots * to_roots / self.roots,
@@ -180,7 +180,7 @@ class FactoredProblem:
         logits, directions = self._compute_logits(scores, bias), self._compute_logits(moved, spread)
         own, others = self.loss.curve_groups(*logits, self.other_copies, *directions)
         curved, bias_curved = self._pull_back(self.shares * own, self.shares * others)
-        between_curved, within_curved = self._scale_gradient(curved)
+        between_curved, within_curved = self.scale_gradient(curved)
         product = np.empty_like(direction)
         of_left, of_right, of_roots, of_bias = self.split(product)
         of_left[:] = between_curved @ right.T + between @ to_right.T + self.price * to_left
@@ -202,7 +202,7 @@ class FactoredProblem:
         """
         copies = self.groups.copies
         data, slopes, bias_slopes = self.evaluate_data(scores, bias)
-        between, within = self._scale_gradient(slopes)
+        between, within = self.scale_gradient(slopes)
         scaled = self.scale * scores.between
         inner = (
             np.vdot(between, scaled) + ((copies - 1) * within * self.roots * scores.within).sum()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from theory.losses import EXACT_LOSSES
 from theory.problem import Problem
@@ -143,16 +144,14 @@ def minimise(
         seed: the seed of the first point; the others have seed + 1, seed + 2, …
         starts: the number of points, at least 1.
     """
-    results = [
-        minimize(
-            model.evaluate,
-            model.draw_start(seed + k, bias_init_mean),
-            jac=True,
-            method="L-BFGS-B",
-            options=SEARCH,
-        )
-        for k in range(starts)
-    ]
+    results = []
+    # Threads that wait for each other take longer than such products.
+    with threadpool_limits(1, "blas"):
+        for k in range(starts):
+            start = model.draw_start(seed + k, bias_init_mean)
+            results.append(
+                minimize(model.evaluate, start, jac=True, method="L-BFGS-B", options=SEARCH)
+            )
     best = min(results, key=lambda result: result.fun)
     weight, features, _ = model.split(best.x)
     _, gradient = model.evaluate(best.x)

@@ -168,7 +168,7 @@ def count_bytes(settings: Settings, images: Images) -> tuple[int, int]:
     No memory is taken for them. Raises UserError.
     """
     with torch.device("meta"):
-        model = build_network(settings, make_data(settings, images, 0))
+        model = build_network(settings, make_data(settings, images, 0), initial=False)
     weights = sum(value.nbytes for value in model.state_dict().values())
     return weights, sum(value.nbytes for value in model.parameters() if value.requires_grad)
 
@@ -218,7 +218,7 @@ def measure(
     """
     precision = build_precision(settings, settings.precision, device)
     data = make_data(settings, images, FIRST)
-    model = precision.place(build_network(settings, data))
+    model = precision.place(build_network(settings, data, initial=False))
     batch, plain = settings.batch_size, build_precision(settings, "fp32", device)
     passes = [precision] if plain == precision else [precision, plain]
     share = (1 - TRAINING_SHARE) * seconds / len(passes)

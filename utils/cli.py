@@ -133,6 +133,24 @@ def count_or(*words: str) -> Any:
     return Annotated[int | str, AfterValidator(check)]
 
 
+def real_or(*words: str) -> Any:
+    """Return the type of a real number, or one of these words in any case."""
+    number = TypeAdapter(Real)
+
+    def check(value: float | str) -> float | str:
+        text = str(value).lower()
+        if text in words:
+            return text
+        try:
+            return number.validate_python(value)
+        except ValidationError as error:
+            parsed = error.errors()[0]["type"] != "float_parsing"
+            also = "" if parsed else f"{suggest(text, words)}; allowed are also {', '.join(words)}"
+            raise UserError(f"{describe_error(error)}{also}") from error
+
+    return Annotated[float | str, AfterValidator(check)]
+
+
 def check_value(kind: Any) -> Callable[[str], Any]:
     """Return an argparse type that checks a flag's text against a type such as `Count`."""
     adapter = TypeAdapter(kind)

@@ -1,5 +1,6 @@
 """Shared by the tests of the input pipeline: image files, and the message of a refusal."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,18 @@ def break_file(path: Path, how: str) -> None:
     whole = path.read_bytes()
     contents = {"text": b"no image", "empty": b"", "truncated": whole[: len(whole) // 2]}
     path.write_bytes(contents[how])
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def write_mnist(data_dir: Path, train: int, test: int) -> None:
+    """Write an MNIST of noise with the digits 0 to 9 in turn."""
+    raw = data_dir / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import pickle
-import struct
 import tarfile
 from pathlib import Path
 
@@ -16,23 +15,13 @@ from torchvision.transforms import v2
 
 from input_pipeline.load import load_dataset
 from input_pipeline.pixels import measure_channels
-from tests.input_pipeline.helpers import refusal, shared_archive
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
+from tests.input_pipeline.helpers import refusal, shared_archive, write_idx, write_mnist
 
 
 @pytest.fixture
 def mnist(tmp_path) -> Path:
     """A data directory with an MNIST of 40 training and 20 test images."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 40), ("t10k", 20)):
-        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
-        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    write_mnist(tmp_path, train=40, test=20)
     return tmp_path
 
 

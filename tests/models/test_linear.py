@@ -72,6 +72,15 @@ def test_mean_is_added_to_every_entry(mode):
     torch.testing.assert_close(draw_initial_bias(10, 16, mode, 2.5), plain + 2.5)
 
 
+def test_a_bias_can_begin_at_values():
+    diverse, unified = Classifier(16, 3), Classifier(16, 3, "unified")
+    for classifier in (diverse, unified):
+        classifier.begin_bias(1.5)
+        assert classifier.bias_vector().tolist() == [1.5] * 3
+    diverse.begin_bias([1.0, 2.0, -3.0])
+    assert diverse.bias.tolist() == [1, 2, -3] and diverse.bias.requires_grad
+
+
 def test_unified_bias_starts_at_the_mean_of_the_class_values():
     by_mode = {1: 4.5, 2: 28.8, 3: 28.8, 6: 0.4 * HIGH_10, 7: 0.6 * HIGH_10}
     for mode, mean in by_mode.items():

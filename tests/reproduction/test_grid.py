@@ -11,6 +11,7 @@ from objective.schedules import compute_learning_rate
 from reproduction import EXPERIMENTS, SCALES, Experiment, choose_epochs
 from reproduction.grid import build_grid
 from reproduction.readings import find_reading
+from reproduction.selection import select_runs
 from tests.helpers import OWN_NETWORKS
 from utils.errors import UserError
 from utils.registry import load_function
@@ -111,6 +112,16 @@ def test_names_of_runs_stay():
     )
     last = build_grid("long-tail", "full", seeds=3)[-1]
     assert last.name == "ResNet18_cifar100_BCE_SGD_DA1_lt100_every100_s2"
+
+
+def test_ce_has_one_start_of_the_bias():
+    runs = build_grid("bias-start", "full")
+    found = [(run.settings.loss, run.settings.bias_init_mean) for run in runs]
+    one = [("CE", 0), ("BCE", 0), ("BCE", "prior"), ("BCE", "predicted")]
+    assert sorted(found, key=str) == sorted(one * 2, key=str)  # two optimizers
+    assert runs[-1].name == "ResNet18_cifar10_BCE_AdamW_sep_meanpredicted_every1_s0"
+    (chosen,) = select_runs(runs, [("bias_init_mean", "Prior"), ("optimizer", "sgd")])
+    assert chosen.settings.bias_init_mean == "prior"
 
 
 def test_published_numbers_belong_to_the_papers_settings():

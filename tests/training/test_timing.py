@@ -87,8 +87,10 @@ def test_a_long_tail_is_counted():
 
 def test_what_is_asked_is_answered():
     cases = [
-        Settings(**TINY, sample_size=20, optimizer="AdamW", augment="DA1+DA2", sep_decay=True),
-        Settings(**TINY, sample_size=10),
+        Settings(
+            **TINY, sample_size=20, optimizer="AdamW", augment="DA1+DA2", bias_init_mean="prior"
+        ),
+        Settings(**TINY, sample_size=10, sep_decay=True),
         Settings(dataset="folder", data_dir="/nowhere"),
     ]
     request = {"cases": [c.values() for c in cases], "gpu_id": -1, "timed": True, "begun": 0.0}

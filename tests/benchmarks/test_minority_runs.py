@@ -1,0 +1,44 @@
+"""minority_runs.py writes digits of two class sizes and measures runs on them."""
+
+import numpy as np
+import pytest
+
+import train
+from benchmarks import minority_runs
+from reproduction.minority import describe_rows
+from tests.helpers import assert_mistake, run
+from utils.files import read_csv
+
+
+def test_runs_stand_beside_the_minimum(tmp_path, capsys):
+    data, out = tmp_path / "digits", tmp_path / "runs.csv"
+    assert minority_runs.main(["write", str(data), "--large", "20", "--small", "2"]) == 0
+    assert minority_runs.main(["write", str(data), "--large", "20", "--small", "2"]) == 0
+    assert "is there already" in capsys.readouterr().out
+    counts = [len(list((data / "train" / str(digit)).iterdir())) for digit in range(10)]
+    assert counts == [20] * 5 + [2] * 5
+    flags = "--model MLP --width 32 --depth 1 --dataset folder --epochs 2 --sep_decay --gpu_id -1"
+    flags += f" --batch_size 110 --data_dir {data} --save_dir {tmp_path} --run_name two"
+    assert train.main(flags.split()) == 0
+    assert minority_runs.main(["measure", str(tmp_path / "two"), "--out", str(out)]) == 0
+    (row,) = read_csv(out)
+    assert float(row["ratio"]) == 10
+    # 110 images in a batch: the share of a small class is 110 · 25e-8 at the merging.
+    assert float(row["equal_from"]) == pytest.approx((1 / (110 * 25e-8) - 5) / 5)
+    assert float(row["predicted_positive_score"]) > float(row["positive_score"]) > 0
+    assert -1 < float(row["cosine"]) < 1
+
+
+def test_describe_takes_means_over_the_small_classes():
+    rows = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 1], [0, 1, 1]], dtype=float)
+    found = describe_rows(rows @ rows.T, np.array([9, 9, 2, 4]), np.array([1, 3, 6, 8]))
+    assert found["cosine"] == pytest.approx(1 / np.sqrt(2))
+    assert found["norm"] == pytest.approx((1 + np.sqrt(2)) / 2 / 4)
+    assert (found["positive_score"], found["bias"]) == (3, 5)
+
+
+def test_mistakes_end_in_a_line(tmp_path):
+    script = "benchmarks/minority_runs.py"
+    assert_mistake(run(script, "write", tmp_path / "d", "--large", 500), "only", "training images")
+    assert not (tmp_path / "d").exists()
+    assert_mistake(run(script, "measure", tmp_path), str(tmp_path))
