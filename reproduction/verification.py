@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from metrics.class_means import compute_class_means
 from metrics.neural_collapse import compute_neural_collapse
 from metrics.properties import compute_feature_properties
 from theory.comparison import Comparison, compare
@@ -36,14 +39,24 @@ def compare_minima(setting: Setting) -> Comparison:
         seed=setting.seed,
         starts=setting.starts,
     )
-    return compare(problem, predicted, found, measure_collapse(found), uncertain)
+    rank = None if predicted is None else predicted.count_mean_directions()
+    return compare(problem, predicted, found, measure_collapse(found, rank), uncertain)
 
 
-def measure_collapse(found: FoundMinimum) -> dict[str, float]:
-    """Return the measures of collapse and of the features of a found minimum by name."""
+def measure_collapse(found: FoundMinimum, rank: int | None) -> dict[str, float]:
+    """Return the measures of collapse and of the features of a found minimum by name.
+
+    NC1 divides by the spread of the class means in each direction. Where the exact ones have only
+    `rank` directions, as after minority collapse, the others of the found ones are what L-BFGS has
+    left of them, and do not count.
+    """
     features, labels = torch.from_numpy(found.features.copy()), torch.from_numpy(found.labels)
     weight, bias = torch.from_numpy(found.weight.copy()), torch.from_numpy(found.bias.copy())
+    means = compute_class_means(features, labels, len(weight))
+    scales = torch.linalg.svdvals(means.centred)
+    if rank is not None and rank < len(scales):
+        means = replace(means, resolution=max(means.resolution, scales[rank].item()))
     return {
-        **compute_neural_collapse(features, labels, weight, bias),
+        **compute_neural_collapse(features, labels, weight, bias, means=means),
         **compute_feature_properties(features, labels),
     }

@@ -88,6 +88,15 @@ def test_classes_targets_losses_and_kinds_of_bias(capsys, tmp_path, flags, probl
     )
 
 
+def test_classes_whose_means_have_become_equal_agree(capsys):
+    """The least rests of a direction that has vanished would count as within-class variability."""
+    sizes = [3, 3, 2, 1, 1, 1, 1]
+    decays = ["--weight_decay", 0.1, "--feature_decay_rate", 0.1]
+    status, said = verify(capsys, "--loss", "CE", "--class_sizes", *sizes, *decays)
+    assert status == 0, said.out
+    assert predict(Problem("CE", sizes, 0.1, 0.1)).count_mean_directions() == 2
+
+
 def test_a_disagreement_ends_with_status_1(capsys):
     status, said = verify(capsys, *SMALL, "--tolerance", 1e-14)
     assert status == 1

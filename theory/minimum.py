@@ -85,6 +85,11 @@ class Prediction:
         apart = self.scores.between[~np.eye(len(self.scores.copies), dtype=bool)]
         return np.concatenate([apart, self.scores.beside[self.scores.copies > 1]])
 
+    def count_mean_directions(self) -> int:
+        """Count the directions in which the class means differ from their mean: K − 1 or fewer."""
+        centred = self.feature_gram.centre().mirror().centre()
+        return count_rank(centred, np.ones(len(centred.copies)))
+
     @property
     def has_one_value(self) -> bool:
         """Whether all classes have the same scores and bias."""
