@@ -27,7 +27,7 @@ def predict_run(
         class_sizes: training images of each class.
         feature_dim: d; infinite for features of enough dimensions.
     """
-    problem = build_problem(settings, class_sizes)
+    problem = build_problem(settings, class_sizes) if min(class_sizes) > 0 else None
     prediction = None if problem is None else _solve(problem)
     if prediction is None or feature_dim < prediction.min_feature_dim:
         return None
@@ -55,7 +55,7 @@ def predict_trained(
 
 def build_problem(settings: Settings, class_sizes: Sequence[float]) -> Problem | None:
     """Return the problem that a run approaches the minimum of; None if it is none of that kind."""
-    if explain_no_problem(settings) is not None or min(class_sizes) <= 0:
+    if explain_no_problem(settings) is not None:
         return None
     batch_size = min(settings.batch_size, sum(class_sizes))
     return Problem(
