@@ -66,8 +66,8 @@ def build_parser() -> Parser:
         type=check_value(PathText),
         required=True,
         metavar="FILE",
-        help="the picture: .png, .pdf or .svg; beside it the numbers as .csv, the violins as "
-        "_outlines.csv and, where they differ, the classes as _classes.csv (required)",
+        help="the picture: .png, .pdf or .svg; beside it .csv, _outlines.csv of the violins and "
+        "_classes.csv of classes that differ (required)",
     )
     add_evaluation_flags(parser)
     add_bare_flags(parser)

@@ -159,7 +159,7 @@ def add_class_flags(parser: Parser) -> None:
         type=check_value(Size),
         nargs="+",
         metavar="N",
-        help="samples of each class, may be fractional; in place of the three flags above",
+        help="samples of each class, may be fractional (default: from the three flags above)",
     )
 
 
