@@ -90,11 +90,6 @@ class Prediction:
         centred = self.feature_gram.centre().mirror().centre()
         return count_rank(centred, np.ones(len(centred.copies)))
 
-    @property
-    def has_one_value(self) -> bool:
-        """Whether all classes have the same scores and bias."""
-        return len(self.scores.copies) == 1
-
     def _average(self, values: np.ndarray) -> float:
         sizes = np.asarray(self.problem.class_sizes)
         # The mean of equal values is exact.
