@@ -9,7 +9,6 @@ The functions that need torch, scipy or matplotlib import them: `--help` and mis
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from input_pipeline.longtail import compute_tail_sizes
 from objective import LOSSES
-from theory.problem import BIAS_MODES
+from theory.problem import BIAS_MODES, divide_batch
 from theory.setting import DECAY_SWEEP, SWEEPS, Setting, Sweep
 from utils.cli import (
     Factor,
@@ -145,14 +143,15 @@ def add_class_flags(parser: Parser) -> None:
         "--samples_per_class",
         type=check_value(Size),
         metavar="N",
-        help="samples per class, may be fractional: batch_size/K of mini-batches "
-        f"(default: {SAMPLES}, a batch of 128)",
+        help="samples per class, their mean if they differ; may be fractional: batch_size/K of "
+        f"mini-batches (default: {SAMPLES}, a batch of 128)",
     )
     add(
         "--imbalance_factor",
         type=check_value(Factor),
         metavar="X",
-        help="class k has N X^(-k/(K-1)) samples, rounded down (default: 1)",
+        help="sizes fall like X^(-k/(K-1)): the first class has X times those of the last "
+        "(default: 1)",
     )
     add(
         "--class_sizes",
@@ -257,18 +256,12 @@ def resolve_classes(flags: argparse.Namespace) -> dict[str, Any]:
     num_classes = NUM_CLASSES if flags.num_classes is None else flags.num_classes
     samples = SAMPLES if flags.samples_per_class is None else flags.samples_per_class
     factor = 1.0 if flags.imbalance_factor is None else flags.imbalance_factor
-    largest = math.ceil(samples)
-    sizes = compute_tail_sizes(largest, num_classes, factor)  # whole numbers, as train.py cuts them
-    if factor > 1 and len(set(sizes)) == 1:
-        raise UserError(
-            f"--imbalance_factor {factor:g} has no effect here: with "
-            f"--samples_per_class {samples:g} all classes have one sample"
-        )
+    shares = [factor ** (-k / (num_classes - 1)) for k in range(num_classes)]
     return {
         "num_classes": num_classes,
         "samples_per_class": samples,
         "imbalance_factor": factor,
-        "class_sizes": [size * (samples / largest) for size in sizes],
+        "class_sizes": divide_batch(samples * num_classes, shares),
     }
 
 

@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 import verify_theory
-from input_pipeline.longtail import compute_tail_sizes
 from tests.helpers import ROOT, assert_mistake, run
 from theory.balanced import find_balanced_minimum
 from theory.minimum import predict
-from theory.problem import Problem
+from theory.problem import Problem, divide_batch
 from theory.setting import SWEEPS
 
 SMALL = ["--num_classes", 4, "--samples_per_class", 3]
@@ -57,7 +56,7 @@ TAIL = ["--samples_per_class", 4, "--imbalance_factor", 8]
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (["--loss", "CE", *TAIL], Problem("CE", compute_tail_sizes(4, 4, 8), 5e-4, 5e-4)),
+        (["--loss", "CE", *TAIL], Problem("CE", divide_batch(16, [8, 4, 2, 1]), 5e-4, 5e-4)),
         (["--smoothing", 0.1], Problem("BCE", UNEQUAL, 5e-4, 5e-4, 0.0, 0.1)),
         (
             ["--loss", "MSE", "--bias_mode", "none"],
@@ -75,7 +74,7 @@ def test_classes_targets_losses_and_kinds_of_bias(capsys, tmp_path, flags, probl
     status, said = verify(capsys, "--num_classes", 4, *sizes, *flags, "--json", path)
     assert status == 0, said.out
     content = json.loads(path.read_text())
-    assert content["settings"]["class_sizes"] == list(problem.class_sizes)
+    assert content["settings"]["class_sizes"] == pytest.approx(list(problem.class_sizes))
     exact = predict(problem)
     expected, found = content["predicted"], content["found"]
     assert expected["gap"] == exact.gap <= 1e-6
@@ -167,7 +166,6 @@ def test_one_setting_can_be_drawn(capsys, tmp_path):
         (["--sweep", "bias_decay", "--weight_decay_bias", 1], "--weight_decay_bias has no effect"),
         (["--plot", "x.txt"], "must end in .png"),
         (["--plot", "."], "not the name of a file"),
-        (["--samples_per_class", 1, "--imbalance_factor", 3], "all classes have one sample"),
         (["--class_sizes", 1, 2, "--num_classes", 3], "--class_sizes has 2 values"),
         (["--class_sizes", 1], "must have 2 to 1000"),
         (["--class_sizes", 1, 2, "--samples_per_class", 3], "--samples_per_class has no effect"),

@@ -13,12 +13,14 @@ from scipy.sparse.linalg import LinearOperator, minres
 from threadpoolctl import threadpool_limits
 
 from theory.factors import FactoredProblem
-from theory.groups import Blocks, Groups, group_classes, refine
+from theory.groups import Blocks, Groups, drop_small, group_classes, refine
 from theory.problem import Problem
 
 LARGEST_GAP = 1e-6  # relative; no prediction is given above it
 ENOUGH = 1e-11  # relative; Newton's steps stop there
 LEVELS = (1, 32)  # groups of the coarse solutions
+ESCAPES = 6  # descents from a saddle
+STEP = 0.1  # a singular value that was missing at a saddle
 NOISE = 1e-4  # relative, on the factors of a coarse solution
 SMALL = 300  # groups up to which Newton's steps are taken whatever the gap
 NEWTON_STEPS, NEWTON_PRODUCTS = 6, 400
@@ -86,8 +88,7 @@ def certify(problem: Problem, groups: Groups, scores: Blocks, bias: np.ndarray) 
     gap = bound / value
     if not gap <= LARGEST_GAP:
         raise UncertainError(
-            f"the minimum is known to a relative gap of {gap:.1e} only, which is above "
-            f"{LARGEST_GAP:g}"
+            f"its loss is certified to a relative gap of {gap:.1e} only, {LARGEST_GAP:g} is needed"
         )
     return Solution(groups, scores, bias, value, data_loss, gap)
 
@@ -104,14 +105,20 @@ def _descend(
         chosen: the coarser group of each of the groups, int [G].
     """
     factored = FactoredProblem(problem, groups)
-    start = factored.join(refine(scores, groups, chosen), bias[chosen], NOISE)
     is_small = len(groups) <= SMALL
     options = {**SEARCH, "maxcor": 20 if is_small else 10}
+    scores, bias = refine(scores, groups, chosen), bias[chosen]
     # Threads that wait for each other take longer than such products.
     with threadpool_limits(1 if is_small else None, "blas"):
-        found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options).x
-        found = _polish(factored, found)
-    return factored.read_scores(found), factored.read_bias(found)
+        for _ in range(ESCAPES):
+            start = factored.join(scores, bias, NOISE)
+            found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options)
+            point = _polish(factored, found.x)
+            scores, bias = factored.read_scores(point), factored.read_bias(point)
+            if _compute_gap(factored, point) <= LARGEST_GAP:
+                break
+            scores = factored.leave_saddle(scores, bias, STEP)
+    return drop_small(scores, factored.roots), bias
 
 
 def _polish(factored: FactoredProblem, point: np.ndarray) -> np.ndarray:

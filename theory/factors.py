@@ -191,6 +191,23 @@ class FactoredProblem:
         of_bias[:] = self._gather(bias_curved + decay * copies * spread)
         return product
 
+    def leave_saddle(self, scores: Blocks, bias: np.ndarray, step: float) -> Blocks:
+        """Return scores with the singular directions added along which the objective falls.
+
+        A direction that is absent from both factors has no gradient in them. It is missing if the
+        gradient in Z̃ exceeds c there.
+
+        Args:
+            scores, bias: of a stationary point of the factors.
+            step: the singular value of each direction that is added to Z̃.
+        """
+        between, within = self.scale_gradient(self.evaluate_data(scores, bias)[1])
+        left, values, right = np.linalg.svd(between)
+        falls = values > self.price
+        added = step * (left[:, falls] @ right[falls]) / self.scale
+        grown = np.where(-within > self.price, np.maximum(scores.within, step / self.roots), 0.0)
+        return Blocks(scores.copies, np.maximum(scores.within, grown), scores.between - added)
+
     def bound_gap(self, scores: Blocks, bias: np.ndarray) -> tuple[float, float, float]:
         """Return the objective, its data term, and a bound on its distance from the minimum.
 

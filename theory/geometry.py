@@ -38,7 +38,7 @@ def measure_collapse(
         feature_gram: [h_1 … h_K]ᵀ [h_1 … h_K].
 
     Returns:
-        The values by name; None where the class means coincide, so that there is none.
+        The values by name; None where class means coincide with their mean, so that there is none.
     """
     centred = feature_gram.centre().mirror().centre()
     largest = max(feature_gram.diagonal.max(), 0.0)
@@ -54,16 +54,19 @@ def measure_collapse(
     }
 
 
-def _measure_directions(centred: Blocks, largest: float) -> dict[str, float]:
-    """Return compactness and distinctiveness; a class mean at the centre counts as 0."""
+def _measure_directions(centred: Blocks, largest: float) -> dict[str, float | None]:
+    """Return compactness and distinctiveness; None if a class mean is at the centre.
+
+    It has no direction there, but every sample near it has one.
+    """
     squares, copies = centred.diagonal, centred.copies
-    apart = squares > ROUNDING**2 * largest
-    inverse = np.where(apart, 1 / np.sqrt(np.where(apart, squares, 1.0)), 0.0)
-    cosines = centred.scale(inverse, inverse)
-    num_classes, own = copies.sum(), (copies * apart).sum()
-    others = (copies[:, None] * cosines.between * copies).sum() - own
+    if not (squares > ROUNDING * largest).all():
+        return {"compactness": None, "distinctiveness": None}
+    cosines = centred.scale(1 / np.sqrt(squares), 1 / np.sqrt(squares))
+    num_classes = copies.sum()
+    others = (copies[:, None] * cosines.between * copies).sum() - num_classes
     return {
-        "compactness": float(own / num_classes),
+        "compactness": 1.0,
         "distinctiveness": float(1 - others / (num_classes * (num_classes - 1))),
     }
 

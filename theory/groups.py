@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NOTHING = 1e-9  # singular values below it are 0; logits that matter are about 1
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -132,3 +134,19 @@ def refine(coarse: Blocks, groups: Groups, chosen: np.ndarray) -> Blocks:
     inner = np.diag(1 / groups.copies) - 1 / coarse.copies[chosen]
     between = between + np.where(same, within[:, None] * inner, 0.0)
     return Blocks(groups.copies, np.where(groups.copies > 1, within, 0.0), between)
+
+
+def drop_small(scores: Blocks, roots: np.ndarray) -> Blocks:
+    """Return scores without singular values of Z diag(√n_k) that are 0 but for rounding.
+
+    Args:
+        scores: Z.
+        roots: √n of each group, [G].
+    """
+    left, values, right = np.linalg.svd(scores.orthonormal() * roots)
+    within = scores.within * roots
+    least = NOTHING * max(1.0, values[0], within.max())
+    kept = values > least
+    matrix = (left[:, kept] * values[kept]) @ right[kept] / roots
+    within = np.where(within > least, scores.within, 0.0)
+    return from_orthonormal(scores.copies, within, matrix)

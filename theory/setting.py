@@ -19,7 +19,7 @@ class Setting:
     Attributes:
         loss: a name of `theory.losses.EXACT_LOSSES`.
         num_classes: K.
-        samples_per_class: n, of the largest class; None if the sizes were given one by one.
+        samples_per_class: the mean of n_k; None if the sizes were given one by one.
         imbalance_factor: the size of the largest class over that of the smallest; None likewise.
         class_sizes: n_k of each class, whatever it follows from.
         feature_dim: d.

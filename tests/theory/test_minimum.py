@@ -269,6 +269,31 @@ def test_classes_of_one_size_coincide_where_their_share_is_small(loss):
             assert distinct or apart < 1e-9
 
 
+def test_a_small_minimum_near_full_collapse_is_found():
+    """The coarse groups vanish there, which is a saddle of the finer ones."""
+    sizes = cut_tail(10, 10)
+    for loss in ("CE", "BCE", "MSE"):
+        found = predict(Problem(loss, sizes, 0.04, 0.04))
+        zero = FactoredProblem(found.problem, group_classes(sizes))
+        nothing = Blocks(np.ones(10), np.zeros(10), np.zeros((10, 10)))
+        assert found.loss_value < zero.bound_gap(nothing, found.biases)[0] - 1e-9
+        assert 1e-4 < found.weight_norms.max() < 3
+
+
+def test_where_all_rows_are_0_nothing_has_a_direction():
+    found = predict(Problem("BCE", [50, 38, 29, 10, 5], 0.2, 0.2))
+    assert not found.weight_norms.any()
+    assert set(found.collapse.values()) == {None}
+    assert found.min_feature_dim == 1
+
+
+def test_a_class_mean_at_the_centre_has_no_direction():
+    found = predict(Problem("CE", [50, 50, 50, 10, 10], 0.02, 0.05))
+    assert found.weight_norms[-1] == 0 < found.weight_norms[0]
+    assert found.collapse["compactness"] is None
+    assert found.collapse["nc2_h"] > 0.1
+
+
 def test_seconds_on_one_core_and_certified_gaps():
     started = time.process_time()
     for loss in ("CE", "BCE", "MSE"):
@@ -279,7 +304,7 @@ def test_seconds_on_one_core_and_certified_gaps():
 def test_a_prediction_that_cannot_be_certified_is_refused(monkeypatch):
     monkeypatch.setattr(convex, "SEARCH", {"maxiter": 3})
     monkeypatch.setattr(convex, "NEWTON_STEPS", 0)
-    with pytest.raises(UncertainError, match="above 1e-06"):
+    with pytest.raises(UncertainError, match="1e-06 is needed"):
         solve(Problem("BCE", [9, 4, 1], 2e-3, 1e-3))
 
 
