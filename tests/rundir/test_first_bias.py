@@ -83,7 +83,7 @@ def test_what_the_data_decide_is_refused_before_a_directory_is_made(tmp_path, ca
 
 def test_what_is_not_certain_is_refused():
     tiny = ["--weight_decay", 1e-12, "--feature_decay_rate", 1e-12]
-    with pytest.raises(UserError, match="known to a relative gap"):
+    with pytest.raises(UserError, match="certified to a relative gap"):
         find("predicted", [32, 16, 8, 4], *tiny)
     for start in ("predicted", "prior"):
         with pytest.raises(UserError, match=f"{start}: .*class.*use"):
