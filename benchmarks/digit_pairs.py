@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Count, Natural, Parser, PathText, check_value, run_command
+from benchmarks.flags import add_sample_sizes
+from utils.cli import Natural, Parser, PathText, check_value, run_command
 from utils.console import Console, Progress
 from utils.errors import UserError
 
@@ -62,14 +63,7 @@ def build_parser() -> Parser:
         metavar="DIR",
         help="folder to write (default: ./data/digit-pairs)",
     )
-    for flag, split, count in (("sample_size", "training", 500), ("test_sample_size", "test", 80)):
-        add(
-            f"--{flag}",
-            type=check_value(Count),
-            default=count,
-            metavar="N",
-            help=f"{split} images of each class (default: {count})",
-        )
+    add_sample_sizes(parser, 500, 80)
     add("--seed", type=check_value(Natural), default=0, metavar="N", help="(default: 0)")
     return parser
 

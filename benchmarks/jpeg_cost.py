@@ -34,17 +34,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.flags import add_sample_sizes, add_seeds, add_task, refuse_own
 from utils.cli import (
-    LARGEST_INTEGER,
     MISTAKE,
-    Count,
     Parser,
     PathText,
     add_device_flag,
@@ -86,29 +83,10 @@ def build_parser() -> Parser:
     kind = check_value(PathText)
     add("--data_dir", type=kind, required=True, metavar="DIR", help="a folder data set of JPEGs")
     add("--out", type=kind, required=True, metavar="DIR", help="for images and runs; is created")
-    for flag, split, count in (("sample_size", "training", 500), ("test_sample_size", "test", 300)):
-        add(
-            f"--{flag}",
-            type=check_value(Count),
-            default=count,
-            metavar="N",
-            help=f"{split} images of each class (default: {count})",
-        )
-    add(
-        "--seeds",
-        type=check_value(Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]),
-        default=3,
-        metavar="N",
-        help="(default: 3)",
-    )
+    add_sample_sizes(parser, 500, 300)
+    add_seeds(parser)
     add_device_flag(parser)
-    add(
-        "task",
-        nargs="*",
-        default=TASK.split(),
-        metavar="-- FLAG",
-        help=f"flags of train.py, after -- (default: {TASK})",
-    )
+    add_task(parser, TASK)
     return parser
 
 
@@ -116,9 +94,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags. Exits with status 2 and one line on a mistake."""
     parser = build_parser()
     args: argparse.Namespace = parser.parse_args(argv)
-    for word in args.task:
-        if word.split("=")[0] in OWN:
-            parser.error(f"this command sets {word}: leave it out after --")
+    refuse_own(parser, args, OWN)
     return args
 
 

@@ -27,14 +27,6 @@ from utils.errors import UserError
 
 PROGRAM = "minority_runs.py"
 TEST_IMAGES = 30  # of each digit
-# What theory.problem.Problem and theory.minority.TwoGroups have in common, in this order.
-SHARED = (
-    "weight_decay",
-    "feature_decay_rate",
-    "weight_decay_bias",
-    "smoothing",
-    "bias_mode",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,13 +126,7 @@ def measure_run(directory: Path) -> dict[str, Any]:
     weight = classifier.weight.detach().double().numpy()
     bias = classifier.bias_vector().detach().double().numpy()
     problem, count = prediction.problem, int(small.sum())
-    groups = TwoGroups(
-        problem.loss,
-        problem.total,
-        len(small) - count,
-        count,
-        *(getattr(problem, name) for name in SHARED),
-    )
+    groups = TwoGroups(problem, len(small) - count)
     order = np.argsort(small, kind="stable")  # the large classes first
     gram, scores = weight @ weight.T, np.einsum("kd,kd->k", weight, means)
     measured = describe_rows(gram[np.ix_(order, order)], scores[order], bias[order], count)

@@ -17,19 +17,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from args import PRECISIONS
+from benchmarks.flags import add_seeds, add_task, refuse_own
 from metrics import MEASURES
 from reproduction.readings import read_values
 from reproduction.results import format_mean
 from utils.cli import (
-    LARGEST_INTEGER,
     MISTAKE,
     Parser,
     add_device_flag,
@@ -73,21 +70,9 @@ def build_parser() -> Parser:
         metavar="NAME",
         help="two of train.py's (default: fp32 bf16)",
     )
-    parser.add_argument(
-        "--seeds",
-        type=check_value(Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]),
-        default=3,
-        metavar="N",
-        help="(default: 3)",
-    )
+    add_seeds(parser)
     add_device_flag(parser)
-    parser.add_argument(
-        "task",
-        nargs="*",
-        default=TASK.split(),
-        metavar="-- FLAG",
-        help=f"flags of train.py, after -- (default: {TASK})",
-    )
+    add_task(parser, TASK)
     return parser
 
 
@@ -97,9 +82,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args: argparse.Namespace = parser.parse_args(argv)
     if len(set(args.precisions)) < 2:
         parser.error(f"--precisions {' '.join(args.precisions)}: there is nothing to compare")
-    for word in args.task:
-        if word.split("=")[0] in OWN:
-            parser.error(f"this command sets {word}: leave it out after --")
+    refuse_own(parser, args, OWN)
     return args
 
 

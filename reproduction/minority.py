@@ -14,6 +14,7 @@ from figures.minority import PANELS, Path
 from theory.minimiser import FeatureModel, minimise
 from theory.minimum import Prediction
 from theory.minority import TwoGroups, find_merging_ratio, find_vanishing_ratio
+from theory.problem import Problem
 
 BATCH = 128
 VANISHED = 1e-3  # rows shorter than this share of the large ones count as 0
@@ -21,7 +22,7 @@ VANISHED = 1e-3  # rows shorter than this share of the large ones count as 0
 
 def list_thresholds(classes: int, decay: float, loss: str) -> dict[str, Any]:
     """Return a row of the table: the ratios from which small rows are equal, and 0."""
-    groups = TwoGroups(loss, BATCH, classes // 2, classes // 2, decay, decay)
+    groups = _divide(loss, classes, decay)
     return {
         "classes": classes,
         "decay": decay,
@@ -39,7 +40,7 @@ def follow(loss: str, classes: int, decay: float, count: int, *, search: bool) -
         count: ratios of the curve; near the thresholds there are two thirds as many more.
         search: whether L-BFGS also looks for the minimum on features at five ratios.
     """
-    groups = TwoGroups(loss, BATCH, classes // 2, classes // 2, decay, decay)
+    groups = _divide(loss, classes, decay)
     merging, vanishing = find_merging_ratio(groups), find_vanishing_ratio(groups)
     assert vanishing is not None
     coarse = np.geomspace(1.001, 2.5 * vanishing, count)
@@ -53,6 +54,11 @@ def follow(loss: str, classes: int, decay: float, count: int, *, search: bool) -
         found = [(step * merging, find_on_features(groups, step * merging)) for step in steps]
     values = {name: [point[name] for point in points] for name in PANELS}
     return Path(loss, classes, decay, ratios, values, merging, vanishing, found)
+
+
+def _divide(loss: str, classes: int, decay: float) -> TwoGroups:
+    model = Problem(loss, [BATCH / classes] * classes, decay, decay)
+    return TwoGroups(model, classes // 2)
 
 
 def describe(prediction: Prediction) -> dict[str, float]:

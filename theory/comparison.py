@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from theory.groups import average
 from theory.minimiser import FoundMinimum
 from theory.minimum import Prediction
 from theory.problem import Problem
@@ -294,9 +295,7 @@ def _summarise(problem: Problem, values: Mapping[str, np.ndarray]) -> dict[str, 
     for name, quantity in CLASS_QUANTITIES.items():
         each = values[quantity.of_classes]
         weights = np.ones_like(sizes) if name == "bias" else sizes
-        # The mean of equal values is exact.
-        mean = each[0] + weights @ (each - each[0]) / weights.sum()
-        summary |= {quantity.of_classes: each.tolist(), name: float(mean)}
+        summary |= {quantity.of_classes: each.tolist(), name: average(each, weights)}
         summary |= {f"{name}_min": float(each.min()), f"{name}_max": float(each.max())}
     return summary
 

@@ -113,25 +113,27 @@ def _descend(
         for _ in range(ESCAPES):
             start = factored.join(scores, bias, NOISE)
             found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options)
-            point = _polish(factored, found.x)
+            point, gap = _polish(factored, found.x)
             scores, bias = factored.read_scores(point), factored.read_bias(point)
-            if _compute_gap(factored, point) <= LARGEST_GAP:
+            if gap <= LARGEST_GAP:
                 break
             scores = factored.leave_saddle(scores, bias, STEP)
     return drop_small(scores, factored.roots), bias
 
 
-def _polish(factored: FactoredProblem, point: np.ndarray) -> np.ndarray:
-    """Improve a point by Newton's steps while its gradient falls.
+def _polish(factored: FactoredProblem, point: np.ndarray) -> tuple[np.ndarray, float]:
+    """Improve a point by Newton's steps while its gradient falls; return it and its gap.
 
     The rounding of the objective stops L-BFGS when the gradient is about 1e-8. The steps look at
     the gradient alone. Rotations of the factors change nothing, so the Hessian is singular: MINRES
     returns the shortest step.
     """
     _, gradient = factored.evaluate(point)
+    gap, enough = _compute_gap(factored, point), ENOUGH
+    if len(factored.groups) > SMALL:
+        enough = LARGEST_GAP / 2
     for _ in range(NEWTON_STEPS):
-        gap = _compute_gap(factored, point)
-        if gap <= (ENOUGH if len(factored.groups) <= SMALL else LARGEST_GAP / 2):
+        if gap <= enough:
             break
         here = point
         hessian = LinearOperator(
@@ -143,7 +145,8 @@ def _polish(factored: FactoredProblem, point: np.ndarray) -> np.ndarray:
         if not np.linalg.norm(next_gradient) < np.linalg.norm(gradient):
             break
         point, gradient = point + step, next_gradient
-    return point
+        gap = _compute_gap(factored, point)
+    return point, gap
 
 
 def _compute_gap(factored: FactoredProblem, point: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.groups import Blocks, Groups, from_orthonormal
+from theory.groups import Blocks, Groups, from_orthonormal, spread_bias
 from theory.losses import EXACT_LOSSES
 from theory.problem import Problem
 
@@ -38,7 +38,7 @@ class FactoredProblem:
         self.scale = np.sqrt(copies)[:, None] * np.sqrt(copies) * self.roots
         # How many other classes of group g a sample of group h sees.
         self.other_copies = np.repeat(copies[:, None], count, axis=1) - np.eye(count)
-        self.bias_size = {"diverse": count, "unified": 1, "none": 0}[problem.bias_mode]
+        self.bias_size = problem.count_biases(count)
         self.bias_scale = self._scale_bias()
         self._squares = 0.0
         if self.loss.adds_squares:
@@ -102,10 +102,7 @@ class FactoredProblem:
         ]
 
     def _spread(self, bias: np.ndarray) -> np.ndarray:
-        bias = bias / self.bias_scale
-        if len(bias) == len(self.groups):
-            return bias
-        return np.full(len(self.groups), bias[0] if len(bias) else 0.0)
+        return spread_bias(bias / self.bias_scale, len(self.groups))
 
     def _gather(self, slopes: np.ndarray) -> np.ndarray:
         if self.bias_size < len(slopes):

@@ -136,6 +136,16 @@ def refine(coarse: Blocks, groups: Groups, chosen: np.ndarray) -> Blocks:
     return Blocks(groups.copies, np.where(groups.copies > 1, within, 0.0), between)
 
 
+def spread_bias(bias: np.ndarray, count: int) -> np.ndarray:
+    """Return the bias of each class or group, [count], of as many biases, of one or of none."""
+    return bias if len(bias) == count else np.full(count, bias[0] if len(bias) else 0.0)
+
+
+def average(values: np.ndarray, weights: np.ndarray) -> float:
+    """Return the weighted mean; that of equal values is exact."""
+    return float(values[0] + weights @ (values - values[0]) / weights.sum())
+
+
 def drop_small(scores: Blocks, roots: np.ndarray) -> Blocks:
     """Return scores without singular values of Z diag(√n_k) that are 0 but for rounding.
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from theory.groups import spread_bias
 from theory.losses import EXACT_LOSSES
 from theory.problem import Problem
 
@@ -74,7 +75,7 @@ class FeatureModel:
         one_hot = np.eye(len(sizes))[self.labels]
         smoothing = problem.smoothing
         self.targets = (1 - smoothing) * one_hot + smoothing / len(sizes)
-        self.bias_size = {"diverse": len(sizes), "unified": 1, "none": 0}[problem.bias_mode]
+        self.bias_size = problem.count_biases(len(sizes))
 
     def draw_start(self, seed: int, bias_init_mean: float) -> np.ndarray:
         """Return a random point: normal over √d, the biases uniform in bias_init_mean ± 1/√d."""
@@ -96,11 +97,7 @@ class FeatureModel:
 
     def read_bias(self, point: np.ndarray) -> np.ndarray:
         """Return the bias of each class, [K]."""
-        bias = self.split(point)[2]
-        count = self.problem.num_classes
-        if self.bias_size == count:
-            return bias
-        return np.full(count, bias[0] if len(bias) else 0.0)
+        return spread_bias(self.split(point)[2], self.problem.num_classes)
 
     def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the objective at a flat point and its gradient, of the point's shape."""

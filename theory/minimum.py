@@ -16,7 +16,7 @@ from theory.balanced import SOLVERS, BalancedMinimum, find_balanced_minimum
 from theory.convex import Solution, certify, solve
 from theory.factors import compute_gram_matrices
 from theory.geometry import count_rank, measure_collapse
-from theory.groups import Blocks, group_classes
+from theory.groups import Blocks, average, group_classes
 from theory.problem import Problem
 
 
@@ -91,9 +91,7 @@ class Prediction:
         return count_rank(centred, np.ones(len(centred.copies)))
 
     def _average(self, values: np.ndarray) -> float:
-        sizes = np.asarray(self.problem.class_sizes)
-        # The mean of equal values is exact.
-        return float(values[0] + (sizes @ (values - values[0])) / sizes.sum())
+        return average(values, np.asarray(self.problem.class_sizes))
 
 
 @lru_cache(maxsize=64)

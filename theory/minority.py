@@ -13,7 +13,7 @@ threshold for two groups under CE. docs/theory.md proves the first for all losse
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq, minimize
@@ -31,36 +31,23 @@ class TwoGroups:
     """A problem with two groups of classes, for any ratio of their sizes.
 
     Attributes:
-        loss, weight_decay, feature_decay_rate, weight_decay_bias, smoothing, bias_mode: as in
-            `theory.problem.Problem`.
-        total: N, the samples that share one regularised objective: the batch.
-        majority: m_1, the number of large classes.
-        minority: m_2 ≥ 2, the number of small ones.
+        model: the problem at any ratio; its class sizes count only by their number and sum.
+        majority: m_1, the number of large classes. The m_2 ≥ 2 others are small.
     """
 
-    loss: str
-    total: float
+    model: Problem
     majority: int
-    minority: int
-    weight_decay: float
-    feature_decay_rate: float
-    weight_decay_bias: float = 0.0
-    smoothing: float = 0.0
-    bias_mode: str = "diverse"
+
+    @property
+    def minority(self) -> int:
+        """m_2, the number of small classes."""
+        return self.model.num_classes - self.majority
 
     def problem(self, ratio: float) -> Problem:
         """Return the problem in which a large class is `ratio` times the size of a small one."""
-        small = self.total / (self.majority * ratio + self.minority)
+        small = self.model.total / (self.majority * ratio + self.minority)
         sizes = [small * ratio] * self.majority + [small] * self.minority
-        return Problem(
-            self.loss,
-            sizes,
-            self.weight_decay,
-            self.feature_decay_rate,
-            self.weight_decay_bias,
-            self.smoothing,
-            self.bias_mode,
-        )
+        return replace(self.model, class_sizes=sizes)
 
     def predict(self, ratio: float) -> Prediction:
         """Return the minimum at a ratio above 1."""
@@ -72,8 +59,9 @@ def find_merging_ratio(groups: TwoGroups) -> float:
 
     n_2 = N/(m_1 R + m_2) is N² λ_W λ_H/(1 − s)² there. Below 1: they are equal at every ratio.
     """
-    product = groups.weight_decay * groups.feature_decay_rate
-    classes = (1 - groups.smoothing) ** 2 / (groups.total * product)  # N/n_2
+    model = groups.model
+    product = model.weight_decay * model.feature_decay_rate
+    classes = (1 - model.smoothing) ** 2 / (model.total * product)  # N/n_2
     return (classes - groups.minority) / groups.majority
 
 

@@ -89,6 +89,10 @@ class Problem:
         """The target of each other class."""
         return self.smoothing / self.num_classes
 
+    def count_biases(self, classes: int) -> int:
+        """Return how many biases there are for a number of classes, or of groups of equal ones."""
+        return {"diverse": classes, "unified": 1, "none": 0}[self.bias_mode]
+
     @property
     def bias_level_is_free(self) -> bool:
         """Whether a number added to all biases changes nothing: CE without decay of the bias."""

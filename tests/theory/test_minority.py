@@ -7,8 +7,15 @@ import pytest
 
 from theory.minimiser import FeatureModel, minimise
 from theory.minority import TwoGroups, find_merging_ratio, find_vanishing_ratio
+from theory.problem import Problem
 
 LOSSES = ["CE", "BCE", "MSE"]
+
+
+def divide(loss, total, majority, minority, *decays, smoothing=0.0):
+    classes = majority + minority
+    sizes = [total / classes] * classes
+    return TwoGroups(Problem(loss, sizes, *decays, smoothing=smoothing), majority)
 
 
 def compute_cosine(prediction, gram="weight_gram"):
@@ -29,14 +36,14 @@ def compute_cosine(prediction, gram="weight_gram"):
     ],
 )
 def test_the_published_setting(loss, classes, merging, vanishing):
-    groups = TwoGroups(loss, 128, classes // 2, classes // 2, 5e-4, 5e-4)
+    groups = divide(loss, 128, classes // 2, classes // 2, 5e-4, 5e-4)
     assert find_merging_ratio(groups) == pytest.approx(merging, abs=1e-6)
     assert find_vanishing_ratio(groups) == pytest.approx(vanishing, abs=0.6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_merging_and_vanishing_are_seen_in_the_minimum(loss):
-    groups = TwoGroups(loss, 60, 3, 4, 6e-3, 3e-3)
+    groups = divide(loss, 60, 3, 4, 6e-3, 3e-3)
     merging, vanishing = find_merging_ratio(groups), find_vanishing_ratio(groups)
     assert 5 < merging < vanishing
     before, between = groups.predict(merging * 0.99), groups.predict((merging + vanishing) / 2)
@@ -56,7 +63,7 @@ def test_merging_and_vanishing_are_seen_in_the_minimum(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_equations_of_the_vanishing_point(loss):
     """docs/theory.md, with the probabilities read off a minimum just beyond the threshold."""
-    groups = TwoGroups(loss, 60, 3, 4, 6e-3, 3e-3)
+    groups = divide(loss, 60, 3, 4, 6e-3, 3e-3)
     ratio = find_vanishing_ratio(groups)
     exact = groups.predict(ratio * (1 + 1e-6))
     sizes = np.array(exact.problem.class_sizes)
@@ -75,8 +82,8 @@ def test_the_equations_of_the_vanishing_point(loss):
 
 
 def test_smoothing_moves_the_merging():
-    plain = TwoGroups("BCE", 60, 3, 4, 6e-3, 3e-3)
-    smooth = TwoGroups("BCE", 60, 3, 4, 6e-3, 3e-3, smoothing=0.2)
+    plain = divide("BCE", 60, 3, 4, 6e-3, 3e-3)
+    smooth = divide("BCE", 60, 3, 4, 6e-3, 3e-3, smoothing=0.2)
     shares = [1 / (3 * find_merging_ratio(each) + 4) for each in (plain, smooth)]
     assert shares[1] == pytest.approx(shares[0] / 0.8**2)
     assert compute_cosine(smooth.predict(find_merging_ratio(smooth) * 0.98)) < 1 - 1e-4
@@ -85,7 +92,7 @@ def test_smoothing_moves_the_merging():
 
 @pytest.mark.parametrize("loss", ["CE", "BCE"])
 def test_l_bfgs_on_features_sees_both_thresholds(loss):
-    groups = TwoGroups(loss, 40, 2, 3, 2e-2, 2e-2)
+    groups = divide(loss, 40, 2, 3, 2e-2, 2e-2)
     merging, vanishing = find_merging_ratio(groups), find_vanishing_ratio(groups)
     cosines, norms = [], []
     for ratio in (0.8 * merging, merging + 0.6 * (vanishing - merging), 1.25 * vanishing):
@@ -102,6 +109,6 @@ def test_l_bfgs_on_features_sees_both_thresholds(loss):
 
 
 def test_where_nothing_distinguishes_the_classes():
-    groups = TwoGroups("BCE", 128, 5, 5, 0.2, 0.2)
+    groups = divide("BCE", 128, 5, 5, 0.2, 0.2)
     assert find_merging_ratio(groups) < 1
     assert find_vanishing_ratio(groups) == pytest.approx(1)
