@@ -119,7 +119,7 @@ from metrics.table import MetricsTable
 from rundir.checkpoints import add_best
 from rundir.crew import Crew
 from rundir.evaluator import Evaluator
-from rundir.labels import group_runs, name_runs, shorten_names
+from rundir.labels import describe_subject, group_runs, name_runs, shorten_names
 from rundir.opening import open_chosen_runs
 from rundir.rebuild import Rebuilder
 from rundir.trained import ChosenRun, refuse_idle_flag
@@ -224,7 +224,8 @@ def draw_last_classes(run: ChosenRun, rows: MetricsTable, console: Console) -> i
     if not epochs:
         return 0
     splits = {split: found[epochs[-1], split] for split in SPLITS if found.get((epochs[-1], split))}
-    heading = f"{run.name}, epoch {epochs[-1]}"
+    known = [describe_subject([run]), run.loss, run.optimizer] if run.is_documented else []
+    heading = ", ".join([run.name, *map(str, known), f"epoch {epochs[-1]}"])
     path = run.directory / CLASS_PICTURES[run.average]
     return write_picture(draw_classes(splits, heading), path, console)
 

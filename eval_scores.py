@@ -22,8 +22,7 @@ from utils.signals import StopSignal
 
 PROGRAM = "eval_scores.py"
 STOP_MESSAGE = "stopped; nothing was written"
-# Labels of the x axis; other settings have their name. The first of these that differs between runs
-# is the default, then any other setting that differs.
+# Labels of the x axis; other settings have their name.
 X_LABELS = {
     "bias_init_mean": "initial mean of the bias",
     "weight_decay_bias": "decay of the bias, $\\lambda_b$",
@@ -45,8 +44,8 @@ def build_parser() -> Parser:
         "--by",
         type=check_value(Annotated[str, AfterValidator(check_axis)]),
         metavar="NAME",
-        help="the x axis: a setting of train.py, several joined by commas, or run (default: the "
-        "first that differs between runs)",
+        help="the x axis: a setting of train.py, several joined by commas, or run (default: what "
+        "differs within a panel, if it is at most two settings, else run)",
     )
     add(
         "--split",
@@ -93,6 +92,7 @@ if __name__ == "__main__":
 
 import sys
 
+from args import Settings
 from figures.scores import RANGE, Violins, draw_violins, list_outlines, list_summaries
 from figures.style import save_figure
 from metrics import SPLIT_NAMES
@@ -105,6 +105,7 @@ from metrics.distributions import (
 from metrics.measures import Evaluation
 from rundir.checkpoints import check_single
 from rundir.labels import (
+    MINOR,
     describe_runs,
     describe_subject,
     name_runs,
@@ -121,6 +122,7 @@ from utils.files import check_picture, write_csv
 
 # Besides loss and optimizer, runs that differ in one of these settings get separate panels.
 PANEL_SETTINGS = ("model", "dataset", "augment")
+MOST_SWEPT = 2  # settings that the x axis shows unasked
 LONGEST_PLACE = 20  # characters of a run's name on the x axis
 SPREAD = 1e-6  # exact values that differ by more have a range
 CHECKPOINT_NAMES = {"last": "last epoch", "best": "best epoch"}
@@ -165,6 +167,9 @@ def draw(args: argparse.Namespace) -> int:
     save_figure(draw_violins(violins, label_axis(by), heading), picture)
     numbers = write_numbers(runs, violins, classes, picture)
     console.say("\n" + format_statistics(runs, violins))
+    hidden = find_hidden(runs, by)
+    if hidden:
+        console.say(f"\nthe x axis shows {by}; the runs differ in {', '.join(hidden)}, too")
     console.say("\n" + "\n".join(f"wrote {escape(str(path))}" for path in (picture, *numbers)))
     return 0
 
@@ -189,11 +194,27 @@ def differs(name: str, runs: Sequence[TrainedRun]) -> bool:
 
 
 def find_swept(runs: Sequence[TrainedRun]) -> str:
-    """Return the first setting that is not the same in all runs and names no panel, else "run"."""
-    panels = (*PANEL_SETTINGS, "loss", "optimizer", SEED)
-    swept = [name for name in X_LABELS if differs(name, runs)]
-    swept += list_differing([run.settings for run in runs], ignore=panels)
-    return swept[0] if swept else RUN
+    """Return what differs within a panel, joined by commas; "run" for nothing or too much."""
+    swept = list_swept(runs)
+    return ",".join(swept) if 0 < len(swept) <= MOST_SWEPT else RUN
+
+
+def list_swept(runs: Sequence[TrainedRun]) -> list[str]:
+    """List the settings, but for the seed, that are not the same in all runs of some panel.
+
+    Those of `X_LABELS` come first.
+    """
+    ignored = (*PANEL_SETTINGS, "loss", "optimizer", SEED, *MINOR)
+    panels: dict[str, list[Settings]] = {}
+    for run, panel in zip(runs, name_panels(runs), strict=True):
+        panels.setdefault(panel, []).append(run.settings)
+    found = {name for each in panels.values() for name in list_differing(each, ignored)}
+    return sorted(found, key=lambda name: (name not in X_LABELS, Settings.names().index(name)))
+
+
+def find_hidden(runs: Sequence[TrainedRun], by: str) -> list[str]:
+    """List the settings that differ within a panel and that the x axis does not show."""
+    return [] if by == RUN else [name for name in list_swept(runs) if name not in by.split(",")]
 
 
 def label_axis(by: str) -> str:

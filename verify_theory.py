@@ -158,7 +158,8 @@ def add_class_flags(parser: Parser) -> None:
         type=check_value(Size),
         nargs="+",
         metavar="N",
-        help="samples of each class, may be fractional (default: from the three flags above)",
+        help="samples of each of 2 to 1000 classes, may be fractional (default: from the three "
+        "flags above)",
     )
 
 

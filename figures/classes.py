@@ -41,7 +41,8 @@ def draw_classes(splits: Mapping[str, Rows], heading: str = "") -> plt.Figure:
         entries = _draw_measured(axes["scores"], rows, looks)
         entries += _draw_measured(axes["norms"], rows, NORM_LOOKS)
         if any(row["predicted_positive"] is not None for row in rows):
-            line = plt.Line2D([], [], color="black", linestyle="--", linewidth=1.2)
+            look = {"linestyle": "--", "marker": "o", "markersize": 6, "markerfacecolor": "none"}
+            line = plt.Line2D([], [], color="black", linewidth=1.0, **look)
             entries.append((line, "exact prediction"))
         _draw_accuracies(axes["accuracy"], splits)
         titles = {"scores": "mean scores and bias", "norms": "norms", "accuracy": "top-1, %"}
@@ -70,7 +71,9 @@ def _draw_measured(
         line = "-" if all(map(math.isnan, exact)) else "none"
         style = {"color": colour, "marker": mark, "markersize": 4, "linestyle": line}
         (marks,) = axis.plot(found, **style, linewidth=0.7, markevery=_space_marks(rows))
-        axis.plot(exact, color=colour, linestyle="--", linewidth=1.2)
+        # Open marks around the found ones tell predictions apart without colour.
+        shown = {"marker": mark, "markersize": 6, "markerfacecolor": "none", "linestyle": "--"}
+        axis.plot(exact, color=colour, **shown, linewidth=1.0, markevery=_space_marks(rows))
         entries.append((marks, measure.name))
     return entries
 

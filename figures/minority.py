@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from figures.style import STYLE, add_legend, choose_colour
 
 WIDTH, ROW_HEIGHT = 7.0, 1.75  # inches
-STRENGTHS = (1.0, 0.55, 0.28)  # opacity of the lines of the decays, the first strongest
+STRENGTHS = (1.0, 0.65, 0.4)  # opacity of the lines of the decays, the first strongest
+LINES, MARKS = {"BCE": "-."}, {"BCE": "o"}  # losses differ in these, too; others: "-", "s"
 PANELS = {
     "cosine": "cosine between the\nrows of small classes",
     "norm": "norm of a small row,\nrelative to a large one",
@@ -76,20 +77,28 @@ def _fill_column(
 
 def _plot_path(axis: plt.Axes, path: Path, name: str, strength: float) -> None:
     colour = choose_colour(path.loss)
-    axis.plot(path.ratios, path.values[name], color=colour, alpha=strength, linewidth=1.5)
+    look = {"color": colour, "linewidth": 1.4, "linestyle": LINES.get(path.loss, "-")}
+    axis.plot(path.ratios, path.values[name], alpha=strength, **look)
     marks = [(ratio, values[name]) for ratio, values in path.found]
     if marks:
-        axis.plot(*zip(*marks, strict=True), color=colour, marker="o", markersize=4, linestyle="")
+        mark = MARKS.get(path.loss, "s")
+        axis.plot(*zip(*marks, strict=True), color=colour, marker=mark, markersize=4, linestyle="")
     axis.axvline(path.merging, color="black", alpha=strength / 2, linewidth=0.8, linestyle=":")
     axis.axvline(path.vanishing, color=colour, alpha=strength / 2, linewidth=0.8, linestyle="--")
 
 
 def _add_key(figure: plt.Figure, paths: Sequence[Path], decays: Sequence[float]) -> None:
     losses = dict.fromkeys(path.loss for path in paths)
-    entries = {loss: Line2D([], [], color=choose_colour(loss)) for loss in losses}
+    entries = {
+        loss: Line2D([], [], color=choose_colour(loss), linestyle=LINES.get(loss, "-"))
+        for loss in losses
+    }
     for decay, strength in zip(decays, STRENGTHS, strict=False):
-        entries[f"decay {decay:g}"] = Line2D([], [], color="black", alpha=strength)
+        entries[f"λ_W = λ_H = {decay:g}"] = Line2D([], [], color="black", alpha=strength)
     entries["small rows become equal"] = Line2D([], [], color="black", linestyle=":")
     entries["small rows become 0"] = Line2D([], [], color="grey", linestyle="--")
-    entries["L-BFGS on features"] = Line2D([], [], color="grey", marker="o", linestyle="")
+    for loss in losses:
+        entries[f"{loss}, L-BFGS on features"] = Line2D(
+            [], [], color=choose_colour(loss), marker=MARKS.get(loss, "s"), linestyle=""
+        )
     add_legend(figure, list(entries.values()), list(entries), 4)

@@ -42,13 +42,17 @@ def draw_sweep(title: str, axis_label: str, points: Sequence[SweepPoint]) -> plt
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
-        places = range(len(points))
+        places: Sequence[float] = range(len(points))
+        # The lines of a single point would have no length.
+        ends, wide = ([-0.5, 0.5], 2) if len(points) == 1 else (places, 1)
         for name, look in SCORE_LOOKS.items():
             line, lowest, highest = (
                 _list_expected(points, name + end) for end in ("", "_min", "_max")
             )
-            axis.plot(places, line, color=look.colour, linestyle="--", linewidth=1.4)
-            axis.fill_between(places, lowest, highest, color=look.colour, alpha=0.15, linewidth=0)
+            axis.plot(ends, line * wide, color=look.colour, linestyle="--", linewidth=1.4)
+            axis.fill_between(
+                ends, lowest * wide, highest * wide, color=look.colour, alpha=0.15, linewidth=0
+            )
             axis.errorbar(
                 places,
                 [point.found[name] for point in points],

@@ -52,7 +52,7 @@ def _predict_biases(
         assert problem is not None  # refusals.check_bias_start
         prediction = predict(problem)
     except (ValueError, UncertainError) as error:
-        reason = f"the exact minimum is not known here, {error}"
+        reason = f"the exact minimum could not be found, {error}"
         raise UserError(f"--bias_init_mean predicted: {reason}; {advice}") from error
     if feature_dim < prediction.min_feature_dim:
         raise UserError(

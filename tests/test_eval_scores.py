@@ -158,6 +158,18 @@ def test_any_setting_can_be_the_x_axis():
     assert order("weight_decay_bias", 0.1, 0.5, 0.0) == ["0.5", "0.1", "0"]  # as in the paper
 
 
+def test_the_x_axis_shows_what_differs_within_a_panel():
+    sgd, adam = {"optimizer": "SGD", "lr": 0.1}, {"optimizer": "AdamW", "lr": 0.01}
+    starts = [make_trained(**own, bias_init_mean=mean) for own in (sgd, adam) for mean in (0, 4)]
+    assert eval_scores.find_swept(starts) == "bias_init_mean"  # each panel has one lr
+    both = [*starts, make_trained(**sgd, bias_init_mean=4, smoothing=0.1)]
+    assert eval_scores.find_swept(both) == "bias_init_mean,smoothing"
+    assert eval_scores.find_hidden(both, "bias_init_mean") == ["smoothing"]
+    three = [*both, make_trained(**sgd, bias_init_mean=4, batch_size=8, epoch_save_step=3)]
+    assert eval_scores.find_swept(three) == "run" and not eval_scores.find_hidden(three, "run")
+    assert eval_scores.find_hidden(three, "smoothing") == ["bias_init_mean", "batch_size"]
+
+
 def test_several_settings_share_the_x_axis(runs, tmp_path, capsys):
     draw(capsys, *runs, "--by", "SEED,bias_init_mean", "--out", tmp_path / "s.svg")
     rows = read_csv(tmp_path / "s.csv")
