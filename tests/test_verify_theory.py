@@ -119,7 +119,6 @@ def test_where_the_theory_does_not_apply_it_claims_nothing(capsys, tmp_path, fla
 
 def test_a_minimum_that_is_not_certified_is_not_claimed(capsys, monkeypatch):
     monkeypatch.setattr("theory.convex.LARGEST_GAP", 0.0)
-    predict.cache_clear()
     status, said = verify(capsys, "--class_sizes", 3, 2, 1)
     assert status == 4
     assert "no prediction: " in said.out

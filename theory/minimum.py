@@ -8,7 +8,6 @@ objective is from its minimum. docs/theory.md derives them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
@@ -94,7 +93,6 @@ class Prediction:
         return average(values, np.asarray(self.problem.class_sizes))
 
 
-@lru_cache(maxsize=64)
 def predict(problem: Problem) -> Prediction:
     """Return the exact minimum of a problem for features of enough dimensions.
 

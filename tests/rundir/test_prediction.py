@@ -31,11 +31,12 @@ def test_no_prediction_is_claimed_for_other_runs(flags):
 def test_a_run_is_predicted_by_its_batch():
     flags = ["--sep_decay", "--batch_size", 64, "--weight_decay_bias", 5e-4, "--augment", "DA1"]
     found = predict_run(settings(*flags), [100] * 10, 512)
-    assert found is predict(Problem("BCE", [6.4] * 10, 5e-4, 5e-4, 5e-4))
+    assert found.problem == Problem("BCE", [6.4] * 10, 5e-4, 5e-4, 5e-4)
+    assert found.positive_score == predict(found.problem).positive_score
     assert found.min_feature_dim == 10
     assert predict_run(settings(*flags), [100] * 10, 9) is None  # no room for the shift
     small = predict_run(settings(*flags), [3] * 10, 512)  # no batch of 64 exists
-    assert small is predict(Problem("BCE", [3] * 10, 5e-4, 5e-4, 5e-4))
+    assert small.problem == Problem("BCE", [3] * 10, 5e-4, 5e-4, 5e-4)
 
 
 def test_targets_sizes_and_kind_of_bias_count():
