@@ -38,6 +38,7 @@ from utils.console import escape
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import (
+    GrowingCsv,
     find_existing_parent,
     link_whole,
     open_log,
@@ -45,7 +46,6 @@ from utils.files import (
     read_json,
     remove_temporaries,
     rename_whole,
-    write_csv,
     write_json,
 )
 from utils.locks import Lock, Occupied
@@ -73,6 +73,7 @@ class Run:
     log: TextIO | None = None
     id: str = ""
     _lock: Lock | None = field(default=None, repr=False)
+    _metrics: GrowingCsv | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -213,8 +214,10 @@ class Run:
             write_json(self / CONFIG, content)
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write metrics.csv, a row for each finished epoch."""
-        write_csv(self / METRICS, list_metrics_columns(self.settings, history), history)
+        """Write metrics.csv, a row for each finished epoch. Rows before the last do not change."""
+        if self._metrics is None:
+            self._metrics = GrowingCsv(self / METRICS)
+        self._metrics.write(list_metrics_columns(self.settings, history), history)
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Read the rows of metrics.csv as text; none if it is absent or damaged."""

@@ -116,7 +116,7 @@ class Saver:
         self._thread.wait()
         if stopped:
             self._state.seconds = time.monotonic() - self._begun
-            self._unsaved = self._kept.take(self._state.state_dict())
+            self._unsaved = self._copy_state()
         if self._unsaved is not None:
             self._write(self._unsaved, regular=False, due=True)
         if self._state.epoch == self._settings.epochs:
@@ -139,7 +139,7 @@ class Saver:
         regular = final or state.epoch % settings.epoch_save_step == 0
         regular = regular and settings.keep_checkpoints != "best"
         due = final or now - self._saved_at >= settings.save_interval
-        stored = self._unsaved = self._kept.take(state.state_dict())
+        stored = self._unsaved = self._copy_state()
         if is_best:
             own_file = regular or due
             weights = state.model.state_dict()
@@ -151,6 +151,14 @@ class Saver:
             self._thread.wait()
             row["seconds"] += time.monotonic() - now
             self._run.write_metrics(state.history)
+
+    def _copy_state(self) -> dict[str, Any]:
+        """Copy the state. The rows of finished epochs do not change: their list alone is copied."""
+        state = self._state.state_dict()
+        history = state["position"].pop("history")
+        copied: dict[str, Any] = self._kept.take(state)
+        copied["position"]["history"] = list(history)
+        return copied
 
     def check(self) -> None:
         """Raise the error of the thread, if there is one; waits for nothing."""

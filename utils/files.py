@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import operator
 import os
 import secrets
 import stat
@@ -243,13 +244,42 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
     write_whole(path, lambda file: file.write(content))
 
 
-def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+def format_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]], header: bool = True) -> str:
     """Format `rows` in full precision: repr of a float reads back as the same float."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+class GrowingCsv:
+    """A CSV file that is written whole again and again, with more rows each time.
+
+    The text of a row that another one follows is kept and not made again: such a row, the same
+    object, must not change. So a file of thousands of rows costs little more than its bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: list[str] = []
+        self._known: list[dict[str, Any]] = []  # rows whose text is kept
+        self._text = ""
+
+    def write(self, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+        """Write `rows` whole or not at all, as `write_csv` does. Raises UserError."""
+        earlier = rows[:-1]
+        common = earlier[: len(self._known)]
+        if list(columns) != self._columns or not (
+            len(common) == len(self._known) and all(map(operator.is_, common, self._known))
+        ):
+            self._columns, self._known, self._text = list(columns), [], format_csv(columns, [])
+        new = earlier[len(self._known) :]
+        self._known += new
+        self._text += format_csv(columns, new, header=False)
+        content = encode(self._text + format_csv(columns, rows[-1:], header=False))
+        write_whole(self._path, lambda file: file.write(content))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from rundir import weights as checkpoint
 from tests.helpers import ROOT
 from utils.errors import UserError
 from utils.files import (
+    GrowingCsv,
     check_target,
     link_whole,
     open_log,
@@ -135,6 +136,40 @@ def test_json_that_is_nested_too_deeply(tmp_path):
     (tmp_path / "c.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="damaged"):
         read_json(tmp_path / "c.json")
+
+
+class Counted:
+    """A cell that counts how often it is formatted."""
+
+    times = 0
+
+    def __str__(self):
+        self.times += 1
+        return f"{self.times > 0}"
+
+
+def test_a_growing_csv_is_what_write_csv_writes_and_formats_no_row_again_and_again(tmp_path):
+    growing, rows = GrowingCsv(tmp_path / "grown.csv"), []
+
+    def assert_written(columns=("a", "b")):
+        growing.write(columns, rows)
+        write_csv(tmp_path / "whole.csv", columns, [*rows])
+        assert (tmp_path / "grown.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+    assert_written()
+    for number in range(20):
+        rows.append({"a": 1 / (number + 1), "b": number})
+        assert_written()
+        rows[-1]["b"] += 0.5  # the last row may still change
+        assert_written()
+    rows = [dict(row) for row in rows[:7]]  # as after a resume
+    rows[2]["b"] = 7
+    assert_written()
+    assert_written(("b", "a"))
+    rows = [{"a": Counted(), "b": 0} for _ in range(50)]
+    for count in range(52):
+        growing.write(["a", "b"], rows[:count])
+    assert {row["a"].times for row in rows} == {2}  # as the last one, and once for good
 
 
 def test_csv_keeps_floats_exactly(tmp_path):
