@@ -6,6 +6,7 @@ L-BFGS on the factors, from a coarse solution to the fine one, and Newton's step
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.optimize import minimize
@@ -113,7 +114,7 @@ def _descend(
         for _ in range(ESCAPES):
             start = factored.join(scores, bias, NOISE)
             found = minimize(factored.evaluate, start, jac=True, method="L-BFGS-B", options=options)
-            point, gap = _polish(factored, found.x)
+            point, gap = polish(factored, found.x)
             scores, bias = factored.read_scores(point), factored.read_bias(point)
             if gap <= LARGEST_GAP:
                 break
@@ -121,7 +122,23 @@ def _descend(
     return drop_small(scores, factored.roots), bias
 
 
-def _polish(factored: FactoredProblem, point: np.ndarray) -> tuple[np.ndarray, float]:
+class SmoothProblem(Protocol):
+    """A convex problem of the scores as a smooth function of a flat point."""
+
+    groups: Groups
+
+    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]: ...
+
+    def multiply_hessian(self, point: np.ndarray, direction: np.ndarray) -> np.ndarray: ...
+
+    def read_scores(self, point: np.ndarray) -> Blocks: ...
+
+    def read_bias(self, point: np.ndarray) -> np.ndarray: ...
+
+    def bound_gap(self, scores: Blocks, bias: np.ndarray) -> tuple[float, float, float]: ...
+
+
+def polish(factored: SmoothProblem, point: np.ndarray) -> tuple[np.ndarray, float]:
     """Improve a point by Newton's steps while its gradient falls; return it and its gap.
 
     The rounding of the objective stops L-BFGS when the gradient is about 1e-8. The steps look at
@@ -149,6 +166,6 @@ def _polish(factored: FactoredProblem, point: np.ndarray) -> tuple[np.ndarray, f
     return point, gap
 
 
-def _compute_gap(factored: FactoredProblem, point: np.ndarray) -> float:
+def _compute_gap(factored: SmoothProblem, point: np.ndarray) -> float:
     value, _, bound = factored.bound_gap(factored.read_scores(point), factored.read_bias(point))
     return bound / value

@@ -123,6 +123,15 @@ class FactoredProblem:
         other_slopes = self.shares * (other_slopes - problem.other_target * copies)
         return float(self.shares @ values), *self._pull_back(own_slopes, other_slopes)
 
+    def curve_data(
+        self, scores: Blocks, bias: np.ndarray, moved: Blocks, moved_bias: np.ndarray
+    ) -> tuple[Blocks, np.ndarray]:
+        """Return the data term's Hessian times a direction, as `evaluate_data` its gradient."""
+        logits = self._compute_logits(scores, bias)
+        directions = self._compute_logits(moved, moved_bias)
+        own, others = self.loss.curve_groups(*logits, self.other_copies, *directions)
+        return self._pull_back(self.shares * own, self.shares * others)
+
     def _compute_logits(self, scores: Blocks, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         others = scores.between - bias[:, None]
         np.fill_diagonal(others, scores.beside - bias)
@@ -174,9 +183,7 @@ class FactoredProblem:
             (to_left @ right + left @ to_right) / self.scale,
         )
         spread = self._spread(to_bias)
-        logits, directions = self._compute_logits(scores, bias), self._compute_logits(moved, spread)
-        own, others = self.loss.curve_groups(*logits, self.other_copies, *directions)
-        curved, bias_curved = self._pull_back(self.shares * own, self.shares * others)
+        curved, bias_curved = self.curve_data(scores, bias, moved, spread)
         between_curved, within_curved = self.scale_gradient(curved)
         product = np.empty_like(direction)
         of_left, of_right, of_roots, of_bias = self.split(product)
@@ -228,10 +235,10 @@ class FactoredProblem:
         value = data + self.price * nuclear + decay * (copies * bias**2).sum() / 2
         bound = max(0.0, inner + self.price * nuclear)  # ≥ 0 but for rounding, by duality
         bound += max(0.0, spectral / self.price - 1) * value
-        bound += self._bound_bias_term(bias_slopes + decay * copies * bias, bias, value)
+        bound += self.bound_bias_term(bias_slopes + decay * copies * bias, bias, value)
         return float(value), data, float(bound)
 
-    def _bound_bias_term(self, slopes: np.ndarray, bias: np.ndarray, value: float) -> float:
+    def bound_bias_term(self, slopes: np.ndarray, bias: np.ndarray, value: float) -> float:
         """Bound ‖∇_b‖ ‖b − b*‖; both count the classes of a group one by one."""
         if self.bias_size == 0:
             return 0.0

@@ -132,10 +132,18 @@ def _solve_exactly(problem: Problem) -> Solution | None:
     return certify(problem, groups, scores, np.array([closed.bias or 0.0]))
 
 
-def describe(problem: Problem, solution: Solution) -> Prediction:
-    """Return the prediction that belongs to a solution of the problem of the scores."""
+def describe(
+    problem: Problem, solution: Solution, grams: tuple[Blocks, Blocks] | None = None
+) -> Prediction:
+    """Return the prediction that belongs to a solution of the problem of the scores.
+
+    Args:
+        problem: the problem.
+        solution: its solution.
+        grams: W Wᵀ and the class means' inner products; by default those of the cheapest factors.
+    """
     groups, scores = solution.groups, solution.scores
-    weight_gram, feature_gram = compute_gram_matrices(problem, groups, scores)
+    weight_gram, feature_gram = grams or compute_gram_matrices(problem, groups, scores)
     copies, members = groups.copies, groups.members
     bias = solution.bias
     if problem.bias_level_is_free:
