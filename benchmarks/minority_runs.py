@@ -6,8 +6,8 @@
 
 `write` makes a folder data set of scikit-learn's digits: the first `--large` images of the digits 0
 to 4 and the first `--small` ones of 5 to 9 for training, and the last 30 of each for the test.
-`measure` compares the last checkpoint of each run with the exact minimum of its problem, and prints
-the means over the small classes.
+`measure` compares the last checkpoint of each run with the exact minimum of its problem, over free
+features and over those of a ReLU, and prints the means over the small classes.
 """
 
 from __future__ import annotations
@@ -102,51 +102,36 @@ def measure_runs(args: argparse.Namespace) -> int:
 def measure_run(directory: Path) -> dict[str, Any]:
     """Return measured and predicted values of a run's last checkpoint. Raises UserError."""
     import numpy as np
-    import torch
 
+    from benchmarks.arrival import find_relu_minimum, read_run
     from figures.minority import PANELS
     from reproduction.minority import describe_rows
-    from rundir.checkpoints import select_checkpoints
-    from rundir.rebuild import Rebuilder
-    from rundir.trained import open_run
     from theory.minority import TwoGroups, find_merging_ratio, find_vanishing_ratio
 
-    run = open_run(directory)
-    rebuilder = Rebuilder(torch.device("cpu"), ("train",))
-    prediction, sizes = rebuilder.prediction(run), np.array(rebuilder.class_sizes(run))
-    if prediction is None or len(set(sizes)) != 2:
-        raise UserError(f"{directory} is no run with --sep_decay on classes of two sizes")
-    small = sizes == sizes.min()
-    ((_, checkpoint),) = select_checkpoints(directory, "last").items()
-    found = rebuilder.extract(run, checkpoint, "train")
-    classifier: Any = rebuilder.load_model(run, checkpoint).fc
-    assert isinstance(found.features, torch.Tensor)  # so few fit into any memory
-    features, labels = found.features.double().numpy(), found.labels.numpy()
-    means = np.stack([features[labels == k].mean(axis=0) for k in range(len(sizes))])
-    weight = classifier.weight.detach().double().numpy()
-    bias = classifier.bias_vector().detach().double().numpy()
-    problem, count = prediction.problem, int(small.sum())
+    run = read_run(directory)
+    if len(set(run.sizes)) != 2:
+        raise UserError(f"{directory} has no classes of two sizes")
+    small = run.sizes == run.sizes.min()
+    count, problem = int(small.sum()), run.prediction.problem
     groups = TwoGroups(problem, len(small) - count)
     order = np.argsort(small, kind="stable")  # the large classes first
-    gram, scores = weight @ weight.T, np.einsum("kd,kd->k", weight, means)
-    measured = describe_rows(gram[np.ix_(order, order)], scores[order], bias[order], count)
-    gram = prediction.weight_gram.expand(prediction.group_of)[np.ix_(order, order)]
-    predicted = describe_rows(
-        gram, prediction.positive_scores[order], prediction.biases[order], count
-    )
+    gram, scores = run.weight @ run.weight.T, np.einsum("kd,kd->k", run.weight, run.means)
+    found = {"": describe_rows(gram[np.ix_(order, order)], scores[order], run.bias[order], count)}
+    for name, minimum in (("free", run.prediction), ("relu", find_relu_minimum(run.prediction))):
+        if minimum is not None:
+            gram = minimum.weight_gram.expand(minimum.group_of)[np.ix_(order, order)]
+            own = minimum.positive_scores[order], minimum.biases[order]
+            found[f"_{name}"] = describe_rows(gram, *own, count)
     return {
         "loss": problem.loss,
         "decay": problem.weight_decay,
-        "ratio": float(sizes.max() / sizes.min()),
+        "ratio": float(run.sizes.max() / run.sizes.min()),
         "equal_from": find_merging_ratio(groups),
         "zero_from": find_vanishing_ratio(groups),
         **{
-            column: value
+            f"{name}{end}": found[end][name] if end in found else None
             for name in PANELS
-            for column, value in (
-                (name, measured[name]),
-                (f"predicted_{name}", predicted[name]),
-            )
+            for end in ("", "_free", "_relu")
         },
     }
 

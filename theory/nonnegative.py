@@ -8,8 +8,8 @@ problem in which the classes meet in the biases alone:
     min over s, b of  Σ_k (n_k/N) L(s_k − b, t_k) + Σ_k c_k ‖s_k‖ + λ_b/2 ‖b‖²
 
 docs/theory.md proves it, and when: if the gradients of the data term in s_k and in s_l have no
-positive inner product for two classes, or only a small one. So it is with BCE unless the decay of
-its bias is strong, and with CE if no class is much smaller than others.
+positive inner product for two classes, or only a small one. So it is if no class is much smaller
+than others, and with BCE if the decay of its bias is weak.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from theory.minimum import Prediction, describe
 from theory.problem import Problem
 
 VANISHED = 1e-5  # relative to the largest; shorter features are 0 but for rounding
-START = 0.3  # size of the scaled factors at the start
+START = 5.0  # the positive scores at the start
 
 
 class _Rays:
@@ -45,11 +45,10 @@ class _Rays:
         self._bias_scale = self.factored.bias_scale * np.sqrt(problem.price)
 
     def start(self) -> np.ndarray:
-        """Return the point of scores that fit the labels."""
-        count = len(self.groups)
-        directions = START * (2 * np.eye(count) - 1 / count)
-        point = [np.full(count, START), directions.ravel(), np.zeros(self.factored.bias_size)]
-        return np.concatenate(point)
+        """Return a point of scores that fit the labels."""
+        count, roots = len(self.groups), np.sqrt(START * self.prices)
+        directions = roots * (np.eye(count) - 1 / count)
+        return np.concatenate([roots, directions.ravel(), np.zeros(self.factored.bias_size)])
 
     def read_scores(self, point: np.ndarray) -> Blocks:
         """Return the scores, a column for each class."""

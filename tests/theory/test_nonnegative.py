@@ -87,9 +87,12 @@ def test_a_search_on_features_finds_it(problem):
     assert predicted.min_feature_dim == (features.max(axis=1) > 1e-3).sum()
 
 
-@pytest.mark.parametrize(("loss", "decay"), [("BCE", 0.0), ("BCE", 1e-4), ("CE", 0.0)])
-def test_classes_of_one_size_leave_three_numbers(loss, decay):
-    count, size, rate = 10, 12.8, 5e-4
+@pytest.mark.parametrize(
+    ("loss", "decay", "count"),
+    [("BCE", 0.0, 10), ("BCE", 1e-4, 10), ("CE", 0.0, 10), ("CE", 0.0, 100)],
+)
+def test_classes_of_one_size_leave_three_numbers(loss, decay, count):
+    size, rate = 128 / count, 5e-4
 
     def objective(point):
         own, other, bias = point
