@@ -53,7 +53,7 @@ PANELS = (
     Panel("nc2", "train", "NC2, classifier W (training set)", "zero", level=LIMIT),
     Panel("nc2_h", "train", "NC2, class means (training set)", "zero"),
     Panel("bias_mean", "train", "mean of the bias", "linear", "predicted_bias", of_one_loss=True),
-    Panel("test_loss", "test", "test loss", "zero", of_one_loss=True),
+    Panel("test_loss", "test", "test loss", "log", of_one_loss=True),
     Panel("top1", "test", "top-1, % (test set)", "late"),
     Panel("uniform_accuracy", "test", "uniform accuracy, % (test set)", "late"),
 )
