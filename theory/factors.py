@@ -86,7 +86,7 @@ class FactoredProblem:
 
     def read_bias(self, point: np.ndarray) -> np.ndarray:
         """Return the bias of the classes of each group, [G]."""
-        return self._spread(self.split(point)[3])
+        return self.spread(self.split(point)[3])
 
     def _scale_bias(self) -> np.ndarray:
         """Return what a bias is multiplied by in a point, so that all curvatures are alike.
@@ -101,10 +101,12 @@ class FactoredProblem:
             : self.bias_size
         ]
 
-    def _spread(self, bias: np.ndarray) -> np.ndarray:
+    def spread(self, bias: np.ndarray) -> np.ndarray:
+        """Return the bias of the classes of each group, [G], of the scaled biases of a point."""
         return spread_bias(bias / self.bias_scale, len(self.groups))
 
-    def _gather(self, slopes: np.ndarray) -> np.ndarray:
+    def gather(self, slopes: np.ndarray) -> np.ndarray:
+        """Return the gradient in the scaled biases of a point, of that in the groups' biases."""
         if self.bias_size < len(slopes):
             slopes = slopes.sum(keepdims=True)[: self.bias_size]
         return slopes / self.bias_scale
@@ -164,7 +166,7 @@ class FactoredProblem:
         to_left[:] = between @ right.T + self.price * left
         to_right[:] = left.T @ between + self.price * right
         to_roots[:] = 2 * roots * (copies - 1) * (within + self.price)
-        to_bias[:] = self._gather(bias_slopes + decay * copies * bias)
+        to_bias[:] = self.gather(bias_slopes + decay * copies * bias)
         return value, gradient
 
     def scale_gradient(self, slopes: Blocks) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +184,7 @@ class FactoredProblem:
             2 * roots * to_roots / self.roots,
             (to_left @ right + left @ to_right) / self.scale,
         )
-        spread = self._spread(to_bias)
+        spread = self.spread(to_bias)
         curved, bias_curved = self.curve_data(scores, bias, moved, spread)
         between_curved, within_curved = self.scale_gradient(curved)
         product = np.empty_like(direction)
@@ -192,7 +194,7 @@ class FactoredProblem:
         steps = roots * within_curved + to_roots * (within + self.price)
         of_roots[:] = 2 * (copies - 1) * steps
         decay = self.problem.weight_decay_bias
-        of_bias[:] = self._gather(bias_curved + decay * copies * spread)
+        of_bias[:] = self.gather(bias_curved + decay * copies * spread)
         return product
 
     def leave_saddle(self, scores: Blocks, bias: np.ndarray, step: float) -> Blocks:

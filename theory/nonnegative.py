@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from theory.convex import LARGEST_GAP, SEARCH, Solution, UncertainError, polish
 from theory.factors import FactoredProblem
-from theory.groups import Blocks, Groups, spread_bias
+from theory.groups import NOTHING, Blocks, Groups
 from theory.minimum import Prediction, describe
 from theory.problem import Problem
 
@@ -42,7 +42,7 @@ class _Rays:
         self.factored = FactoredProblem(problem, self.groups)
         self.prices = problem.price * self.factored.roots
         self._decay = problem.weight_decay_bias
-        self._bias_scale = self.factored.bias_scale * np.sqrt(problem.price)
+        self._bias_scale = np.sqrt(problem.price)  # beside that of the factored problem
 
     def start(self) -> np.ndarray:
         """Return a point of scores that fit the labels."""
@@ -112,12 +112,10 @@ class _Rays:
         return point[:count], rest[: count**2].reshape(count, count), rest[count**2 :]
 
     def _spread(self, bias: np.ndarray) -> np.ndarray:
-        return spread_bias(bias / self._bias_scale, len(self.groups))
+        return self.factored.spread(bias / self._bias_scale)
 
     def _gather(self, slopes: np.ndarray) -> np.ndarray:
-        if self.factored.bias_size < len(slopes):
-            slopes = slopes.sum(keepdims=True)[: self.factored.bias_size]
-        return slopes / self._bias_scale
+        return self.factored.gather(slopes) / self._bias_scale
 
     def _wrap(self, matrix: np.ndarray) -> Blocks:
         return Blocks(self.groups.copies, np.zeros(len(matrix)), matrix)
@@ -126,7 +124,7 @@ class _Rays:
 def predict_nonnegative(problem: Problem) -> Prediction:
     """Return the exact minimum of a problem over features h ≥ 0, of K or more dimensions.
 
-    Takes about 0.1 s for 10 classes and seconds for 100.
+    Takes about 0.05 s for 10 classes and 0.5 s for 100.
 
     Raises:
         theory.convex.UncertainError: the minimum was not found to a relative gap of 1e-6. So it is
@@ -139,7 +137,8 @@ def predict_nonnegative(problem: Problem) -> Prediction:
         point, _ = polish(rays, found.x)
     scores, bias = rays.read_scores(point), rays.read_bias(point)
     norms = np.linalg.norm(scores.between, axis=0)
-    scores = replace(scores, between=scores.between * (norms > VANISHED * norms.max()))
+    is_left = norms > max(NOTHING, VANISHED * norms.max())
+    scores = replace(scores, between=scores.between * is_left)
     value, data_loss, bound = rays.bound_gap(scores, bias)
     if not bound / value <= LARGEST_GAP:
         raise UncertainError(

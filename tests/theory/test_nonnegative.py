@@ -121,3 +121,11 @@ def test_where_class_means_overlap_there_is_none(problem, monkeypatch):
         predict_nonnegative(problem)
     monkeypatch.setattr("theory.nonnegative.LARGEST_GAP", np.inf)
     assert search(problem)[0] < predict_nonnegative(problem).loss_value * (1 - 5e-6)
+
+
+def test_strong_decays_leave_nothing():
+    predicted = predict_nonnegative(Problem("CE", [3, 2, 1], 1.0, 1.0))
+    assert not predicted.weight_norms.any() and not predicted.feature_norms.any()
+    prior = -np.log(np.array([3, 2, 1]) / 6)
+    np.testing.assert_allclose(predicted.biases, prior - prior.mean(), atol=1e-9)
+    assert predicted.collapse["nc2"] is None and predicted.min_feature_dim == 1
