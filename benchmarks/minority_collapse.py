@@ -25,7 +25,7 @@ CLASSES = (4, 10, 100)
 DECAYS = (5e-4, 2e-3, 5e-3)
 DRAWN_CLASSES, DRAWN_LOSSES = (10, 100), ("CE", "BCE")
 POINTS = 60  # ratios of a curve, and two thirds as many near the thresholds
-MARKED = (10, 5e-3)  # number of classes and decay that L-BFGS checks
+MARKED = 5e-3  # the decay at which L-BFGS checks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def write(out: Path) -> int:
     )
     write_csv(out / "thresholds.csv", columns, thresholds)
     paths = [
-        follow(loss, classes, decay, POINTS, search=(classes, decay) == MARKED)
+        follow(loss, classes, decay, POINTS, search=decay == MARKED)
         for classes, decay, loss in itertools.product(DRAWN_CLASSES, DECAYS, DRAWN_LOSSES)
     ]
     curves = [

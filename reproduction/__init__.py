@@ -286,8 +286,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "bias-start": Experiment(
         title="Where the bias starts",
         what="Training from biases that begin at 0, at the prior (where scores of 0 have the least "
-        "loss) and at the exact prediction. With CE and classes of equal size, the level of the "
-        "bias is free and begins at 0. This experiment is not the paper's.",
+        "loss) and at the exact prediction. With CE the level of the bias is free, and it "
+        "begins at 0. This experiment is not the paper's.",
         # None: 0, the default. nc-curves has these runs, too.
         axes={
             "optimizer": ("SGD", "AdamW"),

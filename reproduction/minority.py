@@ -38,7 +38,7 @@ def follow(loss: str, classes: int, decay: float, count: int, *, search: bool) -
     Args:
         loss, classes, decay: the setting; λ_W = λ_H.
         count: ratios of the curve; near the thresholds there are two thirds as many more.
-        search: whether L-BFGS also looks for the minimum on features at five ratios.
+        search: whether L-BFGS also looks for the minimum on features at up to five ratios.
     """
     groups = _divide(loss, classes, decay)
     merging, vanishing = find_merging_ratio(groups), find_vanishing_ratio(groups)
@@ -51,7 +51,8 @@ def follow(loss: str, classes: int, decay: float, count: int, *, search: bool) -
     found = []
     if search:
         steps = (0.1, 0.4, 0.8, math.sqrt(vanishing / merging), 1.2 * vanishing / merging)
-        found = [(step * merging, find_on_features(groups, step * merging)) for step in steps]
+        searched = [step * merging for step in steps if step * merging > 1]
+        found = [(ratio, find_on_features(groups, ratio)) for ratio in searched]
     values = {name: [point[name] for point in points] for name in PANELS}
     return Path(loss, classes, decay, ratios, values, merging, vanishing, found)
 

@@ -9,7 +9,8 @@ problem in which the classes meet in the biases alone:
 
 docs/theory.md proves it, and when: if the gradients of the data term in s_k and in s_l have no
 positive inner product for two classes, or only a small one. So it is if no class is much smaller
-than others, and with BCE if the decay of its bias is weak.
+than others, and with BCE if the decay of its bias is weak. With a strong one and classes of one
+size the minimum of theory/minimum.py has no negative inner products.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from theory.convex import LARGEST_GAP, SEARCH, Solution, UncertainError, polish
 from theory.factors import FactoredProblem
 from theory.groups import NOTHING, Blocks, Groups
-from theory.minimum import Prediction, describe
+from theory.minimum import Prediction, describe, predict
 from theory.problem import Problem
 
 VANISHED = 1e-5  # relative to the largest; shorter features are 0 but for rounding
@@ -128,8 +129,10 @@ def predict_nonnegative(problem: Problem) -> Prediction:
 
     Raises:
         theory.convex.UncertainError: the minimum was not found to a relative gap of 1e-6. So it is
-            where class means overlap at the minimum.
+            where class means of different lengths overlap at the minimum.
     """
+    if problem.is_balanced and (free := _find_free(problem)) is not None:
+        return free
     rays = _Rays(problem)
     with threadpool_limits(1, "blas"):
         options = {**SEARCH, "maxcor": 30}
@@ -148,6 +151,17 @@ def predict_nonnegative(problem: Problem) -> Prediction:
     solution = Solution(rays.groups, scores, bias, value, data_loss, bound / value)
     prediction = describe(problem, solution, _compute_grams(problem, scores))
     return replace(prediction, min_feature_dim=max(1, int((prediction.feature_norms > 0).sum())))
+
+
+def _find_free(problem: Problem) -> Prediction | None:
+    """Return the minimum over features of any sign of classes of one size, if h ≥ 0 can have it.
+
+    Vectors a e_k + b (1, …, 1) with a, b ≥ 0 have any equal lengths and equal inner products ≥ 0.
+    """
+    free = predict(problem)
+    if free.feature_gram.beside.min() < -NOTHING * free.feature_gram.diagonal.max():
+        return None
+    return replace(free, min_feature_dim=problem.num_classes)
 
 
 def _compute_grams(problem: Problem, scores: Blocks) -> tuple[Blocks, Blocks]:

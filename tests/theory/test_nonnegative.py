@@ -113,8 +113,22 @@ def test_classes_of_one_size_leave_three_numbers(loss, decay, count):
     assert not (angles - np.diag(np.diag(angles))).any()
 
 
+@pytest.mark.parametrize("decay", [4.7e-4, 4.95e-4, 0.5])
+def test_a_strong_decay_of_the_bias_makes_class_means_of_one_size_overlap(decay):
+    """Up to about 4.87e-4 they are orthogonal; beyond, the minimum over any sign is allowed."""
+    problem = Problem("BCE", [12.8] * 10, 5e-4, 5e-4, decay)
+    predicted = predict_nonnegative(problem)
+    value, _, features, bias = search(problem)
+    assert predicted.loss_value == pytest.approx(value, rel=1e-8)
+    np.testing.assert_allclose(predicted.biases, bias, atol=1e-3)
+    gram = predicted.feature_gram.expand(predicted.group_of)
+    np.testing.assert_allclose(gram, features @ features.T, atol=5e-3)
+    free = predict(problem).loss_value
+    assert (predicted.loss_value == free) == (decay > 4.9e-4)
+
+
 @pytest.mark.parametrize(
-    "problem", [Problem("BCE", [12.8] * 10, 5e-4, 5e-4, 5e-4), Problem("CE", TAIL, 5e-4, 5e-4)]
+    "problem", [Problem("BCE", TAIL, 5e-4, 5e-4, 5e-3), Problem("CE", TAIL, 5e-4, 5e-4)]
 )
 def test_where_class_means_overlap_there_is_none(problem, monkeypatch):
     with pytest.raises(UncertainError, match="relative gap"):
