@@ -44,8 +44,8 @@ def build_parser() -> Parser:
         "--by",
         type=check_value(Annotated[str, AfterValidator(check_axis)]),
         metavar="NAME",
-        help="the x axis: a setting of train.py, several joined by commas, or run (default: what "
-        "differs within a panel, if it is at most two settings, else run)",
+        help="the x axis: settings of train.py, joined by commas, or run (default: the one or two "
+        "that differ within a panel, else run)",
     )
     add(
         "--split",
