@@ -6,7 +6,6 @@ import pytest
 import train
 from benchmarks import arrival, minority_runs
 from reproduction.minority import describe_rows
-from tests.helpers import assert_mistake, run
 from theory.minimum import predict
 from theory.nonnegative import predict_nonnegative
 from theory.problem import Problem
@@ -56,8 +55,10 @@ def test_describe_takes_means_over_the_small_classes():
     assert (found["positive_score"], found["bias"]) == (3, 5)
 
 
-def test_mistakes_end_in_a_line(tmp_path):
-    script = "benchmarks/minority_runs.py"
-    assert_mistake(run(script, "write", tmp_path / "d", "--large", 500), "only", "training images")
+def test_mistakes_end_in_a_line(tmp_path, capsys):
+    assert minority_runs.main(["write", str(tmp_path / "d"), "--large", "500"]) == 2
+    assert "there are only" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
-    assert_mistake(run(script, "measure", tmp_path), str(tmp_path))
+    for script in (minority_runs.main, lambda flags: arrival.main(flags[1:])):
+        assert script(["measure", str(tmp_path)]) == 2
+        assert str(tmp_path) in capsys.readouterr().err
