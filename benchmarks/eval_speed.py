@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from args import PRECISIONS
-from utils.cli import Count, Parser, PathText, add_device_flag, check_value, name_of, run_command
+from benchmarks.flags import add_count
+from utils.cli import Parser, PathText, add_device_flag, check_value, name_of, run_command
 
 PROGRAM = "eval_speed.py"
 STOP_MESSAGE = "stopped; no results"
@@ -56,16 +57,6 @@ def build_parser() -> Parser:
     add_count(parser, "--batch_size", 256, "images per pass")
     add_device_flag(parser)
     return parser
-
-
-def add_count(parser: Parser, flag: str, default: int, words: str) -> None:
-    parser.add_argument(
-        flag,
-        type=check_value(Count),
-        default=default,
-        metavar="N",
-        help=f"{words} (default: {default})",
-    )
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -11,19 +11,21 @@ from pydantic import Field
 from utils.cli import LARGEST_INTEGER, Count, Parser, check_value
 
 
+def add_count(parser: Parser, flag: str, default: int, words: str) -> None:
+    """Add a flag for a number of at least 1; its help is `words` and the default."""
+    parser.add_argument(
+        flag,
+        type=check_value(Count),
+        default=default,
+        metavar="N",
+        help=f"{words} (default: {default})",
+    )
+
+
 def add_sample_sizes(parser: Parser, train: int, test: int) -> None:
     """Add --sample_size and --test_sample_size with these defaults."""
-    for flag, split, count in (
-        ("sample_size", "training", train),
-        ("test_sample_size", "test", test),
-    ):
-        parser.add_argument(
-            f"--{flag}",
-            type=check_value(Count),
-            default=count,
-            metavar="N",
-            help=f"{split} images of each class (default: {count})",
-        )
+    add_count(parser, "--sample_size", train, "training images of each class")
+    add_count(parser, "--test_sample_size", test, "test images of each class")
 
 
 def add_seeds(parser: Parser) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Count, Parser, check_value, run_command
+from benchmarks.flags import add_count
+from utils.cli import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,19 +31,9 @@ def build_parser() -> Parser:
         "not fit. Linux only.",
     )
     for flag, symbol, default in (("samples", "N", 1_000_000), ("classes", "K", 1000)):
-        add_count(parser, flag, symbol, default)
-    add_count(parser, "dim", "d", 64)
+        add_count(parser, f"--{flag}", default, symbol)
+    add_count(parser, "--dim", 64, "d")
     return parser
-
-
-def add_count(parser: Parser, name: str, symbol: str, default: int) -> None:
-    parser.add_argument(
-        f"--{name}",
-        type=check_value(Count),
-        default=default,
-        metavar="N",
-        help=f"{symbol} (default: {default})",
-    )
 
 
 def measure_distributions(args: argparse.Namespace) -> int:
